@@ -1,0 +1,157 @@
+# The order of the notebooks. `make reproduce` runs what is missing or out of date, and no more.
+#
+# A rule executes one notebook; its output is the executed copy, written once every cell has passed.
+# Its inputs are the notebook, the preset, the registry of data sets, the runs before it, and the
+# library modules that this notebook imports, directly or not. What the notebook computes lies beside
+# the copy. Trained and fused models are not declared as outputs, since Snakemake removes those
+# before it runs a rule again: a killed training would lose the checkpoint that it goes on from, and
+# a notebook whose text alone has changed would train anew instead of finding its finished run.
+
+import shlex
+import sys
+
+from codiemb_lib.config import load_preset
+from codiemb_lib.imports import notebook_files
+
+PRESET = load_preset(config.get("preset", "mini"))
+RUNS = f"data/runs/{PRESET.name}"
+FIGURES = f"figures/{PRESET.name}"
+# The kernel is the Python that runs Snakemake. One thread a run: the same bits on any machine.
+EXECUTE = f"{shlex.quote(sys.executable)} -m codiemb_lib.cli execute --no-progress"
+
+
+def needs(notebook):
+    """What every rule of a notebook depends on."""
+    path = f"notebooks/{notebook}.ipynb"
+    return {
+        "notebook": path,
+        "preset": f"notebooks/presets/{PRESET.name}.yaml",
+        "registry": "data/registry.yaml",
+        "library": [str(file) for file in notebook_files(path, root="codiemb_lib")],
+    }
+
+
+def run(model, seed):
+    """The executed copy that says that a model is there; the untrained one always is."""
+    if model in PRESET.fusion:
+        return f"{RUNS}/{model}/seed-{seed}/04_checkpoint_fusion.ipynb"
+    return [] if model == "base" else f"{RUNS}/{model}/seed-{seed}/03_joint_training.ipynb"
+
+
+def every(file):
+    """A file of every model's run at every seed."""
+    models = [(model, seed) for model in PRESET.models for seed in PRESET.model_seeds(model)]
+    return [f"{RUNS}/{model}/seed-{seed}/{file}" for model, seed in models]
+
+
+def names(models):
+    return "|".join(models) or "none"
+
+
+wildcard_constraints:
+    seed=r"\d+",
+    model=names(PRESET.models),
+    variant=names(PRESET.variants),
+    method=names(PRESET.fusion),
+
+
+localrules:
+    all,
+
+
+rule all:
+    input:
+        f"{RUNS}/00_start_here.ipynb",
+        f"{RUNS}/01_data_and_batches.ipynb",
+        f"{RUNS}/08_paper_figures.ipynb",
+        f"{FIGURES}/results.csv",
+
+
+rule start:
+    input:
+        **needs("00_start_here"),
+    output:
+        f"{RUNS}/00_start_here.ipynb",
+    message:
+        "00 start here"
+    shell:
+        "{EXECUTE} {input.notebook} {output} -p preset {PRESET.name}"
+
+
+rule data:
+    input:
+        **needs("01_data_and_batches"),
+    output:
+        f"{RUNS}/01_data_and_batches.ipynb",
+    message:
+        "01 data and batches"
+    shell:
+        "{EXECUTE} {input.notebook} {output} -p preset {PRESET.name}"
+
+
+rule train:
+    input:
+        **needs("03_joint_training"),
+    output:
+        f"{RUNS}/{{variant}}/seed-{{seed}}/03_joint_training.ipynb",
+    message:
+        "03 train {wildcards.variant}, seed {wildcards.seed}"
+    priority: 1  # everything else waits for the runs
+    shell:
+        "{EXECUTE} {input.notebook} {output} -p preset {PRESET.name}"
+        " -p variant {wildcards.variant} -p seed {wildcards.seed}"
+
+
+rule fuse:
+    input:
+        **needs("04_checkpoint_fusion"),
+        ingredients=lambda w: [run(v, w.seed) for v in PRESET.fused(w.method).ingredients],
+    output:
+        f"{RUNS}/{{method}}/seed-{{seed}}/04_checkpoint_fusion.ipynb",
+    message:
+        "04 fuse {wildcards.method}, seed {wildcards.seed}"
+    shell:
+        "{EXECUTE} {input.notebook} {output} -p preset {PRESET.name}"
+        " -p method {wildcards.method} -p seed {wildcards.seed}"
+
+
+rule benchmark:
+    input:
+        **needs("05_benchmark"),
+        model=lambda w: run(w.model, w.seed),
+    output:
+        executed=f"{RUNS}/{{model}}/seed-{{seed}}/05_benchmark.ipynb",
+        scores=f"{RUNS}/{{model}}/seed-{{seed}}/scores.csv",
+        embeddings=f"{RUNS}/{{model}}/seed-{{seed}}/embeddings.safetensors",
+    message:
+        "05 benchmark {wildcards.model}, seed {wildcards.seed}"
+    shell:
+        "{EXECUTE} {input.notebook} {output.executed} -p preset {PRESET.name}"
+        " -p variant {wildcards.model} -p seed {wildcards.seed}"
+
+
+rule geometry:
+    input:
+        **needs("06_embedding_geometry"),
+        embeddings=every("embeddings.safetensors"),
+    output:
+        executed=f"{RUNS}/06_embedding_geometry.ipynb",
+        rows=[f"{RUNS}/{table}.csv" for table in ("geometry", "spectrum", "umap")],
+    message:
+        "06 embedding geometry"
+    shell:
+        "{EXECUTE} {input.notebook} {output.executed} -p preset {PRESET.name}"
+
+
+rule figures:
+    input:
+        **needs("08_paper_figures"),
+        scores=every("scores.csv"),
+        geometry=rules.geometry.output.rows,
+    output:
+        executed=f"{RUNS}/08_paper_figures.ipynb",
+        table=update(f"{FIGURES}/results.csv"),  # committed: not removed if the notebook fails
+    message:
+        "08 paper figures"
+    shell:
+        "{EXECUTE} {input.notebook} {output.executed} -p preset {PRESET.name}"

@@ -1,0 +1,272 @@
+"""Presets: all settings of an experiment in one YAML file, checked before any work starts."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from pathlib import Path
+from typing import Annotated, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+Task = Literal["ir", "sts"]
+
+
+def project_root() -> Path:
+    """The folder that holds `notebooks/`, `data/` and `figures/`.
+
+    It is the one above this package; the environment variable `CODIEMB_ROOT` names another.
+    """
+    return Path(os.environ.get("CODIEMB_ROOT") or Path(__file__).resolve().parents[1])
+
+
+class PresetError(ValueError):
+    """A preset is unknown, or says something that cannot be run."""
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class EncoderSettings(_Settings):
+    """Which encoder, and how its token states become one vector."""
+
+    name: str  # `minilm-l6`, a local folder, or a name on the Hub such as `org/model`
+    revision: str = ""
+    trust_remote_code: bool = False
+    layers: Annotated[int, Field(ge=0)] = 0  # the first k layers; 0: all
+    pooling: Literal["", "cls", "mean", "last"] = ""  # "": what the model's own files say
+    include_prompt: bool = False  # whether the prompt's tokens count in the mean
+    max_length: Annotated[int, Field(ge=4)] = 128  # tokens, prompt and special tokens included
+
+    @model_validator(mode="after")
+    def _remote_code_is_pinned(self) -> EncoderSettings:
+        if self.trust_remote_code and not self.revision:
+            raise ValueError("trust_remote_code needs a `revision`: code that runs must be pinned")
+        return self
+
+
+class DatasetSettings(_Settings):
+    """A data set of the registry, how many records of each split, and the prompts of its texts."""
+
+    name: str
+    train: Annotated[int, Field(ge=0)] | None = None  # null: all records; 0: none
+    dev: Annotated[int, Field(ge=0)] | None = None
+    test: Annotated[int, Field(ge=0)] | None = None
+    query_prompt: str = ""
+    passage_prompt: str = ""
+
+
+class ObjectiveSettings(_Settings):
+    """Temperatures, pool sizes and weights of the objectives (METHOD: the authors' values)."""
+
+    temperature: Annotated[float, Field(gt=0)] = 0.02  # of InfoNCE, final and middle layer
+    rank_temperature: Annotated[float, Field(gt=0)] = 0.05  # of RankKL, PRO, CoSENT, AnglE
+    positives: Annotated[int, Field(ge=1)] = 2  # drawn for a query
+    negatives: Annotated[int, Field(ge=0)] = 4  # hard negatives drawn for a query
+    info_nce_mid: Annotated[float, Field(ge=0)] = 1.0
+    pearson: Annotated[float, Field(ge=0)] = 2.0
+    rank_kl: Annotated[float, Field(ge=0)] = 5.0
+    pro: Annotated[float, Field(ge=0)] = 0.5
+    anchor_score: Annotated[float, Field(ge=0, le=1)] = 1.0  # pairs that InfoNCE_mid pulls together
+    mixed_anchor_score: Annotated[float, Field(ge=0, le=1)] = 0.8  # STS positives in mixed batches
+
+
+class BatchSizes(_Settings):
+    """Records of one step on one device."""
+
+    ir: Annotated[int, Field(ge=2)]
+    sts: Annotated[int, Field(ge=2)]
+    mixed: Annotated[int, Field(ge=2)]
+
+
+class TrainingSettings(_Settings):
+    """The optimiser's side of a run."""
+
+    batch_sizes: BatchSizes
+    learning_rate: Annotated[float, Field(gt=0)] = 5e-5
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.03  # share of the steps
+    clip_norm: Annotated[float, Field(gt=0)] = 1.0
+    epochs: Annotated[int, Field(ge=1)] = 1
+    max_steps: Annotated[int, Field(ge=0)] = 0  # optimiser steps; 0: whole epochs
+    accumulation: Annotated[int, Field(ge=1)] = 1  # batches per optimiser step
+    evaluate_every: Annotated[int, Field(ge=1)] = 50  # optimiser steps between dev scores
+    tokens_per_forward: Annotated[int, Field(ge=64)] = 2048  # padded tokens, a memory bound
+
+
+class VariantSettings(_Settings):
+    """What one training run does differently from the others of its preset."""
+
+    tasks: Annotated[tuple[Task, ...], Field(min_length=1)] = ("ir", "sts")
+    plan: Literal["single", "mixed"] = "single"
+    sts_objective: Literal["codiemb", "cosent", "angle"] = "codiemb"
+    balance: Literal["proportional", "equal", "temperature", "ir_share"] = "proportional"
+    ir_share: Annotated[float, Field(gt=0, lt=1)] | None = None
+    balance_temperature: Annotated[float, Field(ge=0)] = 1.0
+
+    @model_validator(mode="after")
+    def _share_belongs_to_its_balance(self) -> VariantSettings:
+        if (self.balance == "ir_share") != (self.ir_share is not None):
+            raise ValueError("`ir_share` and `balance: ir_share` need each other")
+        if self.plan == "mixed" and self.balance != "proportional":
+            raise ValueError("a mixed plan draws from all records alike: leave `balance` out")
+        return self
+
+
+class FusionSettings(_Settings):
+    """How checkpoints of several variants become one model."""
+
+    ingredients: Annotated[tuple[str, ...], Field(min_length=1)]
+    method: str = "delta"
+    granularity: str = "tensor"
+    power: float = 1.0
+    scale: float = 1.0
+
+    def options(self) -> dict[str, object]:
+        """The keyword arguments of `fusion.fuse` that belong to the method."""
+        shared: dict[str, object] = {"method": self.method, "scale": self.scale}
+        if self.method == "delta":
+            shared |= {"granularity": self.granularity, "power": self.power}
+        return shared
+
+
+class GeometrySettings(_Settings):
+    """Which models' spaces are drawn, and how many texts."""
+
+    umap_variants: tuple[str, ...] = ()
+    umap_texts: Annotated[int, Field(ge=20)] = 300  # per data set
+    umap_neighbors: Annotated[int, Field(ge=2)] = 15
+
+
+class Preset(_Settings):
+    """One experiment: everything that its notebooks do not take as a parameter."""
+
+    name: str
+    description: str
+    seeds: Annotated[tuple[int, ...], Field(min_length=1)]
+    encoder: EncoderSettings
+    datasets: Annotated[tuple[DatasetSettings, ...], Field(min_length=1)]
+    objective: ObjectiveSettings = ObjectiveSettings()
+    training: TrainingSettings
+    variants: Annotated[dict[str, VariantSettings], Field(min_length=1)]
+    fusion: dict[str, FusionSettings] = {}
+    geometry: GeometrySettings = GeometrySettings()
+
+    @model_validator(mode="after")
+    def _names_fit_together(self) -> Preset:
+        names = [dataset.name for dataset in self.datasets]
+        if len(set(names)) < len(names):
+            raise ValueError(f"every data set once, found {names}")
+        if clash := {"base"} & (self.variants.keys() | self.fusion.keys()):
+            raise ValueError(f"the name {clash.pop()!r} is taken by the untrained encoder")
+        if clash := self.variants.keys() & self.fusion.keys():
+            raise ValueError(f"{clash.pop()!r} names a variant and a fusion")
+        for model, settings in self.fusion.items():
+            if strangers := [v for v in settings.ingredients if v not in self.variants]:
+                raise ValueError(
+                    f"fusion {model!r}: expected ingredients among {[*self.variants]}, "
+                    f"found {strangers}"
+                )
+        if strangers := [v for v in self.geometry.umap_variants if v not in self.models]:
+            raise ValueError(f"umap_variants: expected some of {self.models}, found {strangers}")
+        return self
+
+    @property
+    def models(self) -> list[str]:
+        """Every model that is compared: the base, the trained variants, the fused ones."""
+        return ["base", *self.variants, *self.fusion]
+
+    def model_seeds(self, model: str) -> list[int]:
+        """The seeds at which a model exists; the untrained encoder has one."""
+        return [self.seeds[0]] if model == "base" else list(self.seeds)
+
+    def variant(self, name: str) -> VariantSettings:
+        """The settings of one trained variant.
+
+        Raises:
+            PresetError: The preset has no such variant.
+        """
+        if name not in self.variants:
+            raise PresetError(unknown("variant", name, self.variants, f"of preset {self.name!r}"))
+        return self.variants[name]
+
+    def fused(self, name: str) -> FusionSettings:
+        """The settings of one fused model.
+
+        Raises:
+            PresetError: The preset has no such fusion.
+        """
+        if name not in self.fusion:
+            raise PresetError(unknown("fusion", name, self.fusion, f"of preset {self.name!r}"))
+        return self.fusion[name]
+
+
+def unknown(kind: str, name: str, choices, where: str = "") -> str:
+    """The message for a name that is none of the choices: it names the nearest."""
+    choices = sorted(choices)
+    near = difflib.get_close_matches(name, choices, n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    place = f" {where}" if where else ""
+    return f"unknown {kind} {name!r}: expected one of {choices}{place}.{hint}"
+
+
+def preset_path(name: str) -> Path:
+    """Where the preset of this name lies."""
+    return project_root() / "notebooks" / "presets" / f"{name}.yaml"
+
+
+def load_preset(name: str) -> Preset:
+    """Read `notebooks/presets/<name>.yaml`, or the YAML file that `name` is the path of.
+
+    Raises:
+        PresetError: No such preset, no YAML, an unknown key, or a value out of its range.
+    """
+    path = Path(name) if name.endswith((".yaml", ".yml")) else preset_path(name)
+    if not path.is_file():
+        known = [file.stem for file in preset_path("x").parent.glob("*.yaml")]
+        raise PresetError(unknown("preset", name, known))
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise PresetError(f"{path}: expected YAML, found: {error}") from error
+    if not isinstance(content, dict):
+        raise PresetError(f"{path}: expected a mapping of settings, found {type(content).__name__}")
+    try:
+        preset = Preset(**content)
+    except ValidationError as error:
+        raise PresetError(f"{path}: " + _explain(error)) from error
+    if preset.name != path.stem:
+        raise PresetError(f"{path}: expected `name: {path.stem}`, found `name: {preset.name}`")
+    return preset
+
+
+def _explain(error: ValidationError) -> str:
+    lines = []
+    for problem in error.errors():
+        key = ".".join(map(str, problem["loc"])) or "preset"
+        if problem["type"] == "extra_forbidden":
+            *parents, name = problem["loc"]
+            lines.append(f"{key}: {unknown('key', str(name), _keys_at(parents))}")
+        else:
+            lines.append(f"{key}: {problem['msg']}, found {problem['input']!r:.200}")
+    return "; ".join(lines)
+
+
+def _keys_at(location: list[str | int]) -> list[str]:
+    """The keys that a preset knows at a location such as ["training", "batch_sizes"]."""
+    sections: dict[str, type[_Settings]] = {
+        "encoder": EncoderSettings,
+        "datasets": DatasetSettings,
+        "objective": ObjectiveSettings,
+        "training": TrainingSettings,
+        "batch_sizes": BatchSizes,
+        "variants": VariantSettings,
+        "fusion": FusionSettings,
+        "geometry": GeometrySettings,
+    }
+    for part in reversed(location):
+        if part in sections:
+            return list(sections[part].model_fields)
+    return list(Preset.model_fields)

@@ -1,0 +1,245 @@
+"""How good is an encoder: retrieval and similarity scores, by the field's own libraries."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytrec_eval
+from safetensors.numpy import load_file, save_file
+from scipy import stats
+
+from codiemb_lib.config import DatasetSettings
+from codiemb_lib.encoder import Encoder
+from codiemb_lib.files import atomic_path
+from codiemb_lib.records import Record
+
+MAIN_METRIC = {"ir": "ndcg@10", "sts": "spearman"}
+_TREC_MEASURES = {"ndcg@10": "ndcg_cut_10", "recall@100": "recall_100"}
+
+
+class EvaluationError(ValueError):
+    """A score cannot be computed, or came out as something that is no score."""
+
+
+@dataclass(frozen=True)
+class EncodedDataset:
+    """The embeddings of one data set, and what is true about them.
+
+    For retrieval `passages` (m, D) are the distinct passages of all records and `gold` holds, for
+    each query, the rows of its positives. For similarity `passages` (n, D) are the partners of
+    `queries` (n, D) and `gold` their scores.
+    """
+
+    name: str
+    task: str
+    queries: np.ndarray
+    passages: np.ndarray
+    gold: list[list[int]] | np.ndarray
+
+
+def encode_dataset(
+    encoder: Encoder,
+    settings: DatasetSettings,
+    records: Sequence[Record],
+    *,
+    progress: bool = False,
+) -> EncodedDataset:
+    """Encode the records of one data set with its prompts.
+
+    The corpus of a retrieval set is the distinct positives and negatives of its records.
+
+    Raises:
+        EvaluationError: There are no records, or they belong to several tasks.
+    """
+    tasks = {record.task for record in records}
+    if len(tasks) != 1:
+        raise EvaluationError(
+            f"{settings.name}: expected records of one task, found {sorted(tasks) or 'none'}."
+        )
+    task = tasks.pop()
+    queries = [record.query for record in records]
+    if task == "ir":
+        texts = (text for record in records for text in (*record.positives, *record.negatives))
+        row = {text: i for i, text in enumerate(dict.fromkeys(texts))}
+        passages = list(row)
+        gold = [[row[text] for text in dict.fromkeys(record.positives)] for record in records]
+        passage_prompt = settings.passage_prompt
+    else:
+        passages = [record.positives[0] for record in records]
+        gold = np.array([record.score for record in records])
+        passage_prompt = settings.query_prompt  # both sides of a pair carry the same prompt
+    return EncodedDataset(
+        name=settings.name,
+        task=task,
+        queries=encoder.encode(queries, prompt=settings.query_prompt, progress=progress),
+        passages=encoder.encode(passages, prompt=passage_prompt, progress=progress),
+        gold=gold,
+    )
+
+
+def save_encoded(path: str | Path, datasets: Iterable[EncodedDataset]) -> None:
+    """Write encoded data sets to one safetensors file, atomically."""
+    tensors: dict[str, np.ndarray] = {}
+    for dataset in datasets:
+        gold = dataset.gold
+        if dataset.task == "ir":  # ragged: (query, row) of every positive
+            gold = np.array([(i, row) for i, rows in enumerate(gold) for row in rows])
+        tensors |= {
+            f"{dataset.task}/{dataset.name}/queries": dataset.queries,
+            f"{dataset.task}/{dataset.name}/passages": dataset.passages,
+            f"{dataset.task}/{dataset.name}/gold": gold,
+        }
+    with atomic_path(path) as temporary:
+        save_file({name: np.ascontiguousarray(value) for name, value in tensors.items()}, temporary)
+
+
+def load_encoded(path: str | Path) -> list[EncodedDataset]:
+    """Read what `save_encoded` wrote."""
+    tensors = load_file(path)
+    datasets = []
+    for key in [key for key in tensors if key.endswith("/gold")]:
+        stem = key.removesuffix("/gold")
+        task, name = stem.split("/", 1)
+        queries, gold = tensors[f"{stem}/queries"], tensors[key]
+        if task == "ir":
+            gold = [gold[gold[:, 0] == i, 1].tolist() for i in range(len(queries))]
+        datasets.append(EncodedDataset(name, task, queries, tensors[f"{stem}/passages"], gold))
+    return datasets
+
+
+def retrieval_metrics(
+    similarities: np.ndarray, relevant: Sequence[Collection[int]]
+) -> dict[str, np.ndarray]:
+    """nDCG@10, recall@100 and MRR@10 of every query, by pytrec_eval.
+
+    Args:
+        similarities: (Q, C), query by passage. Ties rank as trec_eval ranks them, by the
+            document's name in descending order; here the name is the zero-padded column.
+        relevant: For each query the columns of its relevant passages, at least one.
+
+    Returns:
+        Arrays (Q,) in [0, 1].
+
+    Raises:
+        EvaluationError: Shapes that do not fit, NaN or Inf, or a query without relevant passage.
+    """
+    similarities = np.asarray(similarities)
+    if similarities.ndim != 2 or len(similarities) != len(relevant):
+        raise EvaluationError(
+            f"expected one row of similarities for each of {len(relevant)} queries, "
+            f"found shape {similarities.shape}."
+        )
+    _check_finite(similarities)
+    if empty := [i for i, columns in enumerate(relevant) if not len(columns)]:
+        raise EvaluationError(
+            f"expected a relevant passage for every query, found none for queries {empty[:5]}."
+        )
+    columns = similarities.shape[1]
+    width = len(str(columns))
+    names = [f"d{i:0{width}d}" for i in range(columns)]
+    qrels = {f"q{i}": {names[c]: 1 for c in rows} for i, rows in enumerate(relevant)}
+    # No measure looks below rank 100: longer rankings only cost time.
+    run = {f"q{i}": _ranking(row, names, depth=100) for i, row in enumerate(similarities)}
+    results = pytrec_eval.RelevanceEvaluator(qrels, {"ndcg_cut.10", "recall.100"}).evaluate(run)
+    top = {query: dict(list(ranking.items())[:10]) for query, ranking in run.items()}
+    reciprocal = pytrec_eval.RelevanceEvaluator(qrels, {"recip_rank"}).evaluate(top)
+    queries = list(qrels)
+    metrics = {
+        metric: np.array([results[query][measure] for query in queries])
+        for metric, measure in _TREC_MEASURES.items()
+    }
+    metrics["mrr@10"] = np.array([reciprocal[query]["recip_rank"] for query in queries])
+    return metrics
+
+
+def _ranking(similarities: np.ndarray, names: Sequence[str], *, depth: int) -> dict[str, float]:
+    """The best `depth` passages in trec_eval's order: by score, ties by name, both descending."""
+    if len(similarities) > depth:
+        worst = np.partition(similarities, -depth)[-depth]
+        candidates = np.flatnonzero(similarities >= worst)  # all that tie at the cut
+    else:
+        candidates = np.arange(len(similarities))
+    order = candidates[np.lexsort((-candidates, -similarities[candidates]))][:depth]
+    return {names[i]: float(similarities[i]) for i in order}
+
+
+def sts_metrics(similarities: np.ndarray, scores: np.ndarray) -> dict[str, float]:
+    """Spearman's rho (average ranks for ties) and Pearson's r, by SciPy, both in [-1, 1].
+
+    Args:
+        similarities: (n,) predicted.
+        scores: (n,) gold.
+
+    Raises:
+        EvaluationError: Fewer than two pairs, NaN or Inf, or a side that is constant, for which
+            no correlation is defined.
+    """
+    similarities, scores = np.asarray(similarities, float), np.asarray(scores, float)
+    if similarities.shape != scores.shape or similarities.ndim != 1 or len(scores) < 2:
+        raise EvaluationError(
+            f"expected two lists of at least two values, found shapes {similarities.shape} and "
+            f"{scores.shape}: a correlation needs two pairs."
+        )
+    for name, values in {"similarities": similarities, "scores": scores}.items():
+        _check_finite(values)
+        if np.ptp(values) == 0:
+            raise EvaluationError(
+                f"expected {name} that differ, found {values[0]:g} throughout: no correlation is "
+                "defined. A collapsed encoder gives constant similarities; look at its training."
+            )
+    return {
+        "spearman": float(stats.spearmanr(similarities, scores).statistic),
+        "pearson": float(stats.pearsonr(similarities, scores).statistic),
+    }
+
+
+def _check_finite(values: np.ndarray) -> None:
+    if not np.isfinite(values).all():
+        raise EvaluationError(
+            f"expected finite values, found {np.count_nonzero(~np.isfinite(values))} NaN or Inf. "
+            "The encoder's weights are damaged or its training diverged."
+        )
+
+
+def score_dataset(encoded: EncodedDataset) -> pd.DataFrame:
+    """Rows (task, dataset, metric, value, n) of one encoded data set; retrieval is averaged."""
+    if encoded.task == "ir":
+        similarities = encoded.queries @ encoded.passages.T  # cosine: all have unit length
+        by_query = retrieval_metrics(similarities, encoded.gold)
+        metrics = {metric: float(values.mean()) for metric, values in by_query.items()}
+    else:
+        similarities = np.einsum("nd,nd->n", encoded.queries, encoded.passages)
+        metrics = sts_metrics(similarities, encoded.gold)
+    return pd.DataFrame(
+        [
+            {
+                "task": encoded.task,
+                "dataset": encoded.name,
+                "metric": metric,
+                "value": value,
+                "n": len(encoded.queries),
+            }
+            for metric, value in metrics.items()
+        ]
+    )
+
+
+def evaluate(
+    encoder: Encoder,
+    datasets: Iterable[DatasetSettings],
+    records: Mapping[str, Sequence[Record]],
+) -> pd.DataFrame:
+    """The scores of an encoder on data sets by name, as `score_dataset` gives them."""
+    encoded = (encode_dataset(encoder, d, records[d.name]) for d in datasets)
+    return pd.concat([score_dataset(e) for e in encoded], ignore_index=True)
+
+
+def task_means(scores: pd.DataFrame) -> dict[str, float]:
+    """The main metric averaged over the data sets of each task: nDCG@10 for `ir`, Spearman for
+    `sts`."""
+    main = scores[scores["metric"] == scores["task"].map(MAIN_METRIC)]
+    return main.groupby("task")["value"].mean().to_dict()

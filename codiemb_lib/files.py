@@ -1,0 +1,113 @@
+"""Files written whole or not at all, and the hashes that name their content."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+class UnwritableError(OSError):
+    """A folder that should receive results cannot be written."""
+
+
+def check_writable(folder: str | Path) -> Path:
+    """Create `folder` if it is missing and prove that it takes files: call it before long work.
+
+    Raises:
+        UnwritableError: The folder cannot be made, or no file can be made in it.
+    """
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UnwritableError(
+            f"{folder}: expected a folder that can be written, found: {error.strerror or error}. "
+            "Choose another folder, or give yourself write permission on this one."
+        ) from error
+    return folder
+
+
+@contextmanager
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary sibling of `path`; on success it takes the name `path`, else it vanishes.
+
+    What is written there may be a file or a folder. A reader sees the old content, or the new,
+    never a part. Files reach the disk (fsync) before the rename.
+
+    Raises:
+        UnwritableError: The parent folder cannot be written.
+    """
+    path = Path(path)
+    check_writable(path.parent)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    temporary = scratch / path.name
+    try:
+        yield temporary
+        if temporary.is_dir():
+            for file in temporary.rglob("*"):
+                _sync(file)
+            if path.is_dir():  # a folder cannot be renamed onto a folder that is not empty
+                path.rename(scratch / "replaced")
+            temporary.rename(path)
+        else:
+            _sync(temporary)
+            temporary.replace(path)
+        _sync(path.parent)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write `text` in UTF-8, atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write `value` as indented JSON, atomically."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json(path: str | Path) -> Any:
+    """Read JSON.
+
+    Raises:
+        ValueError: The file is no JSON; the message names the file and the line.
+    """
+    path = Path(path)
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}:{error.lineno}: expected JSON, found: {error.msg}.") from error
+
+
+def sha256_file(path: str | Path) -> str:
+    """Hexadecimal SHA-256 of a file's bytes."""
+    with Path(path).open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def sha256_text(*parts: str) -> str:
+    """Hexadecimal SHA-256 of strings, each preceded by its length so that joints count."""
+    digest = hashlib.sha256()
+    for part in parts:
+        data = part.encode("utf-8")
+        digest.update(len(data).to_bytes(8, "little") + data)
+    return digest.hexdigest()

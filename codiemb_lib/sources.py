@@ -1,0 +1,801 @@
+"""Data sets by name: the registry, its readers, and the splits they give."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+import textwrap
+import warnings
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from importlib import metadata
+from importlib.util import find_spec
+from itertools import accumulate
+from pathlib import Path
+from types import MappingProxyType
+from typing import Annotated, Literal
+
+import yaml
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
+
+from codiemb_lib.config import project_root, unknown
+from codiemb_lib.files import sha256_file, sha256_text
+from codiemb_lib.records import (
+    Record,
+    RecordError,
+    Task,
+    read_jsonl,
+    to_json,
+    write_jsonl,
+)
+
+SPLITS = ("train", "dev", "test")
+
+
+class UnknownDatasetError(ValueError):
+    """No data set or split of this name."""
+
+
+class RegistryError(ValueError):
+    """The registry says something that cannot be read."""
+
+
+class MissingSourceError(FileNotFoundError):
+    """A package or a file that a data set is read from is not there."""
+
+
+class ChecksumError(ValueError):
+    """A source file has other bytes than the registry says."""
+
+
+# --- The registry ---------------------------------------------------------------------------------
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class SourceFile(_Strict):
+    """A file inside an installed package, pinned to its bytes."""
+
+    path: str
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+
+class PackageDocs(_Strict):
+    """A package whose docstrings are read."""
+
+    distribution: str  # its name for pip
+    licence: str
+    limit: Annotated[int, Field(ge=1)]  # most entries, so that no package dominates
+    private: tuple[str, ...] = ()  # folders with a leading underscore that hold public objects
+    skip: tuple[str, ...] = ()  # folders that few users of the package meet
+
+
+class Entry(_Strict):
+    """What every data set of the registry says about itself."""
+
+    name: str
+    task: Task
+    fractions: dict[Literal["train", "dev", "test"], Annotated[float, Field(gt=0, lt=1)]]
+    licence: str
+    provenance: str
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The names of its splits."""
+        return tuple(self.fractions)
+
+    @model_validator(mode="after")
+    def _fractions_sum_to_one(self) -> Entry:
+        if tuple(self.fractions) != SPLITS or abs(sum(self.fractions.values()) - 1) > 1e-9:
+            raise ValueError("`fractions` must name train, dev, test in this order and sum to 1")
+        return self
+
+
+class DocstringsEntry(Entry):
+    """Retrieval from API documentation."""
+
+    reader: Literal["docstrings"]
+    words: tuple[int, int]
+    negatives: Annotated[int, Field(ge=0)]
+    packages: dict[str, PackageDocs]
+
+
+class LeeNewsEntry(Entry):
+    """Retrieval of a news article by its first sentence."""
+
+    reader: Literal["lee_news"]
+    package: str
+    background: SourceFile
+    documents: SourceFile
+
+
+class WordPairsEntry(Entry):
+    """Rated word pairs, one a line, separated by tabs."""
+
+    reader: Literal["word_pairs"]
+    package: str
+    pairs: SourceFile
+    scale: Annotated[float, Field(gt=0)]
+
+
+class LeeSimilarityEntry(Entry):
+    """Rated pairs of documents, in the upper triangle of a matrix."""
+
+    reader: Literal["lee_similarity"]
+    package: str
+    documents: SourceFile
+    similarities: SourceFile
+
+
+AnyEntry = Annotated[
+    DocstringsEntry | LeeNewsEntry | WordPairsEntry | LeeSimilarityEntry,
+    Field(discriminator="reader"),
+]
+
+
+_ENTRY: TypeAdapter[Entry] = TypeAdapter(AnyEntry)
+
+
+def list_datasets(registry: str | Path | None = None) -> list[Entry]:
+    """The entries of `data/registry.yaml`, or of another registry, in the order of the file.
+
+    Raises:
+        RegistryError: The file is missing, no YAML, or an entry has an unknown or wrong key.
+    """
+    path = Path(registry) if registry else project_root() / "data" / "registry.yaml"
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise RegistryError(f"{path}: expected a YAML registry, found: {error}") from error
+    if not isinstance(content, dict) or not all(isinstance(e, dict) for e in content.values()):
+        raise RegistryError(f"{path}: expected a mapping of data set names to their settings.")
+    return [_entry(path, name, settings) for name, settings in content.items()]
+
+
+def _entry(path: Path, name: str, settings: dict) -> Entry:
+    try:
+        return _ENTRY.validate_python({"name": name} | settings)
+    except ValidationError as error:
+        problems = "; ".join(
+            f"{'.'.join(map(str, problem['loc'][1:])) or 'reader'}: {problem['msg']}"
+            for problem in error.errors()
+        )
+        raise RegistryError(f"{path}: data set {name!r}: {problems}.") from error
+
+
+# --- Data sets ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A data set in memory.
+
+    Attributes:
+        name: As it was asked for; each record carries it.
+        task: The task of all its records.
+        splits: The records of "train", "dev" and "test".
+        licence: What is known of it.
+        provenance: Where the texts come from.
+        content_hash: SHA-256 over the records of all splits.
+    """
+
+    name: str
+    task: Task
+    splits: Mapping[str, tuple[Record, ...]]
+    licence: str
+    provenance: str
+    content_hash: str
+
+
+def load_dataset(
+    name: str, *, cache: str | Path | None = None, registry: str | Path | None = None
+) -> Dataset:
+    """Load a data set of the registry, or local records.
+
+    Args:
+        name: A name in the registry; or a folder with some of train.jsonl, dev.jsonl and
+            test.jsonl; or one JSONL file, which is the split that its name says, else "train".
+        cache: The folder for records that take seconds to build; by default `data/cache`.
+        registry: Another registry than `data/registry.yaml`.
+
+    Raises:
+        UnknownDatasetError: Neither the registry nor the disk knows the name.
+        MissingSourceError: The package that carries the data is not installed.
+        ChecksumError: A source file is not the one that the registry pins.
+        RecordError: A local file has a line that is no record, or records of both tasks.
+    """
+    entries = {entry.name: entry for entry in list_datasets(registry)}
+    if name in entries:
+        entry = entries[name]
+        folder = Path(cache) if cache else project_root() / "data" / "cache"
+        splits, task, licence = _read_entry(entry, folder), entry.task, entry.licence
+        provenance = entry.provenance
+    elif Path(name).exists():
+        splits = _read_local(Path(name))
+        task, licence, provenance = (
+            _one_task(name, splits),
+            "see source",
+            f"local: {name}",
+        )
+    else:
+        remedy = " A path to a JSONL file, or to a folder of train.jsonl, dev.jsonl, test.jsonl, "
+        raise UnknownDatasetError(unknown("data set", name, entries) + remedy + "is read too.")
+    named = {
+        split: tuple(replace(record, dataset=name) for record in records)
+        for split, records in splits.items()
+    }
+    lines = [f"{split} {to_json(record)}" for split in splits for record in splits[split]]
+    content_hash = sha256_text(*lines)
+    return Dataset(name, task, MappingProxyType(named), licence, provenance, content_hash)
+
+
+def load_split(
+    name: str,
+    split: str,
+    *,
+    limit: int | None = None,
+    seed: int = 0,
+    cache: str | Path | None = None,
+) -> list[Record]:
+    """The records of one split, or a subsample that `seed` alone decides.
+
+    Subsamples of one seed are nested: the first 100 records stay when the limit grows to 200.
+
+    Args:
+        name: As in `load_dataset`.
+        split: "train", "dev" or "test".
+        limit: At most so many records; None: all; 0: none.
+        seed: Decides which records a limit keeps.
+        cache: As in `load_dataset`.
+
+    Raises:
+        UnknownDatasetError: The data set has no such split.
+        ValueError: A negative limit.
+    """
+    if limit is not None and limit < 0:
+        raise ValueError(f"limit: expected None or a number >= 0, found {limit}.")
+    splits = load_dataset(name, cache=cache).splits
+    if split not in splits:
+        raise UnknownDatasetError(unknown("split", split, splits, f"of data set {name!r}"))
+    records = splits[split]
+    if limit is None or limit >= len(records):
+        return list(records)
+    keys = [sha256_text(str(seed), record.id or str(i)) for i, record in enumerate(records)]
+    kept = sorted(sorted(range(len(records)), key=keys.__getitem__)[:limit])
+    return [records[i] for i in kept]
+
+
+def content_hash(name: str) -> str:
+    """SHA-256 over all records of a data set: what a manifest says that a run has seen."""
+    return load_dataset(name).content_hash
+
+
+def _read_local(path: Path) -> dict[str, list[Record]]:
+    if path.is_file():
+        return {path.stem if path.stem in SPLITS else "train": read_jsonl(path)}
+    files = {split: path / f"{split}.jsonl" for split in SPLITS}
+    splits = {split: read_jsonl(file) for split, file in files.items() if file.is_file()}
+    if not splits:
+        raise UnknownDatasetError(
+            f"{path}: expected train.jsonl, dev.jsonl or test.jsonl in this folder, found none."
+        )
+    return splits
+
+
+def _one_task(name: str, splits: Mapping[str, Iterable[Record]]) -> Task:
+    tasks = sorted({record.task for records in splits.values() for record in records})
+    if len(tasks) > 1:
+        raise RecordError(
+            f"{name}: field 'task': expected one task in a data set, found {tasks}. "
+            "Put the records of each task into a folder of their own."
+        )
+    return tasks[0]
+
+
+def _read_entry(entry: Entry, cache: Path) -> dict[str, list[Record]]:
+    if not isinstance(entry, DocstringsEntry):
+        return _by_split(entry, _READERS[type(entry)](entry))
+    versions = [_version(entry, package.distribution) for package in entry.packages.values()]
+    recipe = sha256_file(__file__)
+    key = sha256_text(entry.model_dump_json(), recipe, *versions)[:16]
+    # One file a split, each atomic: two processes that build at once write the same bytes.
+    files = {split: cache / f"{entry.name}-{key}.{split}.jsonl" for split in SPLITS}
+    if not all(file.is_file() for file in files.values()):
+        for split, records in _by_split(entry, read_docstrings(entry)).items():
+            write_jsonl(files[split], records)
+    return {split: read_jsonl(file) for split, file in files.items()}
+
+
+def _by_split(entry: Entry, records: Iterable[tuple[str, Record]]) -> dict[str, list[Record]]:
+    splits: dict[str, list[Record]] = {split: [] for split in SPLITS}
+    for split, record in records:
+        splits[split].append(record)
+    for split, members in splits.items():
+        if not members:
+            raise RecordError(
+                f"data set {entry.name!r}: expected records in the split {split!r}, found none. "
+                "Give it a larger share in `fractions`."
+            )
+    return splits
+
+
+def split_of(key: str, fractions: Mapping[str, float]) -> str:
+    """The split of an item, decided by the hash of its key alone: stable when others come or go."""
+    return _split_at(int(sha256_text(key)[:12], 16) / 16**12, fractions)
+
+
+def _split_at(place: float, fractions: Mapping[str, float]) -> str:
+    """The split in which a place in [0, 1) falls."""
+    bounds = zip(fractions, accumulate(fractions.values()), strict=True)
+    return next((split for split, bound in bounds if place < bound), SPLITS[-1])
+
+
+def normalise(text: str) -> str:
+    """Lower-case letters and digits in single spaces: texts that read alike become equal."""
+    return " ".join(re.findall(r"[^\W_]+", text.lower()))
+
+
+# --- Source files ---------------------------------------------------------------------------------
+
+
+def _version(entry: Entry, distribution: str) -> str:
+    try:
+        return f"{distribution}=={metadata.version(distribution)}"
+    except metadata.PackageNotFoundError as error:
+        raise MissingSourceError(_missing(entry, distribution, "none")) from error
+
+
+def _missing(entry: Entry, package: str, found: str) -> str:
+    return (
+        f"data set {entry.name!r}: expected the installed package {package!r}, found {found}. "
+        f"Install it: pip install --force-reinstall {package}"
+    )
+
+
+def _package_folder(entry: Entry, package: str) -> Path:
+    spec = find_spec(package)  # finds a package without importing it
+    if spec is None or not spec.submodule_search_locations:
+        raise MissingSourceError(_missing(entry, package, "none"))
+    return Path(spec.submodule_search_locations[0])
+
+
+def _source_lines(entry: Entry, package: str, source: SourceFile) -> list[str]:
+    path = _package_folder(entry, package) / source.path
+    if not path.is_file():
+        raise MissingSourceError(_missing(entry, package, f"no file {path}"))
+    if (found := sha256_file(path)) != source.sha256:
+        raise ChecksumError(
+            f"{path}: expected sha256 {source.sha256}, found {found}. Reinstall {package}; if its "
+            f"file has changed on purpose, look at it, then correct data/registry.yaml."
+        )
+    # Latin-1, as the Lee files are; the word lists are plain ASCII.
+    return path.read_text(encoding="latin-1").strip("\n").split("\n")
+
+
+# --- Readers of the files in gensim ---------------------------------------------------------------
+
+
+def read_word_pairs(entry: WordPairsEntry) -> Iterator[tuple[str, Record]]:
+    """Rated word pairs. A pair that stands twice, in either order, gets the mean of its ratings.
+
+    The split hangs on the unordered pair alone, so two word sets never disagree about a pair.
+    """
+    ratings: dict[tuple[str, ...], list[float]] = defaultdict(list)
+    pairs: dict[tuple[str, ...], tuple[str, str]] = {}
+    for line in _source_lines(entry, entry.package, entry.pairs):
+        if line.startswith("#"):
+            continue
+        left, right, rating = line.split("\t")
+        key = tuple(sorted((normalise(left), normalise(right))))
+        pairs.setdefault(key, (left, right))
+        ratings[key].append(float(rating) / entry.scale)
+    for key, (left, right) in pairs.items():
+        name, score = " ".join(key), round(sum(ratings[key]) / len(ratings[key]), 6)
+        yield split_of(name, entry.fractions), _pair(left, right, score, name)
+
+
+def _pair(left: str, right: str, score: float, name: str) -> Record:
+    return Record("sts", left, (right,), positive_scores=(score,), id=name)
+
+
+def read_lee_similarity(entry: LeeSimilarityEntry) -> Iterator[tuple[str, Record]]:
+    """Rated pairs of documents; both documents of a pair lie in the same split.
+
+    The matrix holds its upper triangle and a diagonal of ones: row i, column j > i is a pair.
+    """
+    documents = _source_lines(entry, entry.package, entry.documents)
+    # Fifty are too few to leave the sizes to chance: in the order of their hashes, cut by share.
+    order = sorted(range(len(documents)), key=lambda i: sha256_text(normalise(documents[i])))
+    splits = [""] * len(documents)
+    for place, i in enumerate(order):
+        splits[i] = _split_at((place + 0.5) / len(documents), entry.fractions)
+    for i, line in enumerate(_source_lines(entry, entry.package, entry.similarities)):
+        scores = [float(score) for score in line.split("\t")]
+        for j in range(i + 1, len(documents)):
+            if splits[i] == splits[j]:
+                yield (
+                    splits[i],
+                    _pair(documents[i], documents[j], scores[j], f"{i}-{j}"),
+                )
+
+
+def read_lee_news(entry: LeeNewsEntry) -> Iterator[tuple[str, Record]]:
+    """Articles: the first sentence asks for the rest.
+
+    Left out are articles that stand in the Lee similarity documents, or that repeat an earlier one.
+    """
+    seen = NearDuplicates()
+    for document in _source_lines(entry, entry.package, entry.documents):
+        seen.add(document)
+    for number, line in enumerate(_source_lines(entry, entry.package, entry.background), start=1):
+        article = " ".join(line.split())
+        headline, *rest = _sentences(article)
+        body = " ".join(rest)
+        if len(headline.split()) < 5 or len(body.split()) < 20 or headline in body:
+            continue
+        if seen.add(article):
+            split = split_of(normalise(article), entry.fractions)
+            yield split, Record("ir", headline, (body,), id=f"lee-{number}")
+
+
+def _sentences(text: str) -> list[str]:
+    """Sentences end at a full stop after a word of three letters or more: no "Mr.", "U.S."."""
+    return re.split(r"(?:(?<=\w{3}[.!?])|(?<=\w{3}[.!?][\"')]))\s+(?=[\"'(]?[A-Z0-9])", text)
+
+
+class NearDuplicates:
+    """Texts so far, and whether a new one repeats any of them.
+
+    It does when at least half of the runs of five words of the shorter text stand in the other.
+    """
+
+    def __init__(self) -> None:
+        self._sizes: list[int] = []
+        self._where: dict[tuple[str, ...], list[int]] = defaultdict(list)
+
+    def add(self, text: str) -> bool:
+        """Take the text in, unless it repeats an earlier one: then False."""
+        words = normalise(text).split()
+        runs = set(zip(*(words[start:] for start in range(5)), strict=False)) or {tuple(words)}
+        shared = Counter(earlier for run in runs for earlier in self._where.get(run, ()))
+        if any(2 * n >= min(len(runs), self._sizes[i]) for i, n in shared.items()):
+            return False
+        for run in runs:
+            self._where[run].append(len(self._sizes))
+        self._sizes.append(len(runs))
+        return True
+
+
+# --- Docstrings -----------------------------------------------------------------------------------
+
+_SKIPPED = {"tests", "test", "testing", "conftest", "setup", "externals", "vendored"}
+
+
+@dataclass
+class _Documented:
+    """A public object whose docstring gives a query and passages."""
+
+    name: str  # qualified by its file: package.module.object
+    module: str
+    query: str
+    passages: list[str]
+
+
+def read_docstrings(entry: DocstringsEntry) -> list[tuple[str, Record]]:
+    """Retrieval records from the docstrings of installed packages, read without importing them.
+
+    Guarantees: queries are distinct, no passage serves two objects, no passage contains any query,
+    no object repeats most of another's text, and a hard negative lies in its query's split.
+    """
+    kept: list[_Documented] = []
+    queries: set[str] = set()
+    seen = NearDuplicates()
+    for package, settings in entry.packages.items():
+        left = settings.limit
+        candidates = list(_documented(entry, package, settings))
+        # First those with several passages, then by a hash (salted: the plain one is the split's),
+        # so that a new object displaces few others.
+        candidates.sort(key=lambda c: (len(c.passages) < 2, sha256_text("selection", c.name)))
+        for candidate in candidates:
+            query = normalise(candidate.query)
+            if not left:
+                break
+            if query in queries or not seen.add(" ".join([query, *candidate.passages])):
+                continue
+            queries.add(query)
+            kept.append(candidate)
+            left -= 1
+    _drop_ambiguous_passages(kept)
+    kept = sorted((item for item in kept if item.passages), key=lambda item: item.name)
+    splits = {item.name: split_of(item.name, entry.fractions) for item in kept}
+    members: dict[tuple[str, str], list[_Documented]] = defaultdict(list)
+    for item in kept:
+        members[item.module, splits[item.name]].append(item)
+    return [
+        (
+            splits[item.name],
+            _ir_record(item, members[item.module, splits[item.name]], entry),
+        )
+        for item in kept
+    ]
+
+
+def _ir_record(item: _Documented, members: list[_Documented], entry: DocstringsEntry) -> Record:
+    siblings = [member for member in members if member is not item]
+    siblings.sort(key=lambda sibling: sha256_text(item.name, sibling.name))
+    negatives = tuple(sibling.passages[0] for sibling in siblings[: entry.negatives])
+    return Record("ir", item.query, tuple(item.passages), negatives, id=item.name)
+
+
+def _drop_ambiguous_passages(items: list[_Documented]) -> None:
+    """Drop passages that several objects share, and those in which somebody's query stands."""
+    normal = {passage: normalise(passage) for item in items for passage in item.passages}
+    times = Counter(normal[passage] for item in items for passage in item.passages)
+    # A query can only stand where its first four words do.
+    queries: dict[tuple[str, ...], list[str]] = defaultdict(list)
+    for item in items:
+        query = normalise(item.query)
+        queries[tuple(query.split()[:4])].append(query)
+
+    def answers_itself(text: str) -> bool:
+        words = text.split()
+        starts = zip(*(words[start:] for start in range(4)), strict=False)
+        return any(query in text for start in starts for query in queries.get(start, ()))
+
+    for item in items:
+        item.passages = [
+            passage
+            for passage in item.passages
+            if times[normal[passage]] == 1 and not answers_itself(normal[passage])
+        ]
+
+
+def _documented(
+    entry: DocstringsEntry, package: str, settings: PackageDocs
+) -> Iterator[_Documented]:
+    root = _package_folder(entry, package)
+    files: dict[str, Path] = {}
+    for path in sorted(root.rglob("*.py")):
+        *folders, stem = (package, *path.relative_to(root).with_suffix("").parts)
+        hidden = [f for f in folders if f.startswith("_") and f not in settings.private]
+        if not hidden and not _SKIPPED.union(settings.skip).intersection((*folders, stem)):
+            files[".".join(folders if stem == "__init__" else (*folders, stem))] = path
+    exported = {
+        alias.name
+        for path in files.values()
+        if path.stem == "__init__"
+        for node in ast.walk(_parse(path))
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    for module, path in files.items():
+        tree = _parse(path)  # one at a time: thousands of trees would keep the collector busy
+        private = any(part.startswith("_") for part in module.split("."))
+        public = _declared(tree) | exported if private else None
+        for name, docstring in _docstrings(tree, public):
+            query, passages = read_docstring(docstring, entry.words)
+            if passages:
+                yield _Documented(f"{module}.{name}", module, query, passages)
+
+
+def _parse(path: Path) -> ast.Module:
+    with warnings.catch_warnings():  # the invalid escapes of others are not our concern
+        warnings.simplefilter("ignore")
+        return ast.parse(path.read_bytes())
+
+
+def _declared(tree: ast.Module) -> set[str]:
+    """The names in a module's literal `__all__`."""
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
+            return {item.value for item in ast.walk(node.value) if isinstance(item, ast.Constant)}
+    return set()
+
+
+def _docstrings(tree: ast.Module, public: set[str] | None) -> Iterator[tuple[str, str]]:
+    """Names and docstrings of a module's public functions, classes and their public methods."""
+    definitions = (ast.FunctionDef, ast.ClassDef)
+    for node in tree.body:
+        if isinstance(node, definitions):
+            if node.name.startswith("_") or (public is not None and node.name not in public):
+                continue
+            members = node.body if isinstance(node, ast.ClassDef) else []
+            methods = [m for m in members if isinstance(m, ast.FunctionDef) and m.name[0] != "_"]
+            for item in (node, *methods):
+                if docstring := ast.get_docstring(item):
+                    yield (
+                        (node.name if item is node else f"{node.name}.{item.name}"),
+                        docstring,
+                    )
+        elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
+            yield from _added_docstrings(node.value)
+
+
+def _added_docstrings(call: ast.Call) -> Iterator[tuple[str, str]]:
+    """The docstring of compiled code: `add_newdoc(..., name, text)`, `add_docstr(name, text)`."""
+    function = ast.unparse(call.func).rpartition(".")[2]
+    if function not in {"add_newdoc", "add_docstr"} or len(call.args) < 2:
+        return
+    *names, text = call.args
+    if isinstance(text, ast.Call) and isinstance(text.func, ast.Attribute):
+        text = text.func.value  # "...".format(**shared): what it would fill in is left out later
+    if isinstance(text, ast.Tuple) and len(text.elts) == 2:
+        *more, text = text.elts
+        names += more
+    if isinstance(text, ast.Constant) and isinstance(text.value, str):
+        parts = [n.value if isinstance(n, ast.Constant) else ast.unparse(n) for n in names]
+        yield ".".join(map(str, parts)), inspect.cleandoc(text.value)
+
+
+# A heading underlined as in numpydoc, or ended by a colon as in Google's style.
+_UNDERLINE = re.compile(r"[-=~]{3,}\s*")
+_GOOGLE = re.compile(
+    r"(Args|Arguments|Parameters|Keyword Arg(?:ument)?s|Returns?|Yields|Raises|Examples?|Notes?"
+    r"|Shape|Attributes|References|See Also|Warnings?|Inputs?|Outputs?|Usage|Variables)\s*::?\s*",
+    re.IGNORECASE,
+)
+_SIGNATURE = re.compile(r"[\w.]+\s*\(.*\)(\s*->.*)?")
+_PLACEHOLDER = re.compile(r"%\([\w:]+\)|\{\w*\}|%s|\$\{?\w")  # what a decorator was to fill in
+_CODE = re.compile(r">>>|\.\.\. |\||\+[-=]+\+|={4,}|\$ |In \[")
+_NO_SUMMARY = re.compile(
+    r"(deprecated|alias|see|warning|note|todo|return self|bases|internal|helper|base class|mixin"
+    r"|same as|wrapper|in-place version|this (function|method|class) is deprecated)\b",
+    re.IGNORECASE,
+)
+# Sentences that lead to something left out here: a formula, code, another section or page.
+_POINTER = re.compile(
+    r".*:|(see|read|refer to)\b.*\b(examples?|notes|user guide|section|below)\b.*", re.I
+)
+
+
+def read_docstring(docstring: str, words: tuple[int, int]) -> tuple[str, list[str]]:
+    """The summary and the passages of a docstring; ("", []) where it gives no fit pair.
+
+    Passages, each of words[0] to words[1] words: description, notes, parameters, returns. Markup,
+    code, formulas, tables and unfilled placeholders are left out.
+    """
+    sections = _sections(docstring.splitlines())
+    summary, *description = _paragraphs(sections[""]) or [""]
+    fits = 4 <= len(summary.split()) <= 30 and _is_prose(summary) and not summary.endswith(":")
+    if not fits or _NO_SUMMARY.match(summary):
+        return "", []
+
+    def section(*names: str) -> list[str]:
+        return next((sections[name] for name in names if name in sections), [])
+
+    notes = _paragraphs(section("notes", "note"))
+    units = (
+        _sentences_of(description),
+        _sentences_of(notes),
+        _items(section("parameters", "args", "arguments")),
+        _items(section("returns", "return")),
+    )
+    query = normalise(summary)
+    passages = dict.fromkeys(_shorten(unit, words[1]) for unit in units)
+    passages = [
+        passage
+        for passage in passages
+        if len(passage.split()) >= words[0]
+        and _is_prose(passage)
+        and query not in normalise(passage)
+    ]
+    return (summary, passages) if passages else ("", [])
+
+
+def _sections(lines: list[str]) -> dict[str, list[str]]:
+    """The lines below each heading, in lower case; those above the first are at ""."""
+    current: list[str] = []
+    sections = {"": current}
+    for line, following in zip(lines, [*lines[1:], ""], strict=False):
+        if line[:1].strip() and _UNDERLINE.fullmatch(following):
+            current = sections.setdefault(line.strip().lower(), [])
+        elif match := _GOOGLE.fullmatch(line):
+            current = sections.setdefault(match[1].lower(), [])
+        elif not _UNDERLINE.fullmatch(line):
+            current.append(line)
+    return sections
+
+
+def _paragraphs(lines: list[str]) -> list[str]:
+    """Clean paragraphs of prose: no code, formulas, tables, directives or signatures."""
+    blocks: list[list[str]] = [[]]
+    skip_below: int | None = None  # skip lines indented deeper than this
+    fenced = False
+    for line in textwrap.dedent("\n".join(lines)).splitlines():
+        indent, text = len(line) - len(line.lstrip()), line.strip()
+        if text.startswith("```"):
+            fenced = not fenced
+        elif not text:
+            blocks.append([])
+        elif not fenced and (skip_below is None or indent <= skip_below):
+            skip_below = None
+            if admonition := re.match(r"\.\. *(note|warning|tip|important|hint) *:+ *", text):
+                text = text[admonition.end() :]
+            elif re.match(r"\.\.(?!\.)", text):  # a formula, a picture, a footnote, a comment
+                skip_below, text = indent, ""
+            elif text.endswith("::"):  # code follows
+                skip_below, text = indent, text[:-1]
+            blocks[-1].append(re.sub(r"^[-*+] (?=\S)", "", text))
+    joined = (_clean(" ".join(block)) for block in blocks if not any(map(_CODE.match, block)))
+    return [text for text in joined if text and not _SIGNATURE.fullmatch(text)]
+
+
+def _items(lines: list[str]) -> list[str]:
+    """The items of a section such as Parameters, as "name (type): first paragraph"."""
+    groups: list[list[str]] = []
+    for line in textwrap.dedent("\n".join(lines)).splitlines():
+        if line[:1].strip():
+            groups.append([line])
+        elif groups:
+            groups[-1].append(line)
+    items = []
+    for head, *body in groups:
+        if head.startswith(".. "):  # a directive between the items
+            continue
+        if google := re.match(r"([\w*, ]+(?:\([^:]*\))?) ?: *(?=\S)", head):
+            numpydoc = head[: google.end()].rstrip().endswith(" :")
+        else:
+            numpydoc = True
+        if numpydoc:  # "name : type" or "type", and the text below
+            head = re.sub(r" : +(.+)", r" (\1)", head)
+            text = " ".join(_paragraphs(body)[:1])
+        else:  # "name (type): text", which goes on below
+            head, first = head[: google.end()].rstrip(": "), head[google.end() :]
+            text = " ".join(
+                _paragraphs([first, *textwrap.dedent("\n".join(body)).splitlines()])[:1]
+            )
+        text = f"{_clean(head)}: {text}"
+        if not text.endswith(": ") and not _PLACEHOLDER.search(text):
+            items.append(text if text[-1] in ".!?" else text.rstrip(":;,") + ".")
+    return items
+
+
+def _clean(text: str) -> str:
+    text = re.sub(r":[\w:+-]+:(?=`)", "", text)  # :func:`x` -> `x`
+    text = re.sub(r"`([^`<]+?)\s*<[^`>]+>`_{0,2}", r"\1", text)  # `text <link>`_ -> text
+    text = re.sub(r"`~\.?(?:\w+\.)*(\w+)`", r"\1", text)  # `~package.name` -> name
+    text = re.sub(r"\[(?:\d+|#?\w+)\]_", "", text)  # footnotes
+    text = re.sub(r"`{1,2}([^`]+?)`{1,2}_{0,2}", r"\1", text)
+    text = re.sub(r"(?<![\w*])(\*{1,2})(?=\S)([^*]+?)(?<=\S)\1(?![\w*])", r"\2", text)  # *emphasis*
+    text = re.sub(r"\|(\w[\w ]*)\|", r"\1", text)  # |substitution|
+    text = re.sub(r"\s+([,.;])(?=\s|$)", r"\1", " ".join(text.split()))
+    return text.strip(" -")
+
+
+def _sentences_of(paragraphs: list[str]) -> list[str]:
+    sentences = [s for text in paragraphs for s in re.split(r"(?<=[.!?:])\s+(?=[A-Z(])", text)]
+    return [sentence for sentence in sentences if not _POINTER.fullmatch(sentence)]
+
+
+def _shorten(units: list[str], most: int) -> str:
+    """As many whole units (sentences, items) as `most` words hold, or the start of the first."""
+    words: list[str] = []
+    for unit in units:
+        if words and len(words) + len(unit.split()) > most:
+            break
+        words += unit.split()
+    return " ".join(words[:most])
+
+
+def _is_prose(text: str) -> bool:
+    """Mostly letters, no formula, no placeholder."""
+    letters = sum(character.isalpha() or character == " " for character in text)
+    return letters >= 0.8 * len(text) and "\\" not in text and not _PLACEHOLDER.search(text)
+
+
+_READERS: dict[type[Entry], Callable[..., Iterable[tuple[str, Record]]]] = {
+    WordPairsEntry: read_word_pairs,
+    LeeSimilarityEntry: read_lee_similarity,
+    LeeNewsEntry: read_lee_news,
+}

@@ -1,0 +1,161 @@
+"""Scores against pytrec_eval, SciPy and plain loops."""
+
+import math
+
+import numpy as np
+import pytest
+import pytrec_eval
+from scipy import stats
+
+from codiemb_lib.config import DatasetSettings
+from codiemb_lib.evaluation import (
+    EvaluationError,
+    encode_dataset,
+    evaluate,
+    load_encoded,
+    retrieval_metrics,
+    save_encoded,
+    score_dataset,
+    sts_metrics,
+    task_means,
+)
+from codiemb_lib.records import Record
+
+IR = [
+    Record("ir", "the cat", ("a cat is a cat", "old cat"), ("red bus",), dataset="d"),
+    Record("ir", "the dog", ("a fast dog",), ("old cat",), dataset="d"),
+    Record("ir", "blue car", ("a slow blue car",), (), dataset="d"),
+]
+STS = [
+    Record("sts", "cat", ("dog",), positive_scores=(0.6,), dataset="s"),
+    Record("sts", "cat", ("bus",), positive_scores=(0.1,), dataset="s"),
+    Record("sts", "car", ("bus",), positive_scores=(0.8,), dataset="s"),
+]
+
+
+def by_loop(similarities, relevant, k):
+    """nDCG and MRR at k of one query without ties, from their definitions."""
+    ranked = sorted(range(len(similarities)), key=lambda i: -similarities[i])[:k]
+    gains = [1.0 if i in relevant else 0.0 for i in ranked]
+    dcg = sum(gain / math.log2(rank + 2) for rank, gain in enumerate(gains))
+    ideal = sum(1 / math.log2(rank + 2) for rank in range(min(k, len(relevant))))
+    first = next((rank for rank, gain in enumerate(gains) if gain), None)
+    return dcg / ideal, 0.0 if first is None else 1 / (first + 1)
+
+
+def test_retrieval_metrics_by_their_definition():
+    generator = np.random.default_rng(0)
+    similarities = generator.normal(size=(30, 250))
+    relevant = [
+        generator.choice(250, size=generator.integers(1, 15), replace=False) for _ in range(30)
+    ]
+    metrics = retrieval_metrics(similarities, relevant)
+    for i, columns in enumerate(relevant):
+        ndcg, reciprocal = by_loop(similarities[i], set(columns), 10)
+        assert metrics["ndcg@10"][i] == pytest.approx(ndcg)
+        assert metrics["mrr@10"][i] == pytest.approx(reciprocal)
+        found = np.isin(np.argsort(-similarities[i])[:100], columns).sum()
+        assert metrics["recall@100"][i] == pytest.approx(found / len(columns))
+
+
+def test_ties_rank_as_in_pytrec_eval_over_the_whole_ranking():
+    generator = np.random.default_rng(1)
+    similarities = generator.integers(0, 4, size=(20, 300)) / 4  # hundreds of ties
+    relevant = [generator.choice(300, size=5, replace=False) for _ in range(20)]
+    names = [f"d{i:03d}" for i in range(300)]
+    qrels = {f"q{i}": {names[c]: 1 for c in r} for i, r in enumerate(relevant)}
+    run = {
+        f"q{i}": dict(zip(names, map(float, row), strict=True))
+        for i, row in enumerate(similarities)
+    }
+    whole = pytrec_eval.RelevanceEvaluator(qrels, {"ndcg_cut.10", "recall.100"}).evaluate(run)
+    metrics = retrieval_metrics(similarities, relevant)
+    for i in range(20):
+        assert metrics["ndcg@10"][i] == pytest.approx(whole[f"q{i}"]["ndcg_cut_10"])
+        assert metrics["recall@100"][i] == pytest.approx(whole[f"q{i}"]["recall_100"])
+
+
+def test_sts_metrics_are_those_of_scipy_with_ties():
+    generator = np.random.default_rng(2)
+    predicted, gold = generator.normal(size=50), generator.integers(0, 5, size=50)
+    assert sts_metrics(predicted, gold) == {
+        "spearman": pytest.approx(stats.spearmanr(predicted, gold).statistic),
+        "pearson": pytest.approx(stats.pearsonr(predicted, gold).statistic),
+    }
+
+
+@pytest.mark.parametrize(
+    ("similarities", "scores", "message"),
+    [
+        ([0.5], [1.0], "a correlation needs two pairs"),
+        ([0.5, 0.5], [0.0, 1.0], "similarities that differ"),
+        ([0.4, 0.5], [1.0, 1.0], "scores that differ"),
+        ([0.4, np.nan], [0.0, 1.0], "1 NaN or Inf"),
+        ([0.4, 0.5, 0.6], [0.0, 1.0], "found shapes"),
+    ],
+)
+def test_sts_that_has_no_score_fails_loudly(similarities, scores, message):
+    with pytest.raises(EvaluationError, match=message):
+        sts_metrics(similarities, scores)
+
+
+def test_retrieval_that_has_no_score_fails_loudly():
+    with pytest.raises(EvaluationError, match="NaN or Inf"):
+        retrieval_metrics(np.array([[0.1, np.nan]]), [[0]])
+    with pytest.raises(EvaluationError, match=r"none for queries \[1\]"):
+        retrieval_metrics(np.zeros((2, 3)), [[0], []])
+    with pytest.raises(EvaluationError, match="one row of similarities"):
+        retrieval_metrics(np.zeros((3, 3)), [[0]])
+
+
+def test_a_retrieval_set_is_encoded_once_with_its_relevance(make_encoder):
+    encoded = encode_dataset(make_encoder(), DatasetSettings(name="d"), IR)
+    assert encoded.passages.shape == (5, 16)  # "old cat" stands twice
+    assert encoded.gold == [[0, 1], [3], [4]]
+
+
+def test_prompts_go_where_they_belong(make_encoder):
+    encoder = make_encoder()
+    settings = DatasetSettings(name="d", query_prompt="query: ", passage_prompt="find ")
+    ir = encode_dataset(encoder, settings, IR)
+    np.testing.assert_array_equal(ir.queries[:1], encoder.encode(["the cat"], prompt="query: "))
+    np.testing.assert_array_equal(ir.passages[2:3], encoder.encode(["red bus"], prompt="find "))
+    sts = encode_dataset(encoder, settings, STS)  # both sides carry the query's
+    np.testing.assert_array_equal(sts.passages[0], encoder.encode(["dog"], prompt="query: ")[0])
+
+
+def test_evaluate_gives_tidy_rows_and_task_means(make_encoder):
+    settings = [DatasetSettings(name="d"), DatasetSettings(name="s")]
+    rows = evaluate(make_encoder(), settings, {"d": IR, "s": STS})
+    assert list(rows.columns) == ["task", "dataset", "metric", "value", "n"]
+    assert set(rows["metric"]) == {"ndcg@10", "recall@100", "mrr@10", "spearman", "pearson"}
+    means = task_means(rows)
+    assert means["sts"] == rows.query("metric == 'spearman'")["value"].item()
+    again = evaluate(make_encoder(), settings, {"d": IR, "s": STS})
+    assert again.equals(rows)
+
+
+def test_records_of_two_tasks_are_no_data_set(make_encoder):
+    with pytest.raises(EvaluationError, match="one task"):
+        encode_dataset(make_encoder(), DatasetSettings(name="d"), IR + STS)
+    with pytest.raises(EvaluationError, match="found none"):
+        encode_dataset(make_encoder(), DatasetSettings(name="d"), [])
+
+
+def test_one_pair_gives_no_score(make_encoder):
+    encoded = encode_dataset(make_encoder(), DatasetSettings(name="s"), STS[:1])
+    with pytest.raises(EvaluationError, match="a correlation needs two pairs"):
+        score_dataset(encoded)
+
+
+def test_encoded_data_sets_come_back_from_their_file(make_encoder, tmp_path):
+    encoder = make_encoder()
+    saved = [
+        encode_dataset(encoder, DatasetSettings(name="d"), IR),
+        encode_dataset(encoder, DatasetSettings(name="s"), STS),
+    ]
+    save_encoded(tmp_path / "e.safetensors", saved)
+    loaded = {dataset.name: dataset for dataset in load_encoded(tmp_path / "e.safetensors")}
+    for dataset in saved:
+        assert score_dataset(loaded[dataset.name]).equals(score_dataset(dataset))
+        np.testing.assert_array_equal(loaded[dataset.name].queries, dataset.queries)

@@ -1,0 +1,470 @@
+from __future__ import annotations
+
+import itertools
+
+import matplotlib as mpl
+
+mpl.use("Agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.colors import same_color
+from matplotlib.text import Text
+
+from codiemb_lib import figures, style
+
+VARIANTS = [
+    "base",
+    "ir_only",
+    "sts_only",
+    "mixed",
+    "cosent",
+    "codiemb",
+    "codiemb_ir25",
+    "codiemb_ir75",
+    "soup",
+    "delta",
+]
+LABELS = [look.label for look in style.variant_styles(VARIANTS).values()]
+DATASETS = [
+    ("ir", "api-docs"),
+    ("ir", "lee-news"),
+    ("sts", "simlex-999"),
+    ("sts", "wordsim-353"),
+    ("sts", "lee-similarity"),
+]
+METRICS = {"ir": ("ndcg@10", "recall@100"), "sts": ("spearman", "pearson")}
+TABLES = ("scores", "dev", "geometry", "spectrum", "fusion", "umap")
+
+
+def runs(variants, seeds):
+    for variant in variants:
+        for seed in range(1 if variant == "base" else seeds):
+            yield "mini", variant, seed
+
+
+def table(name: str, variants=VARIANTS, seeds=2) -> pd.DataFrame:
+    """Rows of the shape that the pipeline writes, with made-up values."""
+    rng = np.random.default_rng(7)
+    rows = []
+    if name == "scores":
+        columns = "preset variant seed task dataset split metric value n selected_on"
+        for run, (task, dataset) in itertools.product(runs(variants, seeds), DATASETS):
+            for metric, split in itertools.product(METRICS[task], ("dev", "test")):
+                rows.append((*run, task, dataset, split, metric, rng.uniform(0.5, 0.7), 99, "dev"))
+    elif name == "dev":
+        columns = "preset variant seed step task dataset metric value"
+        for run, (task, dataset) in itertools.product(runs(variants, seeds), DATASETS):
+            for step in (0, 50, 100):
+                rows.append((*run, step, task, dataset, METRICS[task][0], rng.uniform(0.5, 0.7)))
+    elif name == "geometry":
+        columns = "preset variant seed texts measure value n"
+        for run, texts in itertools.product(
+            runs(variants, seeds), ("sts", "ir_passages", "ir_queries", "all")
+        ):
+            rows.append((*run, texts, "anisotropy", rng.uniform(0.02, 0.3), 99))
+            rows.append((*run, texts, "uniformity", rng.uniform(-3.8, -2), 99))
+            rows.append((*run, texts, "effective_rank", rng.uniform(90, 200), 99))
+            if texts in ("all", "sts"):
+                rows.append((*run, texts, "alignment", rng.uniform(0.2, 0.5), 99))
+    elif name == "spectrum":
+        columns = "preset variant seed texts index singular_value"
+        for run, texts in itertools.product(runs(variants, seeds), ("all", "sts")):
+            values = np.sort(rng.exponential(size=12))[::-1]
+            for index, value in enumerate(values / values.sum(), start=1):
+                rows.append((*run, texts, index, value))
+    elif name == "fusion":
+        columns = "preset variant seed ingredient tensor layer module delta_norm weight"
+        tensors = [(-1, "word", "w")]
+        tensors += list(itertools.product(range(6), ("query", "ffn"), ("w", "b")))
+        ingredients = ("codiemb_ir25", "codiemb", "codiemb_ir75")
+        for seed, (layer, module, part) in itertools.product(range(seeds), tensors):
+            norms = rng.uniform(0.1, 1, size=3)
+            for method, weights in (("soup", np.full(3, 1 / 3)), ("delta", norms / norms.sum())):
+                for ingredient, norm, weight in zip(ingredients, norms, weights, strict=True):
+                    tensor = f"{layer}.{module}.{part}"
+                    run = ("mini", method, seed)
+                    rows.append((*run, ingredient, tensor, layer, module, norm, weight))
+    else:
+        columns = "preset variant seed task dataset x y"
+        for run, (task, dataset) in itertools.product(runs(variants, seeds), DATASETS):
+            rows += [(*run, task, dataset, *point) for point in rng.normal(size=(8, 2))]
+    return pd.DataFrame(rows, columns=columns.split())
+
+
+@pytest.fixture(autouse=True)
+def close_figures():
+    yield
+    plt.close("all")
+
+
+def plot(stem: str, rows: pd.DataFrame | None = None, **keywords):
+    figure = figures.FIGURES[stem]
+    return figure.plot(table(figure.table) if rows is None else rows, **keywords)
+
+
+def mean_markers(ax):
+    """Centre, colour and label of every mean that is drawn with a name."""
+    handles, labels = ax.get_legend_handles_labels()
+    lines = [h.lines[0] if hasattr(h, "lines") else h for h in handles]
+    return {
+        k: (*line.get_xydata()[-1], line.get_color()) for k, line in zip(labels, lines, strict=True)
+    }
+
+
+def xy_of_lines(ax, *, alpha=None):
+    return [line.get_xydata() for line in ax.get_lines() if line.get_alpha() == alpha]
+
+
+# Every figure
+
+
+@pytest.mark.parametrize("stem", sorted(figures.FIGURES))
+def test_figure_is_registered_under_its_function_and_a_known_table(stem):
+    figure = figures.FIGURES[stem]
+    assert getattr(figures, f"plot_{stem}") is figure.plot
+    assert figure.table in TABLES
+    assert figure.plot.__doc__
+
+
+@pytest.mark.parametrize("stem", sorted(figures.FIGURES))
+def test_figure_has_print_width_small_text_and_every_text_inside(stem):
+    ax = np.ravel(plot(stem))[0]
+    fig = ax.figure
+    assert fig.get_figwidth() in (style.WIDTH_1, style.WIDTH_2)
+    fig.canvas.draw()
+    frame = fig.bbox.padded(1)
+    for text in fig.findobj(lambda artist: isinstance(artist, Text)):
+        if text.get_text() and text.get_visible():
+            assert text.get_fontsize() == 8
+            box = Text.get_window_extent(text)
+            inside = frame.contains(*box.min) and frame.contains(*box.max)
+            # a locator may hold ticks outside of the limits, which are not drawn
+            assert inside or text in tick_labels(fig), text.get_text()
+
+
+def tick_labels(fig):
+    return [t for ax in fig.axes for axis in (ax.xaxis, ax.yaxis) for t in axis.get_ticklabels()]
+
+
+@pytest.mark.parametrize("stem", sorted(figures.FIGURES))
+def test_figure_leaves_the_style_and_the_rows_of_the_caller_alone(stem):
+    rows = table(figures.FIGURES[stem].table)
+    kept, parameters = rows.copy(), dict(mpl.rcParams)
+    plot(stem, rows)
+    pd.testing.assert_frame_equal(rows, kept)
+    assert dict(mpl.rcParams) == parameters
+
+
+@pytest.mark.parametrize("stem", sorted(figures.FIGURES))
+def test_figure_draws_on_given_axes_and_refuses_a_wrong_number(stem):
+    axes = np.ravel(plot(stem))
+    _, mine = plt.subplots(len(axes), layout="constrained", figsize=(7, 12), squeeze=False)
+    drawn = plot(stem, ax=mine[0, 0] if stem == "trade_off" else mine)
+    assert list(np.ravel(drawn)) == list(mine.flat)
+    if stem != "trade_off":
+        with pytest.raises(ValueError, match=f"Expected {len(axes)} Axes"):
+            plot(stem, ax=mine[:0])
+
+
+@pytest.mark.parametrize("stem", sorted(figures.FIGURES))
+def test_missing_column_is_named(stem):
+    rows = table(figures.FIGURES[stem].table).drop(columns="variant")
+    with pytest.raises(ValueError, match=rf"{stem}: expected the columns .*\['variant'\].*Pass"):
+        plot(stem, rows)
+    with pytest.raises(ValueError, match="expected the columns"):
+        figures.caption(stem, rows)
+
+
+@pytest.mark.parametrize("stem", sorted(figures.FIGURES))
+def test_no_rows_are_refused(stem):
+    with pytest.raises(ValueError, match="at least one row, found none"):
+        plot(stem, table(figures.FIGURES[stem].table).head(0))
+
+
+@pytest.mark.parametrize("stem", sorted(figures.FIGURES))
+def test_a_missing_value_is_refused_rather_than_skipped(stem):
+    rows = table(figures.FIGURES[stem].table)
+    column = figures.FIGURES[stem].values[-1]
+    rows.loc[3, column] = np.nan
+    with pytest.raises(ValueError, match="a value in every cell"):
+        plot(stem, rows)
+
+
+@pytest.mark.parametrize("stem", sorted(figures.FIGURES))
+def test_rows_of_two_presets_are_refused(stem):
+    rows = table(figures.FIGURES[stem].table)
+    with pytest.raises(ValueError, match=r"one preset, found \['mini', 'smoke'\]"):
+        plot(stem, pd.concat([rows, rows.assign(preset="smoke")]))
+
+
+@pytest.mark.parametrize("stem", sorted(set(figures.FIGURES) - {"umap"}))
+def test_rows_that_stand_twice_are_refused(stem):
+    rows = table(figures.FIGURES[stem].table)
+    with pytest.raises(ValueError, match="each row once"):
+        plot(stem, pd.concat([rows, rows.head(1)]))
+
+
+@pytest.mark.parametrize("stem", sorted(figures.FIGURES))
+def test_caption_names_the_preset_and_is_complete(stem):
+    text = figures.caption(stem, table(figures.FIGURES[stem].table))
+    assert text.startswith("**")
+    assert "preset mini" in text
+    assert not set("{}") & set(text)
+
+
+def test_caption_tells_the_number_of_seeds_and_whether_there_are_intervals():
+    two = figures.caption("trade_off", table("scores"))
+    assert "n = 2 seeds a model (base encoder: 1)" in two
+    assert "No interval" in two
+    three = figures.caption("trade_off", table("scores", seeds=3))
+    assert "n = 3 seeds" in three
+    assert "95 % t-intervals" in three
+    assert "n = 1 seed a model." in figures.caption("trade_off", table("scores", seeds=1))
+
+
+def test_caption_of_an_unknown_figure_is_refused():
+    with pytest.raises(ValueError, match=r"out of .*'trade_off'.*found 'tradeoff'"):
+        figures.caption("tradeoff", table("scores"))
+
+
+# One by one
+
+
+def test_trade_off_puts_means_over_test_sets_and_seeds_in_the_plane():
+    rows = table("scores")
+    ax = plot("trade_off", rows)
+    drawn = mean_markers(ax)
+    assert list(drawn) == LABELS
+    for variant, look in style.variant_styles(VARIANTS).items():
+        test = rows[(rows["variant"] == variant) & (rows["split"] == "test")]
+        x = 100 * test.loc[test["metric"] == "ndcg@10", "value"].mean()
+        y = 100 * test.loc[test["metric"] == "spearman", "value"].mean()
+        assert drawn[look.label][:2] == pytest.approx((x, y))
+        assert same_color(drawn[look.label][2], look.colour)
+    assert "nDCG@10 × 100 (↑)" in ax.get_xlabel()
+    assert "Spearman × 100 (↑)" in ax.get_ylabel()
+
+
+def test_trade_off_shows_each_seed_and_names_each_model_once():
+    ax = plot("trade_off")
+    seeds = xy_of_lines(ax, alpha=figures.FAINT)
+    assert [len(points) for points in seeds] == [2] * 9  # the base encoder has one
+    assert sorted(text.get_text() for text in ax.texts) == sorted(LABELS)
+
+
+def test_trade_off_marks_the_specialists():
+    rows = table("scores")
+    ax = plot("trade_off", rows)
+    drawn = mean_markers(ax)
+    rules = {line.get_color(): line for line in ax.get_lines() if len(set(line.get_xdata())) == 1}
+    vertical = rules[style.ROLES["IR"].colour]
+    assert vertical.get_xdata()[0] == pytest.approx(drawn["IR only"][0])
+    heights = [
+        line.get_ydata()[0]
+        for line in ax.get_lines()
+        if line.get_color() == style.ROLES["STS"].colour and list(line.get_xdata()) == [0, 1]
+    ]
+    assert heights == pytest.approx([drawn["STS only"][1]])
+    without = plot("trade_off", rows[~rows["variant"].isin(["ir_only", "sts_only"])])
+    assert not without.collections  # no corner to shade
+
+
+@pytest.mark.parametrize(("seeds", "bars"), [(2, 0), (3, 9)])
+def test_trade_off_draws_intervals_from_three_seeds_on(seeds, bars):
+    ax = plot("trade_off", table("scores", seeds=seeds))
+    assert sum(container.has_xerr for container in ax.containers) == bars
+
+
+def test_interval_is_that_of_student():
+    ax = plot("trade_off", table("scores", variants=["codiemb"], seeds=3))
+    (seeds,) = xy_of_lines(ax, alpha=figures.FAINT)
+    (container,) = ax.containers
+    (across,), _ = (bar.get_segments() for bar in container.lines[2])
+    half = 4.302652729911275 * seeds[:, 0].std(ddof=1) / np.sqrt(3)  # t quantile, 2 degrees
+    assert across[:, 0] == pytest.approx([seeds[:, 0].mean() - half, seeds[:, 0].mean() + half])
+
+
+def test_means_over_different_test_sets_are_refused():
+    rows = table("scores")
+    rows = rows[~((rows["variant"] == "soup") & (rows["dataset"] == "lee-news"))]
+    with pytest.raises(ValueError, match=r"variant soup, seed 0 without \['lee-news'\]"):
+        plot("trade_off", rows)
+
+
+def test_trade_off_without_headline_metrics_or_a_second_task_is_refused():
+    rows = table("scores")
+    with pytest.raises(ValueError, match="expected the metrics"):
+        plot("trade_off", rows[rows["metric"] == "pearson"])
+    without = rows[(rows["task"] == "ir") | (rows["variant"] != "soup")]
+    with pytest.raises(ValueError, match=r"Expected the STS score .* 'soup', seed 0"):
+        plot("trade_off", without)
+
+
+def test_scores_by_dataset_has_a_panel_per_test_set_and_a_row_per_model():
+    rows = table("scores")
+    axes = plot("scores_by_dataset", rows)
+    assert [ax.get_title(loc="left") for ax in axes] == [name for _, name in DATASETS]
+    assert [label.get_text() for label in axes[0].get_yticklabels()] == LABELS
+    assert not any(label.get_text() for label in axes[1].get_yticklabels())
+    assert axes[0].get_xlabel() == "nDCG@10\n× 100 (↑)"
+    assert axes[4].get_xlabel() == "Spearman\n× 100 (↑)"
+    drawn = mean_markers(axes[1])
+    value = rows.query("variant == 'soup' and dataset == 'lee-news' and metric == 'ndcg@10'")
+    value = 100 * value.loc[value["split"] == "test", "value"].mean()
+    assert drawn["uniform soup"][:2] == pytest.approx((value, LABELS.index("uniform soup")))
+    low, high = axes[0].get_ylim()
+    assert low > high  # the first model is on top
+
+
+def test_scores_by_dataset_wraps_many_test_sets():
+    rows = table("scores", variants=["base", "codiemb"])
+    more = rows.assign(dataset=rows["dataset"] + "-2")
+    axes = plot("scores_by_dataset", pd.concat([rows, more]))
+    assert len(axes) == 10
+    assert len({ax.get_subplotspec().rowspan.start for ax in axes}) == 2
+
+
+def test_training_curves_draw_the_mean_over_seeds_by_step():
+    rows = table("dev", variants=VARIANTS[1:8])
+    axes = plot("training_curves", rows)
+    assert axes[0].get_ylabel().startswith("IR dev sets")
+    assert axes[1].get_ylabel().startswith("STS dev sets")
+    handles, labels = axes[1].get_legend_handles_labels()
+    line = handles[labels.index("CoDiEmb")]
+    mine = rows[(rows["variant"] == "codiemb") & (rows["task"] == "sts")]
+    expected = 100 * mine.groupby("step")["value"].mean()
+    np.testing.assert_allclose(line.get_xydata(), expected.reset_index().to_numpy())
+    (legend,) = axes[0].figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == LABELS[1:8]
+
+
+def test_training_curves_of_one_task_leave_the_other_panel_empty():
+    rows = table("dev", variants=["codiemb"])
+    axes = plot("training_curves", rows[rows["task"] == "sts"])
+    assert not axes[0].get_lines()
+    assert axes[1].get_lines()
+
+
+def test_up_to_four_series_are_named_where_they_end():
+    axes = plot("training_curves", table("dev", variants=VARIANTS[1:4]))
+    assert not axes[0].figure.legends
+    assert [text.get_text() for text in axes[0].texts] == LABELS[1:4]
+
+
+def test_alignment_uniformity_has_a_panel_for_texts_with_both_measures():
+    rows = table("geometry")
+    axes = plot("alignment_uniformity", rows)
+    assert [ax.get_title(loc="left") for ax in axes] == ["all texts", "STS texts"]
+    assert {ax.get_xlabel() for ax in axes} == {"alignment (↓)"}
+    assert {ax.get_ylabel() for ax in axes} == {"uniformity (↓)"}
+    means = rows[(rows["variant"] == "delta") & (rows["texts"] == "sts")]
+    means = means.groupby("measure")["value"].mean()
+    drawn = mean_markers(axes[1])["delta-guided"][:2]
+    assert drawn == pytest.approx((means["alignment"], means["uniformity"]))
+
+
+def test_alignment_uniformity_needs_both_measures_on_the_same_texts():
+    rows = table("geometry")
+    with pytest.raises(ValueError, match="Compute both on the same texts"):
+        plot("alignment_uniformity", rows[rows["texts"] == "ir_queries"])
+    lost = (rows["variant"] == "delta") & (rows["seed"] == 1) & (rows["measure"] == "alignment")
+    with pytest.raises(ValueError, match=r"Expected the alignment .* 'delta', seed 1"):
+        plot("alignment_uniformity", rows[~lost])
+
+
+def test_anisotropy_has_a_panel_per_kind_of_texts_on_one_scale():
+    axes = plot("anisotropy")
+    titles = [ax.get_title(loc="left") for ax in axes]
+    assert titles == ["all texts", "IR queries", "IR passages", "STS texts"]
+    assert len({ax.get_xlim() for ax in axes}) == 1
+    assert axes[0].get_xlabel() == "mean cosine (↓)"
+    rows = table("geometry")
+    with pytest.raises(ValueError, match=r"measure 'anisotropy', found \['alignment'\]"):
+        plot("anisotropy", rows[rows["measure"] == "alignment"])
+
+
+def test_spectra_are_logarithmic_and_averaged_over_seeds():
+    rows = table("spectrum")
+    axes = plot("spectra", rows)
+    assert [ax.get_yscale() for ax in axes] == ["log", "log"]
+    handles, labels = axes[0].get_legend_handles_labels()
+    assert labels == LABELS
+    mine = rows[(rows["variant"] == "soup") & (rows["texts"] == "all")]
+    expected = mine.groupby("index")["singular_value"].mean()
+    line = handles[labels.index("uniform soup")]
+    np.testing.assert_allclose(line.get_ydata(), expected)
+    np.testing.assert_array_equal(line.get_xdata(), range(1, 13))
+
+
+def test_fusion_weights_map_norms_and_weights_by_layer_and_module():
+    rows = table("fusion")
+    axes = plot("fusion_weights", rows)
+    assert len(axes) == 6  # three ingredients; norms, and weights of the method that has any
+    titles = [ax.get_title(loc="left") for ax in axes[:3]]
+    assert titles == ["CoDiEmb", "CoDiEmb, 25 % IR", "CoDiEmb, 75 % IR"]
+    norms, weights = (np.ma.filled(axes[i].images[0].get_array(), np.nan) for i in (0, 3))
+    assert norms.shape == (3, 7)  # word, query, ffn; embeddings and six layers
+    mine = rows.query("variant == 'delta' and ingredient == 'codiemb' and layer == 2")
+    mine = mine[mine["module"] == "query"]
+    each_seed = mine.groupby("seed")["delta_norm"].agg(lambda norm: np.sqrt((norm**2).sum()))
+    assert norms[1, 3] == pytest.approx(each_seed.mean())
+    assert weights[1, 3] == pytest.approx(mine["weight"].mean())
+    assert np.isnan(norms[0, 1:]).all()  # no word embeddings in a layer
+    assert np.isnan(norms[1:, 0]).all()
+
+
+def test_fusion_colours_are_centred_on_the_uniform_weight():
+    image = plot("fusion_weights")[3].images[0]
+    assert image.get_cmap().name == "RdBu_r"
+    assert image.norm.vcenter == pytest.approx(1 / 3)
+    assert image.norm(1 / 3) == pytest.approx(0.5)
+    assert image.norm.vmax - image.norm.vcenter == pytest.approx(
+        image.norm.vcenter - image.norm.vmin
+    )
+
+
+def test_fusion_of_a_soup_alone_is_drawn_white():
+    rows = table("fusion")
+    axes = plot("fusion_weights", rows[rows["variant"] == "soup"])
+    image = axes[3].images[0]
+    np.testing.assert_allclose(image.norm(image.get_array().compressed()), 0.5)
+
+
+def test_fusion_variants_of_different_ingredients_are_refused():
+    rows = table("fusion")
+    other = rows[(rows["variant"] == "delta") & (rows["ingredient"] != "codiemb")]
+    with pytest.raises(ValueError, match="Draw the variants apart"):
+        plot("fusion_weights", pd.concat([rows, other.assign(variant="delta_of_two")]))
+
+
+def test_umap_has_a_panel_per_variant_with_its_first_seed_on_common_axes():
+    rows = table("umap")
+    axes = plot("umap", rows)
+    assert [ax.get_title(loc="left") for ax in axes] == LABELS
+    assert len({(*ax.get_xlim(), *ax.get_ylim()) for ax in axes}) == 1
+    for ax in axes:
+        assert ax.get_aspect() == 1
+        assert not ax.get_xticks().size
+        assert not ax.get_yticks().size
+    points = axes[1].collections[0].get_offsets()
+    mine = rows.query("variant == 'ir_only' and dataset == 'api-docs' and seed == 0")
+    np.testing.assert_allclose(points, mine[["x", "y"]])
+
+
+def test_umap_colours_tell_task_by_hue_and_data_set_by_shade():
+    ax = plot("umap")[0]
+    colours = np.array([points.get_facecolor()[0] for points in ax.collections])
+    assert len(np.unique(colours, axis=0)) == 5
+    red, blue = colours[:, 0], colours[:, 2]
+    assert (blue[:2] > red[:2]).all()  # IR
+    assert (red[2:] > blue[2:]).all()  # STS
+    (legend,) = ax.figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == [name for _, name in DATASETS]
+
+
+def test_umap_of_one_variant_takes_one_column():
+    (ax,) = plot("umap", table("umap", variants=["codiemb"]))
+    assert ax.figure.get_figwidth() == style.WIDTH_1

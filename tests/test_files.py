@@ -1,0 +1,66 @@
+"""Files appear whole or not at all."""
+
+import os
+
+import pytest
+
+from codiemb_lib.files import (
+    UnwritableError,
+    atomic_path,
+    check_writable,
+    read_json,
+    sha256_file,
+    sha256_text,
+    write_json,
+    write_text,
+)
+
+
+def test_a_failure_leaves_the_old_content_and_no_litter(tmp_path):
+    path = tmp_path / "a.txt"
+    write_text(path, "old")
+
+    def write_half():
+        with atomic_path(path) as temporary:
+            temporary.write_text("half")
+            raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        write_half()
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["a.txt"]
+
+
+def test_a_folder_is_replaced_whole(tmp_path):
+    folder = tmp_path / "model"
+    for content in ("old", "new"):
+        with atomic_path(folder) as temporary:
+            (temporary / "deep").mkdir(parents=True)
+            (temporary / "deep" / content).write_text(content)
+    assert [p.name for p in (folder / "deep").iterdir()] == ["new"]
+    assert os.listdir(tmp_path) == ["model"]
+
+
+def test_parents_are_made_and_json_comes_back(tmp_path):
+    path = tmp_path / "a folder" / "b" / "c.json"
+    write_json(path, {"ü": [1, 2.5, None]})
+    assert read_json(path) == {"ü": [1, 2.5, None]}
+
+
+def test_broken_json_names_file_and_line(tmp_path):
+    path = tmp_path / "broken.json"
+    path.write_text('{\n"a": }')
+    with pytest.raises(ValueError, match=r"broken\.json:2: expected JSON"):
+        read_json(path)
+
+
+def test_an_unwritable_folder_is_refused(tmp_path):
+    blocked = tmp_path / "file"
+    blocked.write_text("I am no folder")
+    with pytest.raises(UnwritableError, match="expected a folder that can be written"):
+        check_writable(blocked / "runs")
+
+
+def test_hashes():
+    assert sha256_text("ab", "c") != sha256_text("a", "bc")
+    assert sha256_file(__file__) == sha256_file(__file__)
