@@ -96,7 +96,6 @@ rule train:
         f"{RUNS}/{{variant}}/seed-{{seed}}/03_joint_training.ipynb",
     message:
         "03 train {wildcards.variant}, seed {wildcards.seed}"
-    priority: 1  # everything else waits for the runs
     shell:
         "{EXECUTE} {input.notebook} {output} -p preset {PRESET.name}"
         " -p variant {wildcards.variant} -p seed {wildcards.seed}"

@@ -37,6 +37,7 @@ def reproduce(arguments: argparse.Namespace) -> None:
     os.chdir(root)
     command = [sys.executable, "-m", "snakemake", "--nolock", "--rerun-incomplete"]
     command += ["--cores", arguments.cores, "--config", f"preset={arguments.preset}"]
+    command += ["--quiet", "host", "reason"]
     # Snakemake's own lock would outlive a kill. Ours is open in the process that we become.
     with alone(root) as lock:
         os.set_inheritable(lock, True)

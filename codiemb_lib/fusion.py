@@ -401,7 +401,7 @@ def _check_same_settings(folders: Sequence[Path]) -> None:
         for file in sorted(settings[0].keys() | found.keys()):
             if settings[0].get(file) != found.get(file):
                 raise ValueError(
-                    f"{folder}: expected the same {file} as in {folders[0]}, found another or none. "
+                    f"{folder}: expected the {file} of {folders[0]}, found another or none. "
                     "Models that differ in modules, pooling, prompts or tokenizer cannot be fused."
                 )
 

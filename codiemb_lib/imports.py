@@ -21,8 +21,8 @@ ROOT = Path(__file__).resolve().parent
 def module_files(names: Iterable[str], *, root: str | Path = ROOT) -> list[Path]:
     """The files of modules of this library and of all others that they import, at any depth.
 
-    A style sheet of the package that a module names as matplotlib does, "codiemb_lib.paper", counts.
-    `__init__.py` does not: it holds the version, and a new version alone changes no result.
+    A style sheet that a module names as matplotlib does ("codiemb_lib.paper") counts. `__init__.py`
+    does not: it holds the version, and a new version alone changes no result.
 
     Args:
         names: Such as "codiemb_lib.training".

@@ -206,9 +206,8 @@ class _Kernel(AsyncKernelManager):
         """How the kernel is started: without the user's own start-up files."""
         folder = str(Path(self.connection_file).parent)
         command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
-        return KernelSpec(
-            argv=[*command, f"--ipython-dir={folder}"], display_name="Python 3", language="python"
-        )
+        command += [f"--ipython-dir={folder}", "--log-level=50"]  # quiet about its own shutdown
+        return KernelSpec(argv=command, display_name="Python 3", language="python")
 
     async def start_kernel(self, **options) -> None:
         """Start it with our lock open: should we be killed, it holds until the kernel is gone."""

@@ -61,29 +61,16 @@ class Record:
             texts = _tuple(self, name, _is_text, "a {}list of non-empty strings")
             scores = _tuple(self, f"{name[:-1]}_scores", _is_score, "a list of finite numbers")
             if scores and len(scores) != len(texts):
-                _refuse(
-                    f"{name[:-1]}_scores",
-                    f"one score for each of {len(texts)} texts",
-                    scores,
-                )
+                _refuse(f"{name[:-1]}_scores", f"one score for each of {len(texts)} texts", scores)
         if not self.positives:
             _refuse("positives", "a non-empty list of non-empty strings", [])
         if both := set(self.positives) & set(self.negatives):
-            _refuse(
-                "negatives",
-                "texts that are no positives of the same record",
-                both.pop(),
-            )
+            _refuse("negatives", "texts that are no positives of the same record", both.pop())
         if self.task == "sts":
             if len(self.positives) != 1 or self.negatives:
                 found = f"{len(self.positives)} positives and {len(self.negatives)} negatives"
                 remedy = "Write every scored pair as a record of its own"
-                _refuse(
-                    "positives",
-                    "exactly one positive, no negatives (STS)",
-                    found,
-                    remedy,
-                )
+                _refuse("positives", "exactly one positive, no negatives (STS)", found, remedy)
             if len(self.positive_scores) != 1 or not 0 <= self.positive_scores[0] <= 1:
                 remedy = "Divide the ratings by the top of their scale"
                 expected = "exactly one score in [0, 1] (STS)"

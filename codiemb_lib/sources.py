@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import ast
-import inspect
 import re
-import textwrap
-import warnings
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -18,25 +14,13 @@ from types import MappingProxyType
 from typing import Annotated, Literal
 
 import yaml
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    TypeAdapter,
-    ValidationError,
-    model_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
+from codiemb_lib import docstrings
 from codiemb_lib.config import project_root, unknown
+from codiemb_lib.docstrings import Documented, documented, normalise
 from codiemb_lib.files import sha256_file, sha256_text
-from codiemb_lib.records import (
-    Record,
-    RecordError,
-    Task,
-    read_jsonl,
-    to_json,
-    write_jsonl,
-)
+from codiemb_lib.records import Record, RecordError, Task, read_jsonl, to_json, write_jsonl
 
 SPLITS = ("train", "dev", "test")
 
@@ -165,7 +149,7 @@ def list_datasets(registry: str | Path | None = None) -> list[Entry]:
 
 def _entry(path: Path, name: str, settings: dict) -> Entry:
     try:
-        return _ENTRY.validate_python({"name": name} | settings)
+        return _ENTRY.validate_python(settings | {"name": name})
     except ValidationError as error:
         problems = "; ".join(
             f"{'.'.join(map(str, problem['loc'][1:])) or 'reader'}: {problem['msg']}"
@@ -219,15 +203,11 @@ def load_dataset(
     if name in entries:
         entry = entries[name]
         folder = Path(cache) if cache else project_root() / "data" / "cache"
-        splits, task, licence = _read_entry(entry, folder), entry.task, entry.licence
-        provenance = entry.provenance
+        splits = _read_entry(entry, folder)
+        task, licence, provenance = entry.task, entry.licence, entry.provenance
     elif Path(name).exists():
         splits = _read_local(Path(name))
-        task, licence, provenance = (
-            _one_task(name, splits),
-            "see source",
-            f"local: {name}",
-        )
+        task, licence, provenance = _one_task(name, splits), "see source", f"local: {name}"
     else:
         remedy = " A path to a JSONL file, or to a folder of train.jsonl, dev.jsonl, test.jsonl, "
         raise UnknownDatasetError(unknown("data set", name, entries) + remedy + "is read too.")
@@ -235,9 +215,9 @@ def load_dataset(
         split: tuple(replace(record, dataset=name) for record in records)
         for split, records in splits.items()
     }
+    # Hashed without the name, so that a moved folder keeps its hash.
     lines = [f"{split} {to_json(record)}" for split in splits for record in splits[split]]
-    content_hash = sha256_text(*lines)
-    return Dataset(name, task, MappingProxyType(named), licence, provenance, content_hash)
+    return Dataset(name, task, MappingProxyType(named), licence, provenance, sha256_text(*lines))
 
 
 def load_split(
@@ -307,8 +287,8 @@ def _read_entry(entry: Entry, cache: Path) -> dict[str, list[Record]]:
     if not isinstance(entry, DocstringsEntry):
         return _by_split(entry, _READERS[type(entry)](entry))
     versions = [_version(entry, package.distribution) for package in entry.packages.values()]
-    recipe = sha256_file(__file__)
-    key = sha256_text(entry.model_dump_json(), recipe, *versions)[:16]
+    recipe = sha256_file(__file__), sha256_file(docstrings.__file__)
+    key = sha256_text(entry.model_dump_json(), *recipe, *versions)[:16]
     # One file a split, each atomic: two processes that build at once write the same bytes.
     files = {split: cache / f"{entry.name}-{key}.{split}.jsonl" for split in SPLITS}
     if not all(file.is_file() for file in files.values()):
@@ -339,11 +319,6 @@ def _split_at(place: float, fractions: Mapping[str, float]) -> str:
     """The split in which a place in [0, 1) falls."""
     bounds = zip(fractions, accumulate(fractions.values()), strict=True)
     return next((split for split, bound in bounds if place < bound), SPLITS[-1])
-
-
-def normalise(text: str) -> str:
-    """Lower-case letters and digits in single spaces: texts that read alike become equal."""
-    return " ".join(re.findall(r"[^\W_]+", text.lower()))
 
 
 # --- Source files ---------------------------------------------------------------------------------
@@ -414,7 +389,8 @@ def read_lee_similarity(entry: LeeSimilarityEntry) -> Iterator[tuple[str, Record
 
     The matrix holds its upper triangle and a diagonal of ones: row i, column j > i is a pair.
     """
-    documents = _source_lines(entry, entry.package, entry.documents)
+    lines = _source_lines(entry, entry.package, entry.documents)
+    documents = [" ".join(line.split()) for line in lines]
     # Fifty are too few to leave the sizes to chance: in the order of their hashes, cut by share.
     order = sorted(range(len(documents)), key=lambda i: sha256_text(normalise(documents[i])))
     splits = [""] * len(documents)
@@ -424,10 +400,7 @@ def read_lee_similarity(entry: LeeSimilarityEntry) -> Iterator[tuple[str, Record
         scores = [float(score) for score in line.split("\t")]
         for j in range(i + 1, len(documents)):
             if splits[i] == splits[j]:
-                yield (
-                    splits[i],
-                    _pair(documents[i], documents[j], scores[j], f"{i}-{j}"),
-                )
+                yield splits[i], _pair(documents[i], documents[j], scores[j], f"{i}-{j}")
 
 
 def read_lee_news(entry: LeeNewsEntry) -> Iterator[tuple[str, Record]]:
@@ -450,8 +423,12 @@ def read_lee_news(entry: LeeNewsEntry) -> Iterator[tuple[str, Record]]:
 
 
 def _sentences(text: str) -> list[str]:
-    """Sentences end at a full stop after a word of three letters or more: no "Mr.", "U.S."."""
-    return re.split(r"(?:(?<=\w{3}[.!?])|(?<=\w{3}[.!?][\"')]))\s+(?=[\"'(]?[A-Z0-9])", text)
+    """Split where a sentence ends, not after initials and titles: "U.S. troops", "Mr. Smith"."""
+    return re.split(
+        r"(?<!\b[A-Z]\.)(?<!\b(?:Mr|Ms|Dr|St|Lt)\.)(?:(?<=[.!?])|(?<=[.!?][\"')]))\s+"
+        r"(?=[\"'(]?[A-Z0-9])",
+        text,
+    )
 
 
 class NearDuplicates:
@@ -479,18 +456,6 @@ class NearDuplicates:
 
 # --- Docstrings -----------------------------------------------------------------------------------
 
-_SKIPPED = {"tests", "test", "testing", "conftest", "setup", "externals", "vendored"}
-
-
-@dataclass
-class _Documented:
-    """A public object whose docstring gives a query and passages."""
-
-    name: str  # qualified by its file: package.module.object
-    module: str
-    query: str
-    passages: list[str]
-
 
 def read_docstrings(entry: DocstringsEntry) -> list[tuple[str, Record]]:
     """Retrieval records from the docstrings of installed packages, read without importing them.
@@ -498,12 +463,17 @@ def read_docstrings(entry: DocstringsEntry) -> list[tuple[str, Record]]:
     Guarantees: queries are distinct, no passage serves two objects, no passage contains any query,
     no object repeats most of another's text, and a hard negative lies in its query's split.
     """
-    kept: list[_Documented] = []
+    kept: list[Documented] = []
     queries: set[str] = set()
     seen = NearDuplicates()
     for package, settings in entry.packages.items():
         left = settings.limit
-        candidates = list(_documented(entry, package, settings))
+        candidates = documented(
+            _package_folder(entry, package),
+            words=entry.words,
+            private=settings.private,
+            skip=settings.skip,
+        )
         # First those with several passages, then by a hash (salted: the plain one is the split's),
         # so that a new object displaces few others.
         candidates.sort(key=lambda c: (len(c.passages) < 2, sha256_text("selection", c.name)))
@@ -519,26 +489,24 @@ def read_docstrings(entry: DocstringsEntry) -> list[tuple[str, Record]]:
     _drop_ambiguous_passages(kept)
     kept = sorted((item for item in kept if item.passages), key=lambda item: item.name)
     splits = {item.name: split_of(item.name, entry.fractions) for item in kept}
-    members: dict[tuple[str, str], list[_Documented]] = defaultdict(list)
+    members: dict[tuple[str, str], list[Documented]] = defaultdict(list)
     for item in kept:
         members[item.module, splits[item.name]].append(item)
-    return [
-        (
-            splits[item.name],
-            _ir_record(item, members[item.module, splits[item.name]], entry),
-        )
-        for item in kept
-    ]
+    records = []
+    for item in kept:
+        split = splits[item.name]
+        records.append((split, _ir_record(item, members[item.module, split], entry.negatives)))
+    return records
 
 
-def _ir_record(item: _Documented, members: list[_Documented], entry: DocstringsEntry) -> Record:
+def _ir_record(item: Documented, members: list[Documented], most: int) -> Record:
     siblings = [member for member in members if member is not item]
     siblings.sort(key=lambda sibling: sha256_text(item.name, sibling.name))
-    negatives = tuple(sibling.passages[0] for sibling in siblings[: entry.negatives])
+    negatives = tuple(sibling.passages[0] for sibling in siblings[:most])
     return Record("ir", item.query, tuple(item.passages), negatives, id=item.name)
 
 
-def _drop_ambiguous_passages(items: list[_Documented]) -> None:
+def _drop_ambiguous_passages(items: list[Documented]) -> None:
     """Drop passages that several objects share, and those in which somebody's query stands."""
     normal = {passage: normalise(passage) for item in items for passage in item.passages}
     times = Counter(normal[passage] for item in items for passage in item.passages)
@@ -559,239 +527,6 @@ def _drop_ambiguous_passages(items: list[_Documented]) -> None:
             for passage in item.passages
             if times[normal[passage]] == 1 and not answers_itself(normal[passage])
         ]
-
-
-def _documented(
-    entry: DocstringsEntry, package: str, settings: PackageDocs
-) -> Iterator[_Documented]:
-    root = _package_folder(entry, package)
-    files: dict[str, Path] = {}
-    for path in sorted(root.rglob("*.py")):
-        *folders, stem = (package, *path.relative_to(root).with_suffix("").parts)
-        hidden = [f for f in folders if f.startswith("_") and f not in settings.private]
-        if not hidden and not _SKIPPED.union(settings.skip).intersection((*folders, stem)):
-            files[".".join(folders if stem == "__init__" else (*folders, stem))] = path
-    exported = {
-        alias.name
-        for path in files.values()
-        if path.stem == "__init__"
-        for node in ast.walk(_parse(path))
-        if isinstance(node, ast.ImportFrom)
-        for alias in node.names
-    }
-    for module, path in files.items():
-        tree = _parse(path)  # one at a time: thousands of trees would keep the collector busy
-        private = any(part.startswith("_") for part in module.split("."))
-        public = _declared(tree) | exported if private else None
-        for name, docstring in _docstrings(tree, public):
-            query, passages = read_docstring(docstring, entry.words)
-            if passages:
-                yield _Documented(f"{module}.{name}", module, query, passages)
-
-
-def _parse(path: Path) -> ast.Module:
-    with warnings.catch_warnings():  # the invalid escapes of others are not our concern
-        warnings.simplefilter("ignore")
-        return ast.parse(path.read_bytes())
-
-
-def _declared(tree: ast.Module) -> set[str]:
-    """The names in a module's literal `__all__`."""
-    for node in tree.body:
-        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
-            return {item.value for item in ast.walk(node.value) if isinstance(item, ast.Constant)}
-    return set()
-
-
-def _docstrings(tree: ast.Module, public: set[str] | None) -> Iterator[tuple[str, str]]:
-    """Names and docstrings of a module's public functions, classes and their public methods."""
-    definitions = (ast.FunctionDef, ast.ClassDef)
-    for node in tree.body:
-        if isinstance(node, definitions):
-            if node.name.startswith("_") or (public is not None and node.name not in public):
-                continue
-            members = node.body if isinstance(node, ast.ClassDef) else []
-            methods = [m for m in members if isinstance(m, ast.FunctionDef) and m.name[0] != "_"]
-            for item in (node, *methods):
-                if docstring := ast.get_docstring(item):
-                    yield (
-                        (node.name if item is node else f"{node.name}.{item.name}"),
-                        docstring,
-                    )
-        elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
-            yield from _added_docstrings(node.value)
-
-
-def _added_docstrings(call: ast.Call) -> Iterator[tuple[str, str]]:
-    """The docstring of compiled code: `add_newdoc(..., name, text)`, `add_docstr(name, text)`."""
-    function = ast.unparse(call.func).rpartition(".")[2]
-    if function not in {"add_newdoc", "add_docstr"} or len(call.args) < 2:
-        return
-    *names, text = call.args
-    if isinstance(text, ast.Call) and isinstance(text.func, ast.Attribute):
-        text = text.func.value  # "...".format(**shared): what it would fill in is left out later
-    if isinstance(text, ast.Tuple) and len(text.elts) == 2:
-        *more, text = text.elts
-        names += more
-    if isinstance(text, ast.Constant) and isinstance(text.value, str):
-        parts = [n.value if isinstance(n, ast.Constant) else ast.unparse(n) for n in names]
-        yield ".".join(map(str, parts)), inspect.cleandoc(text.value)
-
-
-# A heading underlined as in numpydoc, or ended by a colon as in Google's style.
-_UNDERLINE = re.compile(r"[-=~]{3,}\s*")
-_GOOGLE = re.compile(
-    r"(Args|Arguments|Parameters|Keyword Arg(?:ument)?s|Returns?|Yields|Raises|Examples?|Notes?"
-    r"|Shape|Attributes|References|See Also|Warnings?|Inputs?|Outputs?|Usage|Variables)\s*::?\s*",
-    re.IGNORECASE,
-)
-_SIGNATURE = re.compile(r"[\w.]+\s*\(.*\)(\s*->.*)?")
-_PLACEHOLDER = re.compile(r"%\([\w:]+\)|\{\w*\}|%s|\$\{?\w")  # what a decorator was to fill in
-_CODE = re.compile(r">>>|\.\.\. |\||\+[-=]+\+|={4,}|\$ |In \[")
-_NO_SUMMARY = re.compile(
-    r"(deprecated|alias|see|warning|note|todo|return self|bases|internal|helper|base class|mixin"
-    r"|same as|wrapper|in-place version|this (function|method|class) is deprecated)\b",
-    re.IGNORECASE,
-)
-# Sentences that lead to something left out here: a formula, code, another section or page.
-_POINTER = re.compile(
-    r".*:|(see|read|refer to)\b.*\b(examples?|notes|user guide|section|below)\b.*", re.I
-)
-
-
-def read_docstring(docstring: str, words: tuple[int, int]) -> tuple[str, list[str]]:
-    """The summary and the passages of a docstring; ("", []) where it gives no fit pair.
-
-    Passages, each of words[0] to words[1] words: description, notes, parameters, returns. Markup,
-    code, formulas, tables and unfilled placeholders are left out.
-    """
-    sections = _sections(docstring.splitlines())
-    summary, *description = _paragraphs(sections[""]) or [""]
-    fits = 4 <= len(summary.split()) <= 30 and _is_prose(summary) and not summary.endswith(":")
-    if not fits or _NO_SUMMARY.match(summary):
-        return "", []
-
-    def section(*names: str) -> list[str]:
-        return next((sections[name] for name in names if name in sections), [])
-
-    notes = _paragraphs(section("notes", "note"))
-    units = (
-        _sentences_of(description),
-        _sentences_of(notes),
-        _items(section("parameters", "args", "arguments")),
-        _items(section("returns", "return")),
-    )
-    query = normalise(summary)
-    passages = dict.fromkeys(_shorten(unit, words[1]) for unit in units)
-    passages = [
-        passage
-        for passage in passages
-        if len(passage.split()) >= words[0]
-        and _is_prose(passage)
-        and query not in normalise(passage)
-    ]
-    return (summary, passages) if passages else ("", [])
-
-
-def _sections(lines: list[str]) -> dict[str, list[str]]:
-    """The lines below each heading, in lower case; those above the first are at ""."""
-    current: list[str] = []
-    sections = {"": current}
-    for line, following in zip(lines, [*lines[1:], ""], strict=False):
-        if line[:1].strip() and _UNDERLINE.fullmatch(following):
-            current = sections.setdefault(line.strip().lower(), [])
-        elif match := _GOOGLE.fullmatch(line):
-            current = sections.setdefault(match[1].lower(), [])
-        elif not _UNDERLINE.fullmatch(line):
-            current.append(line)
-    return sections
-
-
-def _paragraphs(lines: list[str]) -> list[str]:
-    """Clean paragraphs of prose: no code, formulas, tables, directives or signatures."""
-    blocks: list[list[str]] = [[]]
-    skip_below: int | None = None  # skip lines indented deeper than this
-    fenced = False
-    for line in textwrap.dedent("\n".join(lines)).splitlines():
-        indent, text = len(line) - len(line.lstrip()), line.strip()
-        if text.startswith("```"):
-            fenced = not fenced
-        elif not text:
-            blocks.append([])
-        elif not fenced and (skip_below is None or indent <= skip_below):
-            skip_below = None
-            if admonition := re.match(r"\.\. *(note|warning|tip|important|hint) *:+ *", text):
-                text = text[admonition.end() :]
-            elif re.match(r"\.\.(?!\.)", text):  # a formula, a picture, a footnote, a comment
-                skip_below, text = indent, ""
-            elif text.endswith("::"):  # code follows
-                skip_below, text = indent, text[:-1]
-            blocks[-1].append(re.sub(r"^[-*+] (?=\S)", "", text))
-    joined = (_clean(" ".join(block)) for block in blocks if not any(map(_CODE.match, block)))
-    return [text for text in joined if text and not _SIGNATURE.fullmatch(text)]
-
-
-def _items(lines: list[str]) -> list[str]:
-    """The items of a section such as Parameters, as "name (type): first paragraph"."""
-    groups: list[list[str]] = []
-    for line in textwrap.dedent("\n".join(lines)).splitlines():
-        if line[:1].strip():
-            groups.append([line])
-        elif groups:
-            groups[-1].append(line)
-    items = []
-    for head, *body in groups:
-        if head.startswith(".. "):  # a directive between the items
-            continue
-        if google := re.match(r"([\w*, ]+(?:\([^:]*\))?) ?: *(?=\S)", head):
-            numpydoc = head[: google.end()].rstrip().endswith(" :")
-        else:
-            numpydoc = True
-        if numpydoc:  # "name : type" or "type", and the text below
-            head = re.sub(r" : +(.+)", r" (\1)", head)
-            text = " ".join(_paragraphs(body)[:1])
-        else:  # "name (type): text", which goes on below
-            head, first = head[: google.end()].rstrip(": "), head[google.end() :]
-            text = " ".join(
-                _paragraphs([first, *textwrap.dedent("\n".join(body)).splitlines()])[:1]
-            )
-        text = f"{_clean(head)}: {text}"
-        if not text.endswith(": ") and not _PLACEHOLDER.search(text):
-            items.append(text if text[-1] in ".!?" else text.rstrip(":;,") + ".")
-    return items
-
-
-def _clean(text: str) -> str:
-    text = re.sub(r":[\w:+-]+:(?=`)", "", text)  # :func:`x` -> `x`
-    text = re.sub(r"`([^`<]+?)\s*<[^`>]+>`_{0,2}", r"\1", text)  # `text <link>`_ -> text
-    text = re.sub(r"`~\.?(?:\w+\.)*(\w+)`", r"\1", text)  # `~package.name` -> name
-    text = re.sub(r"\[(?:\d+|#?\w+)\]_", "", text)  # footnotes
-    text = re.sub(r"`{1,2}([^`]+?)`{1,2}_{0,2}", r"\1", text)
-    text = re.sub(r"(?<![\w*])(\*{1,2})(?=\S)([^*]+?)(?<=\S)\1(?![\w*])", r"\2", text)  # *emphasis*
-    text = re.sub(r"\|(\w[\w ]*)\|", r"\1", text)  # |substitution|
-    text = re.sub(r"\s+([,.;])(?=\s|$)", r"\1", " ".join(text.split()))
-    return text.strip(" -")
-
-
-def _sentences_of(paragraphs: list[str]) -> list[str]:
-    sentences = [s for text in paragraphs for s in re.split(r"(?<=[.!?:])\s+(?=[A-Z(])", text)]
-    return [sentence for sentence in sentences if not _POINTER.fullmatch(sentence)]
-
-
-def _shorten(units: list[str], most: int) -> str:
-    """As many whole units (sentences, items) as `most` words hold, or the start of the first."""
-    words: list[str] = []
-    for unit in units:
-        if words and len(words) + len(unit.split()) > most:
-            break
-        words += unit.split()
-    return " ".join(words[:most])
-
-
-def _is_prose(text: str) -> bool:
-    """Mostly letters, no formula, no placeholder."""
-    letters = sum(character.isalpha() or character == " " for character in text)
-    return letters >= 0.8 * len(text) and "\\" not in text and not _PLACEHOLDER.search(text)
 
 
 _READERS: dict[type[Entry], Callable[..., Iterable[tuple[str, Record]]]] = {

@@ -1,4 +1,4 @@
-"""Tables for print: tidy rows in, one line a model out, in the form in which the README shows it."""
+"""Tables for print: tidy rows in, one line a model out, as the README shows it."""
 
 from __future__ import annotations
 

@@ -14,6 +14,7 @@ import yaml
 
 from codiemb_lib import sources
 from codiemb_lib.config import project_root
+from codiemb_lib.docstrings import normalise, read_docstring
 from codiemb_lib.records import Record, RecordError, write_jsonl
 from codiemb_lib.sources import (
     SPLITS,
@@ -26,8 +27,6 @@ from codiemb_lib.sources import (
     list_datasets,
     load_dataset,
     load_split,
-    normalise,
-    read_docstring,
     read_docstrings,
     split_of,
 )

@@ -1,0 +1,54 @@
+# make reproduce   every figure and table of a preset: PRESET=mini (default), PRESET=smoke, ...
+# make test        the tests; ARGS="tests/test_fusion.py -x" for some of them
+# make lint        ruff, on code and notebooks
+# make lab         JupyterLab on the notebooks
+# make lock        remake requirements.lock from the bounds in pyproject.toml
+#
+# Each installs requirements.lock in .venv first, if that has not happened yet.
+
+PRESET ?= mini
+CORES ?= all
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+
+# All paths are relative: the folder's own path may have spaces, which make cannot handle in targets.
+RUN := .venv/bin/python -m
+PIP := .venv/bin/python -m pip --disable-pip-version-check --no-input
+READY := .venv/ready
+
+# An environment does not survive a move or a copy to another folder: it says where it was made.
+ifneq "$(shell cat $(READY) 2>/dev/null)" "$(CURDIR)"
+.PHONY: $(READY)
+endif
+
+.PHONY: reproduce test lint lab lock
+.DEFAULT_GOAL := reproduce
+
+reproduce: $(READY)
+	$(RUN) codiemb_lib.cli reproduce --preset "$(PRESET)" --cores "$(CORES)"
+
+test: $(READY)
+	$(RUN) pytest $(ARGS)
+
+lint: $(READY)
+	$(RUN) ruff check
+	$(RUN) ruff format --check
+
+lab: $(READY)
+	$(RUN) jupyterlab notebooks
+
+$(READY): requirements.lock pyproject.toml
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || { echo 'expected Python 3.11, found "$(PYTHON)", which is another. Name one: make PYTHON=/path/to/python3.11' >&2; exit 1; }
+	@if test "$$(cat $(READY) 2>/dev/null)" != '$(CURDIR)'; then "$(PYTHON)" -m venv --clear .venv; fi
+	@rm -f $(READY)
+	@echo 'installing requirements.lock in .venv: a few minutes'
+	@$(PIP) install --quiet --requirement requirements.lock
+	@$(PIP) install --quiet --no-deps --no-build-isolation --editable .
+	@printf '%s' '$(CURDIR)' > $(READY)
+
+lock:
+	"$(PYTHON)" -m venv --clear .venv-lock
+	.venv-lock/bin/python -m pip install --quiet 'torch==2.13.0' '.[dev]'
+	sed '/^[^#]/d' requirements.lock > .venv-lock/lock
+	.venv-lock/bin/python -m pip freeze --all --exclude codiemb_lib --exclude pip | sed 's/+cpu$$//' >> .venv-lock/lock
+	mv .venv-lock/lock requirements.lock
+	rm -rf .venv-lock build
