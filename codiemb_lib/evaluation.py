@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytrec_eval
-from safetensors.numpy import load_file, save_file
+from safetensors import safe_open
+from safetensors.numpy import save_file
 from scipy import stats
 
 from codiemb_lib.config import DatasetSettings
@@ -36,6 +38,8 @@ class EncodedDataset:
 
     name: str
     task: str
+    query_texts: list[str]
+    passage_texts: list[str]
     queries: np.ndarray
     passages: np.ndarray
     gold: list[list[int]] | np.ndarray
@@ -75,6 +79,8 @@ def encode_dataset(
     return EncodedDataset(
         name=settings.name,
         task=task,
+        query_texts=queries,
+        passage_texts=passages,
         queries=encoder.encode(queries, prompt=settings.query_prompt, progress=progress),
         passages=encoder.encode(passages, prompt=passage_prompt, progress=progress),
         gold=gold,
@@ -82,33 +88,34 @@ def encode_dataset(
 
 
 def save_encoded(path: str | Path, datasets: Iterable[EncodedDataset]) -> None:
-    """Write encoded data sets to one safetensors file, atomically."""
+    """Write encoded data sets to one safetensors file, atomically; texts are its metadata."""
     tensors: dict[str, np.ndarray] = {}
+    texts: dict[str, str] = {}
     for dataset in datasets:
         gold = dataset.gold
         if dataset.task == "ir":  # ragged: (query, row) of every positive
             gold = np.array([(i, row) for i, rows in enumerate(gold) for row in rows])
-        tensors |= {
-            f"{dataset.task}/{dataset.name}/queries": dataset.queries,
-            f"{dataset.task}/{dataset.name}/passages": dataset.passages,
-            f"{dataset.task}/{dataset.name}/gold": gold,
-        }
+        stem = f"{dataset.task}/{dataset.name}"
+        tensors |= {f"{stem}/queries": dataset.queries, f"{stem}/passages": dataset.passages}
+        tensors[f"{stem}/gold"] = gold
+        texts[stem] = json.dumps([dataset.query_texts, dataset.passage_texts])
+    arrays = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
     with atomic_path(path) as temporary:
-        save_file({name: np.ascontiguousarray(value) for name, value in tensors.items()}, temporary)
+        save_file(arrays, temporary, metadata=texts)
 
 
 def load_encoded(path: str | Path) -> list[EncodedDataset]:
     """Read what `save_encoded` wrote."""
-    tensors = load_file(path)
     datasets = []
-    for key in [key for key in tensors if key.endswith("/gold")]:
-        stem = key.removesuffix("/gold")
-        task, name = stem.split("/", 1)
-        queries, gold = tensors[f"{stem}/queries"], tensors[key]
-        if task == "ir":
-            gold = [gold[gold[:, 0] == i, 1].tolist() for i in range(len(queries))]
-        datasets.append(EncodedDataset(name, task, queries, tensors[f"{stem}/passages"], gold))
-    return datasets
+    with safe_open(path, framework="numpy") as file:
+        for stem, texts in file.metadata().items():
+            task, name = stem.split("/", 1)
+            arrays = [file.get_tensor(f"{stem}/{part}") for part in ("queries", "passages", "gold")]
+            queries, passages, gold = arrays
+            if task == "ir":
+                gold = [gold[gold[:, 0] == i, 1].tolist() for i in range(len(queries))]
+            datasets.append(EncodedDataset(name, task, *json.loads(texts), queries, passages, gold))
+    return sorted(datasets, key=lambda dataset: (dataset.task, dataset.name))
 
 
 def retrieval_metrics(

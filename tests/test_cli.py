@@ -56,7 +56,7 @@ def test_failing_cell_takes_one_line_and_status_1(notebook, tmp_path):
     _, error = process.communicate(timeout=60)
     assert process.returncode == 1
     [line] = error.splitlines()
-    assert line.startswith(f"codiemb: {notebook}: cell In [4], `raise KeyError('no wait')`, failed")
+    assert line.startswith(f"codiemb: {notebook}: cell In [5], `raise KeyError('no wait')`, failed")
     assert line.endswith(str(tmp_path / "out" / "n.failed.ipynb"))
 
 

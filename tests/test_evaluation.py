@@ -159,3 +159,4 @@ def test_encoded_data_sets_come_back_from_their_file(make_encoder, tmp_path):
     for dataset in saved:
         assert score_dataset(loaded[dataset.name]).equals(score_dataset(dataset))
         np.testing.assert_array_equal(loaded[dataset.name].queries, dataset.queries)
+        assert loaded[dataset.name].passage_texts == dataset.passage_texts

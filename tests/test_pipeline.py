@@ -1,0 +1,284 @@
+"""The Snakefile: what a change reruns, and what a failure or a kill leaves behind."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from codiemb_lib.config import load_preset
+
+ROOT = Path(__file__).parents[1]
+PRESET = load_preset("smoke")
+TRAINED, FUSED, MODELS = len(PRESET.variants), len(PRESET.fusion), len(PRESET.models)
+
+
+def copy_project(folder: Path) -> Path:
+    """The project without its runs, in a folder with a space."""
+    project = folder / "a project"
+    ignore = shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints")
+    for name in ("codiemb_lib", "notebooks"):
+        shutil.copytree(ROOT / name, project / name, ignore=ignore)
+    for name in ("Snakefile", "data/registry.yaml"):
+        (project / name).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / name, project / name)
+    return project
+
+
+def start(project: Path, *options: str, preset: str = "smoke") -> subprocess.Popen:
+    command = [sys.executable, "-m", "codiemb_lib.cli", "reproduce", "--preset", preset]
+    return subprocess.Popen(
+        [*command, "--cores", "2", "--", *options],
+        cwd=project,
+        env={**os.environ, "PYTHONPATH": str(project), "CODIEMB_ROOT": ""},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def reproduce(project: Path, *options: str, preset: str = "smoke") -> str:
+    process = start(project, *options, preset=preset)
+    text, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, text
+    return text
+
+
+def jobs(project: Path) -> dict[str, int]:
+    """How often each rule would run, from the table of a dry run."""
+    text = reproduce(project, "--dry-run")
+    if "Nothing to be done" in text:
+        return {}
+    table = text.partition("Job stats:")[2].partition("total")[0]
+    counts = {rule: int(count) for rule, count in re.findall(r"^(\w+) +(\d+)$", table, re.M)}
+    del counts["all"]
+    return counts
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    """A copy of the project in which everything seems to have run: its outputs are empty files."""
+    project = copy_project(tmp_path_factory.mktemp("finished"))
+    summary = reproduce(project, "--summary")
+    for path in re.findall(r"^(?:data|figures)/\S+", summary, re.M):
+        (project / path).parent.mkdir(parents=True, exist_ok=True)
+        (project / path).touch()
+    reproduce(project, "--touch", "--forceall")
+    return project
+
+
+@contextmanager
+def changed(path: Path, addition: str = "\n# changed\n"):
+    """Add a line to a file, and afterwards put the file back as it was."""
+    before = path.read_text()
+    path.write_text(before + addition)
+    try:
+        yield
+    finally:
+        path.write_text(before)
+
+
+def test_everything_runs_in_a_fresh_clone(tmp_path):
+    assert jobs(copy_project(tmp_path)) == {
+        "start": 1,
+        "data": 1,
+        "train": TRAINED,
+        "fuse": FUSED,
+        "benchmark": MODELS,
+        "geometry": 1,
+        "figures": 1,
+    }
+
+
+def test_nothing_runs_twice_and_a_new_time_stamp_alone_changes_nothing(finished):
+    assert jobs(finished) == {}
+    for path in [*finished.rglob("*.py"), *finished.rglob("*.ipynb"), *finished.rglob("*.yaml")]:
+        if "runs" not in path.parts:
+            path.touch()
+    assert jobs(finished) == {}
+
+
+@pytest.mark.parametrize("name", ["figures.py", "style.py", "paper.mplstyle"])
+def test_touched_figure_retrains_nothing(finished, name):
+    with changed(finished / "codiemb_lib" / name):
+        counts = jobs(finished)
+    assert counts["figures"] == 1
+    assert not counts.keys() & {"train", "fuse", "benchmark", "geometry"}
+
+
+def test_touched_objective_retrains(finished):
+    with changed(finished / "codiemb_lib" / "objectives.py"):
+        counts = jobs(finished)
+    assert (counts["train"], counts["fuse"]) == (TRAINED, FUSED)
+    assert counts["benchmark"] == MODELS - 1  # the untrained encoder's scores stand
+    assert (counts["geometry"], counts["figures"]) == (1, 1)
+    assert "data" not in counts
+
+
+def test_touched_measure_of_geometry_retrains_nothing(finished):
+    with changed(finished / "codiemb_lib" / "geometry.py"):
+        assert jobs(finished) == {"geometry": 1, "figures": 1}
+
+
+def test_changed_notebook_and_what_follows_from_it_run(finished):
+    with changed(finished / "notebooks" / "04_checkpoint_fusion.ipynb", "\n"):
+        counts = jobs(finished)
+    assert counts == {"fuse": FUSED, "benchmark": FUSED, "geometry": 1, "figures": 1}
+
+
+def test_changed_preset_concerns_its_own_runs_only(finished):
+    presets = finished / "notebooks" / "presets"
+    with changed(presets / "mini.yaml"):
+        assert jobs(finished) == {}
+    with changed(presets / "smoke.yaml"):
+        assert jobs(finished)["train"] == TRAINED
+
+
+TINY = """
+name: tiny
+description: one run and one fusion
+seeds: [0]
+encoder: {name: minilm-l6}
+datasets: [{name: simlex-999}]
+training: {batch_sizes: {ir: 2, sts: 2, mixed: 2}}
+variants: {codiemb: {}}
+fusion: {soup: {method: uniform, ingredients: [codiemb]}}
+"""
+
+# Stand-ins for the notebooks: they write the files of the real ones, and a line each in a journal.
+LOG = """
+import time
+from pathlib import Path
+runs = Path('../data/runs/tiny')
+def note(line):
+    with open('../journal', 'a') as journal:
+        print(line, file=journal)
+def write(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text('')
+"""
+STUBS = {
+    "00_start_here": "note('start')",
+    "01_data_and_batches": "note('data')",
+    "03_joint_training": """
+note('train begins')
+checkpoint = runs / variant / f'seed-{seed}' / 'checkpoint'
+note('from checkpoint' if checkpoint.exists() else 'from scratch')
+write(checkpoint)
+assert not Path('../fail').exists(), 'told to fail'
+while Path('../wait').exists():
+    time.sleep(0.05)
+note('train ends')
+""",
+    "04_checkpoint_fusion": "note('fuse')",
+    "05_benchmark": """
+note(f'benchmark {variant}')
+for name in ('scores.csv', 'embeddings.safetensors'):
+    write(runs / variant / f'seed-{seed}' / name)
+""",
+    "06_embedding_geometry": """
+note('geometry')
+for name in ('geometry.csv', 'spectrum.csv', 'umap.csv'):
+    write(runs / name)
+""",
+    "08_paper_figures": "note('figures')\nwrite(Path('../figures/tiny/results.csv'))",
+}
+
+
+@pytest.fixture
+def tiny(tmp_path) -> Path:
+    """The project with notebooks that take no time, and a preset of one run."""
+    project = copy_project(tmp_path)
+    (project / "notebooks" / "presets" / "tiny.yaml").write_text(TINY)
+    for name, source in STUBS.items():
+        path = project / "notebooks" / f"{name}.ipynb"
+        cells = nbformat.read(path, as_version=4).cells
+        [parameters] = [c for c in cells if "parameters" in c.metadata.get("tags", [])]
+        code = [nbformat.v4.new_code_cell(text) for text in (LOG, source)]
+        nbformat.write(nbformat.v4.new_notebook(cells=[parameters, *code]), path)
+    return project
+
+
+def journal(project: Path) -> list[str]:
+    path = project / "journal"
+    return path.read_text().splitlines() if path.is_file() else []
+
+
+def test_failed_notebook_is_named_then_the_run_goes_on(tiny):
+    (tiny / "fail").touch()
+    process = start(tiny, preset="tiny")
+    text, _ = process.communicate(timeout=120)
+    assert process.returncode == 1
+    failed = "data/runs/tiny/codiemb/seed-0/03_joint_training.failed.ipynb"
+    assert re.search(
+        rf"codiemb: .*In \[\d\].* failed: AssertionError: told to fail.*{failed}", text
+    )
+    assert (tiny / failed).is_file()
+
+    (tiny / "fail").unlink()
+    reproduce(tiny, preset="tiny")
+    done = journal(tiny)
+    assert done.count("from scratch") == done.count("from checkpoint") == 1
+    assert sorted(line for line in done if line.startswith("benchmark")) == [
+        "benchmark base",
+        "benchmark codiemb",
+        "benchmark soup",
+    ]
+    assert done[-2:] == ["geometry", "figures"]
+    assert not (tiny / failed).exists()
+
+    assert "Nothing to be done" in reproduce(tiny, preset="tiny")
+    (tiny / "figures" / "tiny" / "results.csv").unlink()
+    reproduce(tiny, preset="tiny")
+    assert journal(tiny) == [*done, "figures"]
+
+
+def test_run_after_a_kill_waits_for_what_lives_on_and_needs_no_unlocking(tiny):
+    """Snakemake alone is killed: its notebook lives on and must not run twice at once."""
+    (tiny / "wait").touch()
+    first = start(tiny, "--until", "train", preset="tiny")
+    deadline = time.monotonic() + 60
+    while "from scratch" not in journal(tiny):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    first.send_signal(signal.SIGKILL)
+    first.wait(timeout=10)
+
+    second = start(tiny, "--until", "train", preset="tiny")
+    time.sleep(4)
+    assert journal(tiny).count("train begins") == 1
+    (tiny / "wait").unlink()
+    text, _ = second.communicate(timeout=60)
+    assert second.returncode == 0, text
+    assert "another process works on it, waiting for its end" in text
+    runs = [line for line in journal(tiny) if line.startswith("train")]
+    assert runs == ["train begins", "train ends"] * 2
+    assert "from checkpoint" in journal(tiny)
+
+
+def test_second_call_waits_for_the_first(tiny):
+    (tiny / "wait").touch()
+    first = start(tiny, "--until", "train", preset="tiny")
+    deadline = time.monotonic() + 60
+    while "train begins" not in journal(tiny):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    second = start(tiny, "--until", "train", preset="tiny")
+    time.sleep(2)
+    (tiny / "wait").unlink()
+    text, _ = first.communicate(timeout=60)
+    assert first.returncode == 0, text
+    text, _ = second.communicate(timeout=60)
+    assert second.returncode == 0, text
+    assert "waiting for its end" in text
+    assert journal(tiny).count("train begins") == 1
