@@ -109,6 +109,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.getLogger("papermill").setLevel(logging.CRITICAL)  # what it reports, we say ourselves
     try:
         arguments.command(arguments)
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
     except Exception as error:
         if not type(error).__module__.startswith("codiemb_lib."):
             raise

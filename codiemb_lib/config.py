@@ -93,7 +93,7 @@ class TrainingSettings(_Settings):
     max_steps: Annotated[int, Field(ge=0)] = 0  # optimiser steps; 0: whole epochs
     accumulation: Annotated[int, Field(ge=1)] = 1  # batches per optimiser step
     evaluate_every: Annotated[int, Field(ge=1)] = 50  # optimiser steps between dev scores
-    tokens_per_forward: Annotated[int, Field(ge=64)] = 2048  # padded tokens, a memory bound
+    tokens_per_forward: Annotated[int, Field(ge=64)] = 2048  # padded; a few hundred suit a CPU
 
 
 class VariantSettings(_Settings):

@@ -254,7 +254,7 @@ class Encoder(nn.Module):
         texts: Sequence[str],
         *,
         prompt: str = "",
-        tokens_per_forward: int = 4096,
+        tokens_per_forward: int = 2048,
         progress: bool = False,
     ) -> np.ndarray:
         """Embeddings of texts, (n, D) float32 of unit length, without gradient or dropout.

@@ -257,6 +257,7 @@ class _Run:
             (p for p in encoder.parameters() if p.requires_grad),
             lr=self.settings.learning_rate,
             weight_decay=self.settings.weight_decay,
+            fused=True,
         )
         self.encoder, self.optimizer = self.accelerator.prepare(encoder, optimizer)
         self.batches = self._batches()
@@ -422,7 +423,6 @@ class _Run:
         self.optimizer.load_state_dict(optimizer | {"state": moments})
         self.step, self.best_step = state["step"], state["best_step"]
         self.best_score, self.seconds_before = state["best_score"], state["seconds"]
-        exact = {"float_precision": "round_trip"}
-        self.log = pd.read_csv(self.checkpoint / "log.csv", **exact).to_dict("records")
-        self.dev_scores = [pd.read_csv(self.checkpoint / "dev.csv", **exact)]
+        self.log = pd.read_csv(self.checkpoint / "log.csv").to_dict("records")
+        self.dev_scores = [pd.read_csv(self.checkpoint / "dev.csv")]
         logger.info("%s: going on at step %d", self.folder, self.step)

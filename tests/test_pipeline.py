@@ -113,7 +113,7 @@ def test_touched_figure_retrains_nothing(finished, name):
     with changed(finished / "codiemb_lib" / name):
         counts = jobs(finished)
     assert counts["figures"] == 1
-    assert not counts.keys() & {"train", "fuse", "benchmark", "geometry"}
+    assert not counts.keys() & {"train", "fuse", "benchmark"}
 
 
 def test_touched_objective_retrains(finished):
