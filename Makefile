@@ -41,8 +41,8 @@ $(READY): requirements.lock pyproject.toml
 	@if test "$$(cat $(READY) 2>/dev/null)" != '$(CURDIR)'; then "$(PYTHON)" -m venv --clear .venv; fi
 	@rm -f $(READY)
 	@echo 'installing requirements.lock in .venv: a few minutes'
-	@$(PIP) install --quiet --requirement requirements.lock
-	@$(PIP) install --quiet --no-deps --no-build-isolation --editable .
+	@$(PIP) install -qq --requirement requirements.lock
+	@$(PIP) install -qq --no-deps --no-build-isolation --editable .
 	@printf '%s' '$(CURDIR)' > $(READY)
 
 lock:

@@ -9,6 +9,7 @@
 
 import shlex
 import sys
+from pathlib import Path
 
 from codiemb_lib.config import load_preset
 from codiemb_lib.imports import notebook_files
@@ -16,8 +17,17 @@ from codiemb_lib.imports import notebook_files
 PRESET = load_preset(config.get("preset", "mini"))
 RUNS = f"data/runs/{PRESET.name}"
 FIGURES = f"figures/{PRESET.name}"
-# The kernel is the Python that runs Snakemake. One thread a run: the same bits on any machine.
+# The kernel is the Python that runs Snakemake. One thread a run (Snakemake sets
+# OMP_NUM_THREADS), so that the number of cores changes no bit.
 EXECUTE = f"{shlex.quote(sys.executable)} -m codiemb_lib.cli execute --no-progress"
+
+
+def local_files():
+    """The files of data sets and of an encoder that the preset names by a path."""
+    paths = [Path(name) for name in (PRESET.encoder.name, *(d.name for d in PRESET.datasets))]
+    suffixes = {".jsonl", ".json", ".safetensors"}
+    found = [file for path in paths if path.exists() for file in (path, *path.rglob("*"))]
+    return sorted(str(file) for file in found if file.is_file() and file.suffix in suffixes)
 
 
 def needs(notebook):
@@ -28,6 +38,7 @@ def needs(notebook):
         "preset": f"notebooks/presets/{PRESET.name}.yaml",
         "registry": "data/registry.yaml",
         "library": [str(file) for file in notebook_files(path, root="codiemb_lib")],
+        "local": local_files(),
     }
 
 

@@ -119,8 +119,8 @@ class FusionSettings(_Settings):
     """How checkpoints of several variants become one model."""
 
     ingredients: Annotated[tuple[str, ...], Field(min_length=1)]
-    method: str = "delta"
-    granularity: str = "tensor"
+    method: Literal["delta", "uniform"] = "delta"
+    granularity: Literal["model", "layer", "tensor", "element"] = "tensor"
     power: float = 1.0
     scale: float = 1.0
 
@@ -135,7 +135,7 @@ class FusionSettings(_Settings):
 class GeometrySettings(_Settings):
     """Which models' spaces are drawn, and how many texts."""
 
-    umap_variants: tuple[str, ...] = ()
+    umap_variants: tuple[str, ...] = ("base",)
     umap_texts: Annotated[int, Field(ge=20)] = 300  # per data set
     umap_neighbors: Annotated[int, Field(ge=2)] = 15
 

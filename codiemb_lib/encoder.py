@@ -17,8 +17,8 @@ from tqdm.auto import tqdm
 from transformers import AutoModel, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from codiemb_lib.config import EncoderSettings, unknown
-from codiemb_lib.files import atomic_path, read_json, sha256_file, write_json
+from codiemb_lib.config import EncoderSettings, project_root, unknown
+from codiemb_lib.files import atomic_path, read_json, sha256_file, sha256_text, write_json
 
 POOLING_KEYS = {
     "cls": "pooling_mode_cls_token",
@@ -103,12 +103,13 @@ class Encoder(nn.Module):
     def load(cls, settings: EncoderSettings) -> Encoder:
         """Load an encoder by its packaged name, from a local folder, or from the Hub.
 
-        Pooling, prompts and length come from the folder's sentence-transformers files unless the
-        settings name them. Only safetensors weights are read.
+        Pooling, unless the settings name one, and named prompts come from the folder's
+        sentence-transformers files. Only safetensors weights are read. A relative folder is looked
+        for in the project's.
 
         Raises:
             EncoderError: Unknown name, missing files, wrong checksum, NaN or Inf in the weights,
-                or a pooling that neither the folder nor the settings name.
+                a module that is none of ours, or a pooling that nobody names.
         """
         folder = _locate(settings)
         saved = _saved_settings(folder)
@@ -165,6 +166,11 @@ class Encoder(nn.Module):
         joined = [prompt + text for prompt, text in zip(prompts, texts, strict=True)]
         ids = self.tokenizer(joined, truncation=True, max_length=self.max_length)["input_ids"]
         lengths = {prompt: self._prompt_length(prompt) for prompt in set(prompts)}
+        if (longest := max(lengths.values())) >= self.max_length - 1:
+            raise EncoderError(
+                f"expected room for a text behind its prompt, found a prompt of {longest} tokens "
+                f"under max_length {self.max_length}. Shorten it, or raise max_length."
+            )
         return [_Tokens(i, lengths[p]) for i, p in zip(ids, prompts, strict=True)]
 
     def _prompt_length(self, prompt: str) -> int:
@@ -336,7 +342,7 @@ def _locate(settings: EncoderSettings) -> Path:
     name = settings.name
     if name in PACKAGED:
         return _packaged_folder(name)
-    folder = Path(name).expanduser()
+    folder = project_root() / Path(name).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             raise EncoderError(
@@ -363,6 +369,14 @@ def _locate(settings: EncoderSettings) -> Path:
     )
 
 
+def weights_hash(settings: EncoderSettings) -> str:
+    """SHA-256 over an encoder's weight files: two encoders of one name may differ."""
+    if settings.name in PACKAGED:
+        return PACKAGED[settings.name].sha256
+    files = sorted(_locate(settings).glob("*.safetensors"))
+    return sha256_text(*map(sha256_file, files))
+
+
 def _packaged_folder(name: str) -> Path:
     packaged = PACKAGED[name]
     spec = util.find_spec(packaged.module)
@@ -384,6 +398,14 @@ def _packaged_folder(name: str) -> Path:
 def _saved_settings(folder: Path) -> dict:
     """Pooling and prompts as a sentence-transformers folder states them; empty if it is none."""
     saved: dict = {}
+    modules_file = folder / "modules.json"
+    if modules_file.is_file():
+        kinds = {module["type"].rpartition(".")[2] for module in read_json(modules_file)}
+        if strange := sorted(kinds - {"Transformer", "Pooling", "Normalize"}):
+            raise EncoderError(
+                f"{modules_file}: expected the modules Transformer, Pooling and Normalize, found "
+                f"{strange} besides, which would be left out. Choose a model without them."
+            )
     pooling_file = folder / "1_Pooling" / "config.json"
     if pooling_file.is_file():
         modes = read_json(pooling_file)

@@ -40,8 +40,9 @@ def check_writable(folder: str | Path) -> Path:
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """Yield a temporary sibling of `path`; on success it takes the name `path`, else it vanishes.
 
-    What is written there may be a file or a folder. A reader sees the old content, or the new,
-    never a part. Files reach the disk (fsync) before the rename.
+    What is written there may be a file or a folder. A reader sees the old content or the new, never
+    a part; between an old folder and a new one there is a moment without any. Files reach the disk
+    (fsync) before the rename.
 
     Raises:
         UnwritableError: The parent folder cannot be written.

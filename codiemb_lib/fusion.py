@@ -346,6 +346,8 @@ class _Folder(Mapping[str, Tensor]):
             subfolder = file.parent.relative_to(self.folder).as_posix()
             with safe_open(file, framework="pt") as weights:
                 for key in weights.keys():  # noqa: SIM118 (it is no mapping)
+                    if key.endswith("position_ids"):
+                        continue  # 0, 1, 2, ...: older libraries stored it, newer ones count
                     name = key if subfolder == "." else f"{subfolder}/{key}"
                     if name in self._places:
                         raise ValueError(

@@ -47,7 +47,7 @@ class SingleTaskPlan:
       trade-off between the tasks;
     - `equal`: `ir_share` of one half.
 
-    No batch is ever left out to reach a share: whoever falls short is drawn again, in a fresh
+    The plan leaves no batch out to reach a share: whoever falls short is drawn again, in a fresh
     permutation, and the log says so.
 
     Args:

@@ -205,8 +205,8 @@ def load_dataset(
         folder = Path(cache) if cache else project_root() / "data" / "cache"
         splits = _read_entry(entry, folder)
         task, licence, provenance = entry.task, entry.licence, entry.provenance
-    elif Path(name).exists():
-        splits = _read_local(Path(name))
+    elif (local := project_root() / name).exists():
+        splits = _read_local(local)
         task, licence, provenance = _one_task(name, splits), "see source", f"local: {name}"
     else:
         remedy = " A path to a JSONL file, or to a folder of train.jsonl, dev.jsonl, test.jsonl, "
@@ -254,11 +254,6 @@ def load_split(
     keys = [sha256_text(str(seed), record.id or str(i)) for i, record in enumerate(records)]
     kept = sorted(sorted(range(len(records)), key=keys.__getitem__)[:limit])
     return [records[i] for i in kept]
-
-
-def content_hash(name: str) -> str:
-    """SHA-256 over all records of a data set: what a manifest says that a run has seen."""
-    return load_dataset(name).content_hash
 
 
 def _read_local(path: Path) -> dict[str, list[Record]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,15 +18,21 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from codiemb_lib import objectives
-from codiemb_lib.config import DatasetSettings, ObjectiveSettings, Preset, VariantSettings
-from codiemb_lib.encoder import Encoder
+from codiemb_lib.config import (
+    DatasetSettings,
+    ObjectiveSettings,
+    Preset,
+    PresetError,
+    VariantSettings,
+)
+from codiemb_lib.encoder import Encoder, weights_hash
 from codiemb_lib.evaluation import MAIN_METRIC, evaluate, task_means
 from codiemb_lib.files import atomic_path, check_writable, read_json, sha256_text, write_json
 from codiemb_lib.imports import source_hash
 from codiemb_lib.records import Record
 from codiemb_lib.runs import is_complete, run_folder, write_manifest, write_rows
 from codiemb_lib.sampling import MixedTaskPlan, SingleTaskPlan
-from codiemb_lib.sources import content_hash, load_split
+from codiemb_lib.sources import load_dataset, load_split
 
 logger = logging.getLogger(__name__)
 
@@ -52,11 +58,10 @@ def ir_loss(
     """Multi-positive InfoNCE of a retrieval batch (METHOD, "Objectives": IR).
 
     Each record gives `settings.positives` positives and, where it has any, `settings.negatives`
-    hard negatives; too few are drawn again. A record without negatives adds none to the pool.
+    hard negatives; too few are drawn again. A record without negatives adds none to the pool, and
+    nobody's negative is a positive of the batch: the pool is everybody's.
     """
-    positives = [_draw(r.positives, settings.positives, generator) for r in batch]
-    negatives = [_draw(r.negatives, settings.negatives, generator) for r in batch if r.negatives]
-    return _contrast(encoder, batch, positives, negatives, prompts, settings, tokens_per_forward)
+    return _contrast(encoder, batch, [], prompts, settings, generator, tokens_per_forward)
 
 
 def mixed_loss(
@@ -70,8 +75,8 @@ def mixed_loss(
 ) -> StepLoss:
     """One InfoNCE over records of both tasks: the common recipe that CoDiEmb argues against.
 
-    An STS pair counts as query and positive from `settings.mixed_anchor_score` on; the partner of
-    a pair below it joins the pool of negatives. This use of graded pairs is our choice.
+    An STS pair counts as query and positive from `settings.mixed_anchor_score` on; of a pair below
+    it, the second text joins the pool of negatives. This use of graded pairs is our choice.
     """
     anchors = [r for r in batch if r.task == "ir" or r.score >= settings.mixed_anchor_score]
     low = [r for r in batch if r.task == "sts" and r.score < settings.mixed_anchor_score]
@@ -79,38 +84,35 @@ def mixed_loss(
         embedded = encoder.embed([r.query for r in low])
         zero = embedded.final.sum() * 0
         return StepLoss(zero, {"info_nce": zero}, embedded.texts, embedded.tokens)
-    positives = [_draw(r.positives, settings.positives, generator) for r in anchors]
-    negatives = [_draw(r.negatives, settings.negatives, generator) for r in anchors if r.negatives]
-    negatives += [_draw(r.positives, settings.negatives, generator) for r in low]
-    owners = anchors + [r for r in anchors if r.negatives] + low
-    return _contrast(
-        encoder, anchors, positives, negatives, prompts, settings, tokens_per_forward, owners
-    )
+    return _contrast(encoder, anchors, low, prompts, settings, generator, tokens_per_forward)
 
 
 def _contrast(
-    encoder, anchors, positives, negatives, prompts, settings, tokens_per_forward, owners=None
+    encoder: Encoder,
+    anchors: Sequence[Record],
+    low: Sequence[Record],
+    prompts: Mapping[str, DatasetSettings],
+    settings: ObjectiveSettings,
+    generator: np.random.Generator,
+    tokens_per_forward: int,
 ) -> StepLoss:
-    """InfoNCE of anchors against their positives and one pool of negatives."""
-    if owners is None:
-        owners = [*anchors, *(r for r in anchors if r.negatives)]
-    passages = [text for drawn in (*positives, *negatives) for text in drawn]
-    carried = [
-        _passage_prompt(prompts[owner.dataset], owner)
-        for owner, drawn in zip(owners, (*positives, *negatives), strict=True)
-        for _ in drawn
-    ]
-    embedded = encoder.embed(
-        [r.query for r in anchors] + passages,
-        prompts=[prompts[r.dataset].query_prompt for r in anchors] + carried,
-        tokens_per_forward=tokens_per_forward,
-    )
+    """InfoNCE of anchors against their positives and one pool: hard negatives, and low pairs."""
+    drawn = [(r, _draw(r.positives, settings.positives, generator)) for r in anchors]
+    taken = {text for record in anchors for text in record.positives}
+    for record in anchors:
+        if hard := [text for text in record.negatives if text not in taken]:
+            drawn.append((record, _draw(hard, settings.negatives, generator)))
+    drawn += [(r, [r.positives[0]]) for r in low if r.positives[0] not in taken]
+    passages = [(text, _passage_prompt(prompts[r.dataset], r)) for r, ts in drawn for text in ts]
+    queries = [(r.query, prompts[r.dataset].query_prompt) for r in anchors]
+    texts, carried = zip(*queries, *passages, strict=True)
+    embedded = encoder.embed(texts, prompts=carried, tokens_per_forward=tokens_per_forward)
     n, p = len(anchors), settings.positives
-    queries, rest = embedded.final[:n], embedded.final[n:]
+    query, passage = embedded.final[:n], embedded.final[n:]
     loss = objectives.multi_positive_info_nce(
-        queries,
-        rest[: n * p].unflatten(0, (n, p)),  # (B, P, D)
-        rest[n * p :].unsqueeze(1),  # (K, 1, D): the pool
+        query,
+        passage[: n * p].unflatten(0, (n, p)),  # (B, P, D)
+        passage[n * p :].unsqueeze(1),  # (K, 1, D): the pool
         temperature=settings.temperature,
     )
     return StepLoss(loss, {"info_nce": loss}, embedded.texts, embedded.tokens)
@@ -183,6 +185,12 @@ def sts_loss(
     return StepLoss(total, parts, embedded.texts, embedded.tokens)
 
 
+def _common(names: Iterable[str]) -> str:
+    """The one name of all batches of an optimiser step, or "mixed"."""
+    names = set(names)
+    return names.pop() if len(names) == 1 else "mixed"
+
+
 def learning_rate(step: int, steps: int, *, peak: float, warmup: float) -> float:
     """Linear warm-up to `peak`, then linear decay to zero: the rate of 0-based `step`."""
     rising = max(1, round(warmup * steps))
@@ -199,16 +207,24 @@ def train(preset: Preset, variant: str, seed: int, *, progress: bool = True) -> 
     The weights kept in `model/` are those with the best dev score over the variant's own tasks.
 
     Raises:
-        PresetError: The preset has no such variant.
+        PresetError: The preset has no such variant, or no data set of one of the tasks.
+        NotImplementedError: Several processes.
         UnwritableError: The run's folder cannot be written; found before any work.
         FloatingPointError: The loss is NaN or Inf. The last checkpoint stays.
     """
     settings = preset.variant(variant)
+    datasets = [load_dataset(dataset.name) for dataset in preset.datasets]
+    if missing := {"ir", "sts"} - {dataset.task for dataset in datasets}:
+        raise PresetError(
+            f"preset {preset.name!r}: expected data sets of both tasks, found none of "
+            f"{missing.pop()!r}. Add one: every run is scored on both tasks."
+        )
     folder = check_writable(run_folder(preset.name, variant, seed))
-    data = {dataset.name: content_hash(dataset.name) for dataset in preset.datasets}
+    data = {dataset.name: dataset.content_hash for dataset in datasets}
     resolved = {"encoder", "datasets", "objective", "training"}
     shaped_by = preset.model_dump(mode="json", include=resolved)
     shaped_by |= {"variant": settings.model_dump(mode="json"), "seed": seed}
+    shaped_by["weights"] = weights_hash(preset.encoder)
     fingerprint = sha256_text(repr(shaped_by), repr(data), source_hash(__name__))
     if is_complete(folder, fingerprint):
         logger.info("%s: finished before, nothing to train", folder)
@@ -251,6 +267,11 @@ class _Run:
         self.dev = {d.name: load_split(d.name, "dev", limit=d.dev) for d in preset.datasets}
 
         self.accelerator = Accelerator()
+        if self.accelerator.num_processes > 1:
+            raise NotImplementedError(
+                f"expected one process, found {self.accelerator.num_processes}: training on "
+                "several is not built yet. Start it without `accelerate launch`."
+            )
         torch.manual_seed(seed)
         encoder = Encoder.load(preset.encoder)
         optimizer = torch.optim.AdamW(
@@ -344,8 +365,8 @@ class _Run:
         return {
             "step": self.step,
             "epoch": group[0][0],
-            "task": group[0][2].task,
-            "dataset": group[0][2].dataset,
+            "task": _common(step.task for _, _, step in group),
+            "dataset": _common(step.dataset for _, _, step in group),
             "loss": float(np.mean([loss.total.item() for loss in losses])),
             **{
                 name: float(np.mean([x.components[name].item() for x in losses if name in x[1]]))

@@ -145,6 +145,19 @@ def test_nothing_to_encode_is_refused(make_encoder):
         make_encoder().encode([])
 
 
+def test_modules_that_are_none_of_ours_are_refused(saved):
+    modules = json.loads((saved / "modules.json").read_text())
+    modules.append({"idx": 3, "name": "3", "path": "3_Dense", "type": "some.module.Dense"})
+    (saved / "modules.json").write_text(json.dumps(modules))
+    with pytest.raises(EncoderError, match=r"found \['Dense'\]"):
+        Encoder.load(EncoderSettings(name=str(saved)))
+
+
+def test_a_prompt_that_leaves_no_room_is_refused(make_encoder):
+    with pytest.raises(EncoderError, match="expected room for a text"):
+        make_encoder().encode(["a cat"], prompt="the " * 40)
+
+
 def test_modules_file_names_the_three_modules(saved):
     modules = json.loads((saved / "modules.json").read_text())
     assert [m["type"].rsplit(".", 1)[1] for m in modules] == ["Transformer", "Pooling", "Normalize"]

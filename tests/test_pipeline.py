@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from codiemb_lib.config import load_preset
 
 ROOT = Path(__file__).parents[1]
 PRESET = load_preset("smoke")
+PATIENCE = 240  # seconds, on a busy machine
 TRAINED, FUSED, MODELS = len(PRESET.variants), len(PRESET.fusion), len(PRESET.models)
 
 
@@ -34,24 +35,31 @@ def copy_project(folder: Path) -> Path:
     return project
 
 
-def start(project: Path, *options: str, preset: str = "smoke") -> subprocess.Popen:
+def start(project: Path, log: str, *options: str, preset: str = "smoke") -> subprocess.Popen:
+    """Call `codiemb reproduce` in the background; what it prints goes to a file of the project."""
     command = [sys.executable, "-m", "codiemb_lib.cli", "reproduce", "--preset", preset]
-    return subprocess.Popen(
-        [*command, "--cores", "2", "--", *options],
-        cwd=project,
-        env={**os.environ, "PYTHONPATH": str(project), "CODIEMB_ROOT": ""},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
+    with (project / log).open("w") as stream:
+        return subprocess.Popen(
+            [*command, "--cores", "2", "--", *options],
+            cwd=project,
+            env={**os.environ, "PYTHONPATH": str(project), "CODIEMB_ROOT": ""},
+            stdout=stream,
+            stderr=stream,
+        )
 
 
 def reproduce(project: Path, *options: str, preset: str = "smoke") -> str:
-    process = start(project, *options, preset=preset)
-    text, _ = process.communicate(timeout=120)
-    assert process.returncode == 0, text
+    status = start(project, "log", *options, preset=preset).wait(PATIENCE)
+    text = (project / "log").read_text()
+    assert status == 0, text
     return text
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def jobs(project: Path) -> dict[str, int]:
@@ -216,9 +224,8 @@ def journal(project: Path) -> list[str]:
 
 def test_failed_notebook_is_named_then_the_run_goes_on(tiny):
     (tiny / "fail").touch()
-    process = start(tiny, preset="tiny")
-    text, _ = process.communicate(timeout=120)
-    assert process.returncode == 1
+    assert start(tiny, "log", preset="tiny").wait(PATIENCE) == 1
+    text = (tiny / "log").read_text()
     failed = "data/runs/tiny/codiemb/seed-0/03_joint_training.failed.ipynb"
     assert re.search(
         rf"codiemb: .*In \[\d\].* failed: AssertionError: told to fail.*{failed}", text
@@ -246,21 +253,16 @@ def test_failed_notebook_is_named_then_the_run_goes_on(tiny):
 def test_run_after_a_kill_waits_for_what_lives_on_and_needs_no_unlocking(tiny):
     """Snakemake alone is killed: its notebook lives on and must not run twice at once."""
     (tiny / "wait").touch()
-    first = start(tiny, "--until", "train", preset="tiny")
-    deadline = time.monotonic() + 60
-    while "from scratch" not in journal(tiny):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    first.send_signal(signal.SIGKILL)
-    first.wait(timeout=10)
+    first = start(tiny, "first", "--until", "train", preset="tiny")
+    wait_until(lambda: "from scratch" in journal(tiny))
+    first.kill()
+    first.wait(PATIENCE)
 
-    second = start(tiny, "--until", "train", preset="tiny")
-    time.sleep(4)
+    second = start(tiny, "second", "--until", "train", preset="tiny")
+    wait_until(lambda: "waiting for its end" in (tiny / "second").read_text())
     assert journal(tiny).count("train begins") == 1
     (tiny / "wait").unlink()
-    text, _ = second.communicate(timeout=60)
-    assert second.returncode == 0, text
-    assert "another process works on it, waiting for its end" in text
+    assert second.wait(PATIENCE) == 0, (tiny / "second").read_text()
     runs = [line for line in journal(tiny) if line.startswith("train")]
     assert runs == ["train begins", "train ends"] * 2
     assert "from checkpoint" in journal(tiny)
@@ -268,17 +270,11 @@ def test_run_after_a_kill_waits_for_what_lives_on_and_needs_no_unlocking(tiny):
 
 def test_second_call_waits_for_the_first(tiny):
     (tiny / "wait").touch()
-    first = start(tiny, "--until", "train", preset="tiny")
-    deadline = time.monotonic() + 60
-    while "train begins" not in journal(tiny):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    second = start(tiny, "--until", "train", preset="tiny")
-    time.sleep(2)
+    first = start(tiny, "first", "--until", "train", preset="tiny")
+    wait_until(lambda: "train begins" in journal(tiny))
+    second = start(tiny, "second", "--until", "train", preset="tiny")
+    wait_until(lambda: "waiting for its end" in (tiny / "second").read_text())
     (tiny / "wait").unlink()
-    text, _ = first.communicate(timeout=60)
-    assert first.returncode == 0, text
-    text, _ = second.communicate(timeout=60)
-    assert second.returncode == 0, text
-    assert "waiting for its end" in text
+    assert first.wait(PATIENCE) == 0, (tiny / "first").read_text()
+    assert second.wait(PATIENCE) == 0, (tiny / "second").read_text()
     assert journal(tiny).count("train begins") == 1

@@ -20,6 +20,7 @@ from codiemb_lib.config import (
     DatasetSettings,
     EncoderSettings,
     ObjectiveSettings,
+    PresetError,
     load_preset,
     project_root,
 )
@@ -199,6 +200,23 @@ def test_an_unwritable_folder_stops_the_run_before_work(project, monkeypatch):
         train(load_preset("tiny"), "ir_only", 0, progress=False)
 
 
+def test_a_preset_without_one_of_the_tasks_is_refused(project):
+    content = yaml.safe_load((project / "notebooks/presets/tiny.yaml").read_text())
+    content["datasets"].pop()
+    (project / "notebooks/presets/tiny.yaml").write_text(yaml.safe_dump(content))
+    with pytest.raises(PresetError, match="found none of 'sts'"):
+        train(load_preset("tiny"), "ir_only", 0, progress=False)
+
+
+def test_other_weights_under_the_same_name_train_anew(project, make_encoder):
+    preset = load_preset("tiny")
+    before = train(preset, "angle", 0, progress=False) / "manifest.json"
+    fingerprint = json.loads(before.read_text())["fingerprint"]
+    make_encoder(seed=1).save(project / "encoder")
+    after = train(preset, "angle", 0, progress=False) / "manifest.json"
+    assert json.loads(after.read_text())["fingerprint"] != fingerprint
+
+
 def test_learning_rate_rises_and_falls_linearly():
     rates = [learning_rate(s, 100, peak=1.0, warmup=0.1) for s in range(100)]
     assert rates[0] == pytest.approx(0.1)
@@ -231,6 +249,21 @@ def test_ir_loss_is_the_objective_on_the_texts_of_the_records(make_encoder):
     )
     torch.testing.assert_close(got.total, expected, rtol=1e-4, atol=1e-4)
     assert got.texts == 12
+
+
+def test_no_negative_is_a_positive_of_the_batch(make_encoder, monkeypatch):
+    sizes = []
+    monkeypatch.setattr(
+        objectives,
+        "multi_positive_info_nce",
+        lambda q, p, n, *, temperature: sizes.append(n.shape[0]) or q.sum(),
+    )
+    batch = [
+        Record("ir", "find cat", ("a cat",), ("a dog",), dataset="ir"),
+        Record("ir", "find dog", ("a dog",), ("a bus",), dataset="ir"),
+    ]
+    ir_loss(make_encoder(), batch, PROMPTS, SETTINGS, np.random.default_rng(0))
+    assert sizes == [1]  # "a dog" is no negative here
 
 
 def test_ir_records_without_negatives_train(make_encoder):

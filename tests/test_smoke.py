@@ -1,0 +1,92 @@
+"""The real notebooks at smoke size: each alone at its defaults, then all of them in their order."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import pandas as pd
+import pytest
+
+from codiemb_lib import figures
+from codiemb_lib.config import load_preset
+from codiemb_lib.files import read_json
+from codiemb_lib.sources import load_dataset
+
+ROOT = Path(__file__).parents[1]
+NOTEBOOKS = sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
+PRESET = load_preset("smoke")
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory) -> Path:
+    """The built data sets, which a fresh copy of the project would build again."""
+    folder = tmp_path_factory.mktemp("cache")
+    load_dataset("api-docs", cache=folder)
+    return folder
+
+
+def copy_project(folder: Path, cache: Path) -> Path:
+    project = folder / "a project"
+    for name in ("codiemb_lib", "notebooks", "figures"):
+        shutil.copytree(ROOT / name, project / name)
+    (project / "data").mkdir()
+    shutil.copytree(cache, project / "data" / "cache")
+    for name in ("Snakefile", "data/registry.yaml"):
+        shutil.copy(ROOT / name, project / name)
+    return project
+
+
+def codiemb(project: Path, *arguments: str) -> str:
+    """Run the command in a project, as it would be run there, without any network."""
+    offline = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    finished = subprocess.run(
+        [sys.executable, "-m", "codiemb_lib.cli", *arguments],
+        cwd=project,
+        env={**os.environ, **offline, "PYTHONPATH": str(project), "CODIEMB_ROOT": ""},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    return finished.stdout + finished.stderr
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_notebook_runs_alone_at_its_defaults(tmp_path, cache, name):
+    project = copy_project(tmp_path, cache)
+    codiemb(project, "execute", f"notebooks/{name}.ipynb", f"out/{name}.ipynb")
+    cells = nbformat.read(project / "out" / f"{name}.ipynb", as_version=4).cells
+    warned = [
+        output.text
+        for cell in cells
+        for output in cell.get("outputs", [])
+        if output.get("name") == "stderr" and "Warning" in output.text
+    ]
+    assert not warned
+
+
+def test_the_whole_way_leaves_every_run_table_and_figure(tmp_path, cache):
+    project = copy_project(tmp_path, cache)
+    codiemb(project, "reproduce", "--preset", "smoke", "--cores", "2")
+    drawn = project / "figures" / "smoke"
+    expected = {
+        f"{stem}.{kind}" for stem in figures.FIGURES for kind in ("png", "pdf", "csv", "md")
+    }
+    assert expected <= {path.name for path in drawn.iterdir()}
+    scores = pd.read_csv(drawn / "trade_off.csv")
+    assert list(dict.fromkeys(scores["variant"])) == PRESET.models
+    assert np.isfinite(scores["value"]).all()
+    for model in PRESET.models[1:]:
+        folder = project / "data" / "runs" / "smoke" / model / "seed-0"
+        manifest = read_json(folder / "manifest.json")
+        assert (manifest["preset"], manifest["variant"]) == ("smoke", model)
+        assert {"config.json", "model.safetensors", "modules.json"} <= {
+            path.name for path in (folder / "model").iterdir()
+        }
+    assert "Nothing to be done" in codiemb(project, "reproduce", "--preset", "smoke")
