@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pandas as pd
 
+from codiemb_lib.figures import SCORES
 from codiemb_lib.style import variant_styles
 
-_HEADLINE = {"ir": "ndcg@10", "sts": "spearman"}
+_METRICS = {task: metric for task, (metric, _) in SCORES.items()}
 _TASKS = {"ir": "IR", "sts": "STS"}
 
 
@@ -26,7 +27,7 @@ def results_table(scores: pd.DataFrame) -> pd.DataFrame:
     """
     if (presets := scores["preset"].nunique()) != 1:
         raise ValueError(f"expected the scores of one preset, found {presets}.")
-    rows = scores[(scores["split"] == "test") & (scores["metric"] == scores["task"].map(_HEADLINE))]
+    rows = scores[(scores["split"] == "test") & (scores["metric"] == scores["task"].map(_METRICS))]
     by_set = rows.assign(value=rows["value"] * 100).pivot(
         index=["variant", "seed"], columns=["task", "dataset"], values="value"
     )
