@@ -1,7 +1,7 @@
 # make reproduce   every figure and table of a preset: PRESET=mini (default), PRESET=smoke, ...
 # make test        the tests; ARGS="tests/test_fusion.py -x" for some of them
 # make lint        ruff, on code and notebooks
-# make lab         JupyterLab on the notebooks
+# make lab         JupyterLab on the notebooks; ARGS=--no-browser, say
 # make lock        remake requirements.lock from the bounds in pyproject.toml
 #
 # Each installs requirements.lock in .venv first, if that has not happened yet.
@@ -34,7 +34,7 @@ lint: $(READY)
 	$(RUN) ruff format --check
 
 lab: $(READY)
-	$(RUN) jupyterlab notebooks
+	$(RUN) jupyterlab notebooks $(ARGS)
 
 $(READY): requirements.lock pyproject.toml
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || { echo 'expected Python 3.11, found "$(PYTHON)", which is another. Name one: make PYTHON=/path/to/python3.11' >&2; exit 1; }

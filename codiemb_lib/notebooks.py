@@ -167,15 +167,18 @@ def _value(notebook: Path, name: str, given: Literal, defaults: Mapping[str, Lit
     if name not in defaults:
         raise ParameterError(f"{notebook}: {unknown('parameter', name, defaults)}")
     kind = type(defaults[name])
-    try:
-        if isinstance(given, str) and kind is not str:
+    expected = "true or false" if kind is bool else kind.__name__
+    refused = ParameterError(
+        f"{notebook}: parameter {name!r}: expected {expected}, found {given!r}."
+    )
+    if isinstance(given, str) and kind is not str:
+        try:
             return BOOLEANS[given.lower()] if kind is bool else kind(given)
-        if _is(given, kind):
-            return kind(given)
-    except (ValueError, KeyError):
-        pass  # said below, like any other value of another type
-    article = "true or false" if kind is bool else kind.__name__
-    raise ParameterError(f"{notebook}: parameter {name!r}: expected {article}, found {given!r}.")
+        except (ValueError, KeyError) as error:
+            raise refused from error
+    if not _is(given, kind):
+        raise refused
+    return kind(given)
 
 
 @contextmanager
