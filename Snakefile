@@ -25,7 +25,7 @@ EXECUTE = f"{shlex.quote(sys.executable)} -m codiemb_lib.cli execute --no-progre
 def local_files():
     """The files of data sets and of an encoder that the preset names by a path."""
     paths = [Path(name) for name in (PRESET.encoder.name, *(d.name for d in PRESET.datasets))]
-    suffixes = {".jsonl", ".json", ".safetensors"}
+    suffixes = {".jsonl", ".json", ".csv", ".tsv", ".txt", ".gz", ".safetensors"}
     found = [file for path in paths if path.exists() for file in (path, *path.rglob("*"))]
     return sorted(str(file) for file in found if file.is_file() and file.suffix in suffixes)
 

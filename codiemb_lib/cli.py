@@ -1,4 +1,4 @@
-"""The command line: `codiemb execute`, `codiemb reproduce`, `codiemb data list`.
+"""The command line: `codiemb execute`, `codiemb reproduce`, `codiemb data ...`.
 
 Modules of ours are imported where they are used, so that `codiemb --help` loads no papermill.
 """
@@ -10,7 +10,8 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from codiemb_lib import __version__
 
@@ -29,8 +30,7 @@ def execute(arguments: argparse.Namespace) -> None:
 def reproduce(arguments: argparse.Namespace) -> None:
     """Become Snakemake, which runs what is missing or out of date of a preset."""
     from codiemb_lib.config import load_preset, project_root
-    from codiemb_lib.files import check_writable
-    from codiemb_lib.notebooks import alone
+    from codiemb_lib.files import alone, check_writable
 
     load_preset(arguments.preset)
     root = check_writable(project_root())
@@ -46,11 +46,102 @@ def reproduce(arguments: argparse.Namespace) -> None:
 
 def list_data(arguments: argparse.Namespace) -> None:
     """Print every data set of the registry."""
-    from codiemb_lib.sources import list_datasets
+    from codiemb_lib.sources import CutEntry, list_datasets
 
     for entry in list_datasets():
-        splits = ", ".join(f"{name} {share:.0%}" for name, share in entry.fractions.items())
-        print(f"{entry.name:16} {entry.task:4} {splits:32} {entry.licence}")
+        splits = ", ".join(entry.splits)
+        if isinstance(entry, CutEntry):
+            splits = ", ".join(f"{name} {share:.0%}" for name, share in entry.fractions.items())
+        print(f"{entry.name:26} {entry.task:4} {splits:32} {entry.licence}")
+
+
+def describe_data(arguments: argparse.Namespace) -> None:
+    """Print what a data set is like."""
+    from codiemb_lib.records import to_json
+    from codiemb_lib.sources import describe, load_dataset
+
+    dataset = load_dataset(_source(arguments.source))
+    columns = [describe(records) for records in dataset.splits.values()]
+    width = max(20, *(len(cell) for column in columns for cell in column.values())) + 2
+    print(f"{'':26}" + "".join(f"{split:>{width}}" for split in dataset.splits))
+    for measure in columns[0]:
+        print(f"{measure:26}" + "".join(f"{column[measure]:>{width}}" for column in columns))
+    print("\nlengths and counts: least / median / most\n")
+    for field in ("task", "licence", "provenance", "content_hash"):
+        print(f"{field.replace('_', ' '):13} {getattr(dataset, field)}")
+    example = to_json(next(iter(dataset.splits.values()))[0])
+    print(f"{'example':13} {example[:400]}{'...' if len(example) > 400 else ''}")
+
+
+def prepare_data(arguments: argparse.Namespace) -> None:
+    """Turn records of any form that can be read into a folder of unified JSONL."""
+    from codiemb_lib.readers import read_path
+    from codiemb_lib.records import RecordError
+    from codiemb_lib.sources import hold_out, load_dataset
+
+    logging.getLogger("codiemb_lib.readers").setLevel(logging.INFO)  # what is left out
+    columns = [int(name) if name.isdecimal() else name for name in arguments.columns]
+    form = {"task": arguments.task, "columns": columns, "scale": arguments.scale}
+    source = _source(arguments.source)
+    splits = dict(read_path(source, **form) if any(form.values()) else load_dataset(source).splits)
+    if arguments.split:
+        if len(splits) > 1:
+            raise RecordError(f"{source}: expected one split to be renamed, found {[*splits]}.")
+        splits = {arguments.split: next(iter(splits.values()))}
+    sizes = {split: n for split in ("dev", "test") if (n := getattr(arguments, split))}
+    if sizes:
+        if "train" not in splits or sizes.keys() & splits.keys():
+            raise RecordError(
+                f"{source}: expected a split 'train' to take {[*sizes]} from, and none of these "
+                f"yet, found {[*splits]}."
+            )
+        splits |= hold_out(splits["train"], sizes, arguments.seed)
+    _write(arguments.out, splits)
+
+
+def mine_data(arguments: argparse.Namespace) -> None:
+    """Give the records of a split new hard negatives; the other splits stay as they are."""
+    from codiemb_lib.config import EncoderSettings
+    from codiemb_lib.encoder import Encoder
+    from codiemb_lib.files import check_writable
+    from codiemb_lib.mining import mine
+    from codiemb_lib.readers import read_beir_corpus
+    from codiemb_lib.sources import load_dataset, load_split
+
+    check_writable(arguments.out)
+    source = _source(arguments.source)
+    records = load_split(source, arguments.split)
+    mined = mine(
+        Encoder.load(EncoderSettings(name=arguments.encoder)),
+        records,
+        corpus=list(read_beir_corpus(arguments.corpus).values()) if arguments.corpus else (),
+        query_prompt=arguments.query_prompt,
+        passage_prompt=arguments.passage_prompt,
+        negatives=arguments.negatives,
+        margin=arguments.margin,
+        depth=arguments.depth,
+        progress=sys.stderr.isatty(),
+    )
+    _write(arguments.out, {**load_dataset(source).splits, arguments.split: mined})
+    found = sum(len(record.negatives) for record in mined)
+    without = sum(not record.negatives for record in mined)
+    print(f"{found:,} hard negatives for {len(mined):,} records, {without:,} of them without any")
+
+
+def _source(name: str) -> str:
+    """A name of the registry as it is; else a path from here, as a shell means it."""
+    from codiemb_lib.sources import list_datasets
+
+    if name not in {entry.name for entry in list_datasets()} and Path(name).exists():
+        return str(Path(name).resolve())
+    return name
+
+
+def _write(folder: str, splits: Mapping[str, Sequence]) -> None:
+    from codiemb_lib.sources import write_splits
+
+    for file, records in write_splits(folder, splits).items():
+        print(f"{file}: {records:,} records")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -91,11 +182,62 @@ def _parser() -> argparse.ArgumentParser:
     )
     pipeline.set_defaults(command=reproduce)
 
-    data = commands.add_parser("data", help="the data sets of the registry")
+    data = commands.add_parser("data", help="data sets: those of the registry, and your own")
     data_commands = data.add_subparsers(required=True, metavar="COMMAND")
     listing = data_commands.add_parser("list", help="name, task, splits and licence of each")
     listing.set_defaults(command=list_data)
+
+    describing = data_commands.add_parser("describe", help="sizes, lengths, scores, an example")
+    describing.add_argument("source", metavar="NAME_OR_PATH")
+    describing.set_defaults(command=describe_data)
+
+    preparing = data_commands.add_parser(
+        "prepare", help="make a folder of unified JSONL of any form that can be read"
+    )
+    _source_and_out(preparing)
+    preparing.add_argument("--task", choices=("ir", "sts"), help="if the source does not say it")
+    preparing.add_argument(
+        "--columns",
+        nargs="+",
+        default=[],
+        metavar="COLUMN",
+        help="of a table, names or positions from 0: two texts and their score (sts), or query, "
+        "positive and, optionally, negative (ir)",
+    )
+    preparing.add_argument(
+        "--scale", nargs=2, type=float, metavar=("LOW", "HIGH"), help="of the scores (sts)"
+    )
+    preparing.add_argument("--split", choices=("train", "dev", "test"), help="of a lone file")
+    for split in ("dev", "test"):
+        preparing.add_argument(
+            f"--{split}", type=int, default=0, metavar="N", help=f"take N records out for {split}"
+        )
+    preparing.add_argument("--seed", type=int, default=0, help="decides which")
+    preparing.set_defaults(command=prepare_data)
+
+    mining = data_commands.add_parser("mine", help="find hard negatives with an encoder")
+    _source_and_out(mining)
+    mining.add_argument("--encoder", required=True, metavar="NAME", help="as in a preset")
+    mining.add_argument("--split", default="train", help="whose records get negatives")
+    mining.add_argument("--negatives", type=int, default=4, metavar="N", help="at most, a record")
+    mining.add_argument(
+        "--margin", type=float, default=0.05, help="by which a positive must be more similar"
+    )
+    mining.add_argument(
+        "--depth", type=int, default=100, metavar="N", help="nearest passages that are looked at"
+    )
+    mining.add_argument("--query-prompt", default="", metavar="TEXT")
+    mining.add_argument("--passage-prompt", default="", metavar="TEXT")
+    mining.add_argument(
+        "--corpus", metavar="PATH", help="further passages: a BEIR folder, or such a corpus.jsonl"
+    )
+    mining.set_defaults(command=mine_data)
     return parser
+
+
+def _source_and_out(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", metavar="SOURCE", help="a name of the registry, or a path")
+    parser.add_argument("out", metavar="OUT", help="the folder to be written")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import math
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NoReturn, TypeVar, get_args
 
 from codiemb_lib.files import atomic_path
 
 Task = Literal["ir", "sts"]
+T = TypeVar("T")
 
 
 class RecordError(ValueError):
@@ -51,30 +54,30 @@ class Record:
 
     def __post_init__(self) -> None:
         if self.task not in get_args(Task):
-            _refuse("task", "'ir' or 'sts'", self.task)
+            refuse("task", "'ir' or 'sts'", self.task)
         if not _is_text(self.query):
-            _refuse("query", "a string that is not empty", self.query)
+            refuse("query", "a string that is not empty", self.query)
         for name in ("dataset", "id"):
             if not isinstance(getattr(self, name), str):
-                _refuse(name, "a string", getattr(self, name))
+                refuse(name, "a string", getattr(self, name))
         for name in ("positives", "negatives"):
             texts = _tuple(self, name, _is_text, "a {}list of non-empty strings")
             scores = _tuple(self, f"{name[:-1]}_scores", _is_score, "a list of finite numbers")
             if scores and len(scores) != len(texts):
-                _refuse(f"{name[:-1]}_scores", f"one score for each of {len(texts)} texts", scores)
+                refuse(f"{name[:-1]}_scores", f"one score for each of {len(texts)} texts", scores)
         if not self.positives:
-            _refuse("positives", "a non-empty list of non-empty strings", [])
+            refuse("positives", "a non-empty list of non-empty strings", [])
         if both := set(self.positives) & set(self.negatives):
-            _refuse("negatives", "texts that are no positives of the same record", both.pop())
+            refuse("negatives", "texts that are no positives of the same record", both.pop())
         if self.task == "sts":
             if len(self.positives) != 1 or self.negatives:
                 found = f"{len(self.positives)} positives and {len(self.negatives)} negatives"
                 remedy = "Write every scored pair as a record of its own"
-                _refuse("positives", "exactly one positive, no negatives (STS)", found, remedy)
+                refuse("positives", "exactly one positive, no negatives (STS)", found, remedy)
             if len(self.positive_scores) != 1 or not 0 <= self.positive_scores[0] <= 1:
                 remedy = "Divide the ratings by the top of their scale"
                 expected = "exactly one score in [0, 1] (STS)"
-                _refuse("positive_scores", expected, list(self.positive_scores), remedy)
+                refuse("positive_scores", expected, list(self.positive_scores), remedy)
 
     @property
     def score(self) -> float:
@@ -84,11 +87,12 @@ class Record:
             RecordError: The record is no STS pair.
         """
         if self.task != "sts":
-            _refuse("task", "'sts', for only a pair has a gold score", self.task)
+            refuse("task", "'sts', for only a pair has a gold score", self.task)
         return self.positive_scores[0]
 
 
-def _refuse(field: str, expected: str, found: Any, remedy: str = "Correct the field") -> None:
+def refuse(field: str, expected: str, found: Any, remedy: str = "Correct the field") -> NoReturn:
+    """Raise the RecordError of a field; `convert_rows` adds the place."""
     raise RecordError(f"field {field!r}: expected {expected}, found {found!r:.120}. {remedy}.")
 
 
@@ -106,7 +110,7 @@ def _is_score(value: Any) -> bool:
 def _tuple(record: Record, field: str, valid: Callable[[Any], bool], expected: str) -> tuple:
     values = getattr(record, field)
     if not isinstance(values, (list, tuple)) or not all(map(valid, values)):
-        _refuse(field, expected.format("non-empty " if field == "positives" else ""), values)
+        refuse(field, expected.format("non-empty " if field == "positives" else ""), values)
     if isinstance(values, list):
         values = tuple(values)
         object.__setattr__(record, field, values)
@@ -120,13 +124,13 @@ def read_jsonl(path: str | Path) -> list[Record]:
     """Read a file with one record a line, as JSON objects whose keys are the record's fields.
 
     `task`, `query` and `positives` (for STS `positive_scores` too) are required. Blank lines count
-    as nothing.
+    as nothing. A file whose name ends in `.gz` is unpacked.
 
     Raises:
         RecordError: A line is no such record, or the file holds none; the message names the file,
             the line, the field, what was expected and what was found.
     """
-    return _read(path, lambda row: [_from_row(row)])
+    return [record for _, record in convert_rows(path, read_rows(path), from_row)]
 
 
 def write_jsonl(path: str | Path, records: Iterable[Record]) -> None:
@@ -149,109 +153,88 @@ def to_json(record: Record) -> str:
     return json.dumps(row, ensure_ascii=False)
 
 
-def read_authors_json(
-    path: str | Path, *, task: Task | None = None, dataset: str = ""
-) -> list[Record]:
-    """Read the training data of the public CoDiEmb code, or of FlagEmbedding.
-
-    CoDiEmb (`training/CoDiEmb` of Youtu-Embedding) keeps one JSON object a line with `task_type`,
-    `query`, `positives`, `negatives`, `positive_scores`, `negative_scores`. Each of its texts is a
-    triple [instruction of the task, instruction of the example, text]. As there, the latter two
-    are joined; the first is dropped, for it belongs to the data set and is the `query_prompt` of a
-    preset. FlagEmbedding writes `query`, `pos`, `neg`, `pos_scores`, `neg_scores`, with plain
-    strings. Both are read, also mixed, as JSONL or as one JSON list; other keys are ignored. An
-    STS row with several scored positives becomes as many pairs.
-
-    Args:
-        path: The file.
-        task: The task of rows that do not name one, as in FlagEmbedding.
-        dataset: The name that the records carry.
+def from_row(row: dict[str, Any]) -> Record:
+    """The record of a JSON object whose keys are its fields.
 
     Raises:
-        RecordError: As `read_jsonl`; the line of a JSON list is the item's place in it.
+        RecordError: A key is missing or unknown, or a field has another type, size or range.
     """
-
-    def convert(row: dict[str, Any]) -> list[Record]:
-        row_task = row.get("task_type", task)
-        if row_task is None:
-            remedy = "Name the task of the file: read_authors_json(path, task='ir')"
-            _refuse("task_type", "'ir' or 'sts'", None, remedy)
-        fields: dict[str, Any] = {"task": row_task, "dataset": dataset}
-        fields["query"] = _join_instruction("query", row.get("query"))
-        for name, short in (("positive", "pos"), ("negative", "neg")):
-            texts = row.get(f"{name}s", row.get(short)) or []
-            if not isinstance(texts, list):
-                _refuse(f"{name}s", "a list of texts", texts)
-            fields[f"{name}s"] = [_join_instruction(f"{name}s", text) for text in texts]
-            fields[f"{name}_scores"] = row.get(f"{name}_scores", row.get(f"{short}_scores")) or []
-        pairs = list(zip(fields["positives"], fields["positive_scores"], strict=False))
-        if row_task == "sts" and len(pairs) == len(fields["positives"]) > 1:
-            return [
-                Record(**fields | {"positives": [text], "positive_scores": [score]})
-                for text, score in pairs
-            ]
-        return [Record(**fields)]
-
-    return _read(path, convert)
-
-
-def _join_instruction(field: str, text: Any) -> Any:
-    if isinstance(text, str):
-        return text
-    if isinstance(text, list) and len(text) == 3 and all(isinstance(part, str) for part in text):
-        return text[1] + text[2]
-    expected = "a string, or [task instruction, example instruction, text]"
-    return _refuse(field, expected, text)
-
-
-def _from_row(row: dict[str, Any]) -> Record:
     if unknown := row.keys() - set(_FIELDS):
-        _refuse(min(unknown), f"one of the keys {', '.join(_FIELDS)}", min(unknown))
+        refuse(min(unknown), f"one of the keys {', '.join(_FIELDS)}", min(unknown))
     for field in ("task", "query", "positives"):
         if field not in row:
-            _refuse(field, "this key in every line", "none", "Add the field")
+            refuse(field, "this key in every line", "none", "Add the field")
     return Record(**row)
 
 
-def _read(path: str | Path, convert: Callable[[dict[str, Any]], list[Record]]) -> list[Record]:
-    path = Path(path)
-    records: list[Record] = []
-    for number, row in _rows(path):
+# --- Files of rows, of any form -------------------------------------------------------------------
+
+
+def convert_rows(
+    source: str | Path, rows: Iterable[tuple[int, Any]], convert: Callable[[Any], T]
+) -> Iterator[tuple[int, T]]:
+    """Convert rows one by one; the error of a row gets its place, `source:line: `, in front."""
+    for number, row in rows:
         try:
-            if not isinstance(row, dict):
-                raise RecordError(f"expected a JSON object, found {row!r:.120}.")
-            records += convert(row)
+            converted = convert(row)
         except RecordError as error:
-            raise RecordError(f"{path}:{number}: {error}") from error
-    if not records:
+            raise RecordError(f"{source}:{number}: {error}") from error
+        yield number, converted
+
+
+def read_rows(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The objects of a file of JSON lines, or of one JSON list, with their 1-based places.
+
+    Raises:
+        RecordError: The file cannot be read, is no UTF-8 or no JSON, or has no object.
+    """
+    number = 0
+    for number, row in _json_values(path):
+        if not isinstance(row, dict):
+            raise RecordError(f"{path}:{number}: expected a JSON object, found {row!r:.120}.")
+        yield number, row
+    if not number:
         raise RecordError(f"{path}: expected at least one record, found an empty file.")
-    return records
 
 
-def _rows(path: Path) -> Iterator[tuple[int, Any]]:
-    """The JSON values of a file of lines, or of one list, with their 1-based places."""
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise RecordError(
-            f"{path}: expected a file of records, found: {error.strerror}."
-        ) from error
-    data = data.removeprefix(b"\xef\xbb\xbf")  # the mark that some editors set before UTF-8
-    if data.lstrip().startswith(b"["):
-        yield from enumerate(_json(path, 1, data), start=1)
+def _json_values(path: str | Path) -> Iterator[tuple[int, Any]]:
+    text = read_text(path)
+    if text.lstrip().startswith("["):
+        yield from enumerate(_json(path, 1, text), start=1)
         return
     # Split at line feeds alone: JSON strings may hold the other separators that Python knows.
-    for number, line in enumerate(data.split(b"\n"), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             yield number, _json(path, number, line)
 
 
-def _json(path: Path, number: int, data: bytes) -> Any:
+def read_text(path: str | Path) -> str:
+    """The text of a UTF-8 file, unpacked if its name ends in `.gz`.
+
+    Raises:
+        RecordError: The file cannot be read, or is no UTF-8.
+    """
+    path = Path(path)
     try:
-        return json.loads(data.decode("utf-8"))
+        data = path.read_bytes()
+        if path.suffix == ".gz":
+            data = gzip.decompress(data)
+    except (OSError, EOFError, zlib.error) as error:
+        found = getattr(error, "strerror", None) or error
+        raise RecordError(f"{path}: expected a file of records, found: {found}.") from error
+    data = data.removeprefix(b"\xef\xbb\xbf")  # the mark that some editors set before UTF-8
+    try:
+        return data.decode("utf-8")
     except UnicodeDecodeError as error:
-        found = f"byte {data[error.start]:#04x} at position {error.start}"
+        number = data.count(b"\n", 0, error.start) + 1
+        position = error.start - data.rfind(b"\n", 0, error.start) - 1
+        found = f"byte {data[error.start]:#04x} at position {position}"
         raise RecordError(f"{path}:{number}: expected UTF-8, found {found}. Convert it.") from error
+
+
+def _json(path: str | Path, number: int, text: str) -> Any:
+    try:
+        return json.loads(text)
     except json.JSONDecodeError as error:
         place = f"{error.msg} (column {error.colno})"
         raise RecordError(

@@ -1,15 +1,16 @@
-"""Data sets by name: the registry, its readers, and the splits they give."""
+"""Data sets by name or path: the registry, what it reads from packages, and splits."""
 
 from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import metadata
 from importlib.util import find_spec
 from itertools import accumulate
 from pathlib import Path
+from statistics import median
 from types import MappingProxyType
 from typing import Annotated, Literal
 
@@ -20,9 +21,15 @@ from codiemb_lib import docstrings
 from codiemb_lib.config import project_root, unknown
 from codiemb_lib.docstrings import Documented, documented, normalise
 from codiemb_lib.files import sha256_file, sha256_text
+from codiemb_lib.readers import (
+    SPLITS,
+    MissingSourceError,
+    Scale,
+    check_columns,
+    read_hub,
+    read_path,
+)
 from codiemb_lib.records import Record, RecordError, Task, read_jsonl, to_json, write_jsonl
-
-SPLITS = ("train", "dev", "test")
 
 
 class UnknownDatasetError(ValueError):
@@ -31,10 +38,6 @@ class UnknownDatasetError(ValueError):
 
 class RegistryError(ValueError):
     """The registry says something that cannot be read."""
-
-
-class MissingSourceError(FileNotFoundError):
-    """A package or a file that a data set is read from is not there."""
 
 
 class ChecksumError(ValueError):
@@ -70,9 +73,14 @@ class Entry(_Strict):
 
     name: str
     task: Task
-    fractions: dict[Literal["train", "dev", "test"], Annotated[float, Field(gt=0, lt=1)]]
     licence: str
     provenance: str
+
+
+class CutEntry(Entry):
+    """A data set that comes in one piece, and that we cut into splits."""
+
+    fractions: dict[Literal["train", "dev", "test"], Annotated[float, Field(gt=0, lt=1)]]
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -86,7 +94,7 @@ class Entry(_Strict):
         return self
 
 
-class DocstringsEntry(Entry):
+class DocstringsEntry(CutEntry):
     """Retrieval from API documentation."""
 
     reader: Literal["docstrings"]
@@ -95,7 +103,7 @@ class DocstringsEntry(Entry):
     packages: dict[str, PackageDocs]
 
 
-class LeeNewsEntry(Entry):
+class LeeNewsEntry(CutEntry):
     """Retrieval of a news article by its first sentence."""
 
     reader: Literal["lee_news"]
@@ -104,7 +112,7 @@ class LeeNewsEntry(Entry):
     documents: SourceFile
 
 
-class WordPairsEntry(Entry):
+class WordPairsEntry(CutEntry):
     """Rated word pairs, one a line, separated by tabs."""
 
     reader: Literal["word_pairs"]
@@ -113,7 +121,7 @@ class WordPairsEntry(Entry):
     scale: Annotated[float, Field(gt=0)]
 
 
-class LeeSimilarityEntry(Entry):
+class LeeSimilarityEntry(CutEntry):
     """Rated pairs of documents, in the upper triangle of a matrix."""
 
     reader: Literal["lee_similarity"]
@@ -122,8 +130,25 @@ class LeeSimilarityEntry(Entry):
     similarities: SourceFile
 
 
+class HubEntry(Entry):
+    """A data set of the Hugging Face Hub: downloaded when it is loaded, and only then."""
+
+    reader: Literal["hub"]
+    repository: str  # organisation/name
+    config: str = ""
+    revision: str = ""  # a commit, so that nobody changes it under us
+    splits: Annotated[dict[Literal["train", "dev", "test"], str], Field(min_length=1)]
+    columns: tuple[str, ...]  # two texts and their score, or query, positive, negative
+    scale: Scale | None = None  # lowest and highest score
+
+    @model_validator(mode="after")
+    def _columns_fit_the_task(self) -> HubEntry:
+        check_columns(self.repository, self.task, self.columns, self.scale)
+        return self
+
+
 AnyEntry = Annotated[
-    DocstringsEntry | LeeNewsEntry | WordPairsEntry | LeeSimilarityEntry,
+    DocstringsEntry | LeeNewsEntry | WordPairsEntry | LeeSimilarityEntry | HubEntry,
     Field(discriminator="reader"),
 ]
 
@@ -181,6 +206,34 @@ class Dataset:
     provenance: str
     content_hash: str
 
+    def split(self, split: str, *, limit: int | None = None, seed: int = 0) -> list[Record]:
+        """The records of one split, or a subsample that `seed` alone decides.
+
+        Subsamples of one seed are nested: the first 100 records stay when the limit grows to 200.
+
+        Args:
+            split: "train", "dev" or "test".
+            limit: At most so many records; None: all; 0: none, also of a split that is not there.
+            seed: Decides which records a limit keeps.
+
+        Raises:
+            UnknownDatasetError: The data set has no such split.
+            ValueError: A negative limit.
+        """
+        if limit is not None and limit < 0:
+            raise ValueError(f"limit: expected None or a number >= 0, found {limit}.")
+        if limit == 0 and split in SPLITS:
+            return []
+        if split not in self.splits:
+            where = f"of data set {self.name!r}"
+            raise UnknownDatasetError(unknown("split", split, self.splits, where))
+        records = self.splits[split]
+        if limit is None or limit >= len(records):
+            return list(records)
+        keys = [sha256_text(str(seed), record.id or str(i)) for i, record in enumerate(records)]
+        kept = sorted(sorted(range(len(records)), key=keys.__getitem__)[:limit])
+        return [records[i] for i in kept]
+
 
 def load_dataset(
     name: str, *, cache: str | Path | None = None, registry: str | Path | None = None
@@ -188,14 +241,15 @@ def load_dataset(
     """Load a data set of the registry, or local records.
 
     Args:
-        name: A name in the registry; or a folder with some of train.jsonl, dev.jsonl and
-            test.jsonl; or one JSONL file, which is the split that its name says, else "train".
+        name: A name in the registry, or the path of a file or folder that `readers.read_path`
+            reads.
         cache: The folder for records that take seconds to build; by default `data/cache`.
         registry: Another registry than `data/registry.yaml`.
 
     Raises:
         UnknownDatasetError: Neither the registry nor the disk knows the name.
-        MissingSourceError: The package that carries the data is not installed.
+        MissingSourceError: The package that carries the data is not installed, the Hub cannot be
+            reached, or the folder holds nothing known.
         ChecksumError: A source file is not the one that the registry pins.
         RecordError: A local file has a line that is no record, or records of both tasks.
     """
@@ -206,11 +260,12 @@ def load_dataset(
         splits = _read_entry(entry, folder)
         task, licence, provenance = entry.task, entry.licence, entry.provenance
     elif (local := project_root() / name).exists():
-        splits = _read_local(local)
+        splits = read_path(local)
         task, licence, provenance = _one_task(name, splits), "see source", f"local: {name}"
     else:
-        remedy = " A path to a JSONL file, or to a folder of train.jsonl, dev.jsonl, test.jsonl, "
-        raise UnknownDatasetError(unknown("data set", name, entries) + remedy + "is read too.")
+        remedy = " A path is read too: of a file of records, or of a folder with train.jsonl, "
+        remedy += "dev.jsonl, test.jsonl; see data/README.md."
+        raise UnknownDatasetError(unknown("data set", name, entries) + remedy)
     named = {
         split: tuple(replace(record, dataset=name) for record in records)
         for split, records in splits.items()
@@ -228,44 +283,8 @@ def load_split(
     seed: int = 0,
     cache: str | Path | None = None,
 ) -> list[Record]:
-    """The records of one split, or a subsample that `seed` alone decides.
-
-    Subsamples of one seed are nested: the first 100 records stay when the limit grows to 200.
-
-    Args:
-        name: As in `load_dataset`.
-        split: "train", "dev" or "test".
-        limit: At most so many records; None: all; 0: none.
-        seed: Decides which records a limit keeps.
-        cache: As in `load_dataset`.
-
-    Raises:
-        UnknownDatasetError: The data set has no such split.
-        ValueError: A negative limit.
-    """
-    if limit is not None and limit < 0:
-        raise ValueError(f"limit: expected None or a number >= 0, found {limit}.")
-    splits = load_dataset(name, cache=cache).splits
-    if split not in splits:
-        raise UnknownDatasetError(unknown("split", split, splits, f"of data set {name!r}"))
-    records = splits[split]
-    if limit is None or limit >= len(records):
-        return list(records)
-    keys = [sha256_text(str(seed), record.id or str(i)) for i, record in enumerate(records)]
-    kept = sorted(sorted(range(len(records)), key=keys.__getitem__)[:limit])
-    return [records[i] for i in kept]
-
-
-def _read_local(path: Path) -> dict[str, list[Record]]:
-    if path.is_file():
-        return {path.stem if path.stem in SPLITS else "train": read_jsonl(path)}
-    files = {split: path / f"{split}.jsonl" for split in SPLITS}
-    splits = {split: read_jsonl(file) for split, file in files.items() if file.is_file()}
-    if not splits:
-        raise UnknownDatasetError(
-            f"{path}: expected train.jsonl, dev.jsonl or test.jsonl in this folder, found none."
-        )
-    return splits
+    """The records of one split of a data set by name; see `load_dataset` and `Dataset.split`."""
+    return load_dataset(name, cache=cache).split(split, limit=limit, seed=seed)
 
 
 def _one_task(name: str, splits: Mapping[str, Iterable[Record]]) -> Task:
@@ -279,6 +298,13 @@ def _one_task(name: str, splits: Mapping[str, Iterable[Record]]) -> Task:
 
 
 def _read_entry(entry: Entry, cache: Path) -> dict[str, list[Record]]:
+    if isinstance(entry, HubEntry):
+        options = entry.model_dump(include={"task", "columns", "scale", "config", "revision"})
+        return {
+            split: read_hub(entry.repository, split=entry.splits[split], **options)
+            for split in SPLITS
+            if split in entry.splits
+        }
     if not isinstance(entry, DocstringsEntry):
         return _by_split(entry, _READERS[type(entry)](entry))
     versions = [_version(entry, package.distribution) for package in entry.packages.values()]
@@ -292,7 +318,7 @@ def _read_entry(entry: Entry, cache: Path) -> dict[str, list[Record]]:
     return {split: read_jsonl(file) for split, file in files.items()}
 
 
-def _by_split(entry: Entry, records: Iterable[tuple[str, Record]]) -> dict[str, list[Record]]:
+def _by_split(entry: CutEntry, records: Iterable[tuple[str, Record]]) -> dict[str, list[Record]]:
     splits: dict[str, list[Record]] = {split: [] for split in SPLITS}
     for split, record in records:
         splits[split].append(record)
@@ -314,6 +340,111 @@ def _split_at(place: float, fractions: Mapping[str, float]) -> str:
     """The split in which a place in [0, 1) falls."""
     bounds = zip(fractions, accumulate(fractions.values()), strict=True)
     return next((split for split, bound in bounds if place < bound), SPLITS[-1])
+
+
+# --- Sets of one's own ----------------------------------------------------------------------------
+
+
+def hold_out(
+    records: Sequence[Record], sizes: Mapping[str, int], seed: int = 0
+) -> dict[str, list[Record]]:
+    """Take further splits out of training records; `seed` alone decides which records move.
+
+    Records of one query, or of one unordered pair, stay together, so that a split may get a few
+    more than its size. A passage, or one text of a pair, may still stand in several splits.
+
+    Returns:
+        "train" and the splits of `sizes`, each in the order of `records`.
+
+    Raises:
+        RecordError: A split, or what is left for training, would have no record.
+    """
+
+    def key(record: Record) -> str:
+        texts = [record.query, *(record.positives if record.task == "sts" else ())]
+        return sha256_text(str(seed), *sorted(map(normalise, texts)))
+
+    groups: dict[str, list[int]] = defaultdict(list)
+    for i, record in enumerate(records):
+        groups[key(record)].append(i)
+    where = ["train"] * len(records)
+    left = dict(sizes)
+    for _, members in sorted(groups.items()):
+        split = next((split for split, size in left.items() if size > 0), None)
+        if split is None:
+            break
+        left[split] -= len(members)
+        for i in members:
+            where[i] = split
+    if set(where) != {"train", *sizes}:
+        raise RecordError(
+            f"expected records for train and for each of {dict(sizes)}, found {len(records)} in "
+            "all. Hold out fewer, and at least one."
+        )
+    return {
+        split: [record for record, place in zip(records, where, strict=True) if place == split]
+        for split in ("train", *sizes)
+    }
+
+
+def write_splits(folder: str | Path, splits: Mapping[str, Iterable[Record]]) -> dict[Path, int]:
+    """Write a folder of unified JSONL, one file a split, which is a data set by its path.
+
+    A file that stands there with the same content is kept, one with another content is refused
+    before anything is written. The records lose the name of their data set.
+
+    Returns:
+        How many records each file has.
+
+    Raises:
+        RecordError: Records of both tasks, or a file with another content.
+        UnwritableError: The folder cannot be written.
+    """
+    files = {
+        Path(folder) / f"{split}.jsonl": [replace(record, dataset="") for record in records]
+        for split, records in splits.items()
+    }
+    _one_task(str(folder), files)
+    for file, records in files.items():
+        content = "".join(f"{to_json(record)}\n" for record in records)
+        if file.exists() and file.read_bytes() != content.encode():
+            raise RecordError(
+                f"{file}: expected no such file, or the same records, found others. Choose another "
+                "folder, or remove the file."
+            )
+    for file, records in files.items():
+        write_jsonl(file, records)
+    return {file: len(records) for file, records in files.items()}
+
+
+def describe(records: Sequence[Record]) -> dict[str, str]:
+    """What the records of one split are like: names of measures and their values, to be printed.
+
+    Lengths are those of distinct texts; an IR passage is a positive or a hard negative.
+    """
+    queries = {record.query for record in records}
+    passages = {text for record in records for text in (*record.positives, *record.negatives)}
+    rows = {
+        "records": f"{len(records):,}",
+        "distinct texts": f"{len(queries | passages):,}",
+    }
+    for kind, texts in (("query", queries), ("passage", passages)):
+        rows[f"{kind} words"] = _spread(len(text.split()) for text in texts)
+        rows[f"{kind} characters"] = _spread(map(len, texts))
+    if records[0].task == "ir":
+        without = sum(not record.negatives for record in records)
+        return rows | {
+            "positives a record": _spread(len(record.positives) for record in records),
+            "negatives a record": _spread(len(record.negatives) for record in records),
+            "records without negatives": f"{without / len(records):.0%}",
+        }
+    bins = Counter(min(int(record.score * 5), 4) for record in records)
+    return rows | {f"score {i / 5} to {(i + 1) / 5}": f"{bins[i]:,}" for i in range(5)}
+
+
+def _spread(numbers: Iterable[int]) -> str:
+    ordered = sorted(numbers)
+    return f"{ordered[0]} / {median(ordered):g} / {ordered[-1]}"
 
 
 # --- Source files ---------------------------------------------------------------------------------

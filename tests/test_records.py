@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import time
 
@@ -9,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from codiemb_lib.records import Record, RecordError, read_authors_json, read_jsonl, write_jsonl
+from codiemb_lib.records import Record, RecordError, read_jsonl, write_jsonl
 
 IR = {"task": "ir", "query": "mean", "positives": ["The average."], "negatives": ["The median."]}
 STS = {"task": "sts", "query": "cup", "positives": ["mug"], "positive_scores": [0.9]}
@@ -122,6 +123,18 @@ def test_lines_that_are_no_objects(tmp_path):
         read_jsonl(path)
 
 
+def test_a_packed_file_is_unpacked(tmp_path):
+    path = tmp_path / "records.jsonl.gz"
+    path.write_bytes(gzip.compress((json.dumps(IR) + "\n").encode()))
+    assert read_jsonl(path) == [Record(**IR)]
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(RecordError, match="expected a file of records, found: Compressed file"):
+        read_jsonl(path)
+    path.write_text("no gzip")
+    with pytest.raises(RecordError, match="expected a file of records, found: Not a gzipped file"):
+        read_jsonl(path)
+
+
 def test_no_records_and_no_file(tmp_path):
     path = write_lines(tmp_path / "empty.jsonl", "")
     with pytest.raises(RecordError, match="at least one record, found an empty file"):
@@ -144,61 +157,6 @@ def test_a_failed_write_keeps_the_old_file(tmp_path):
         write_jsonl(path, broken())
     assert read_jsonl(path) == [Record(**IR)]
     assert list(tmp_path.iterdir()) == [path]
-
-
-def test_the_layout_of_the_authors(tmp_path):
-    instruction = "Represent the sentence"
-    pair = {
-        "task_type": "sts",
-        "query": [instruction, "", "cup"],
-        "positives": [[instruction, "", "mug"]],
-        "negatives": [],
-        "positive_scores": [0.9],
-        "negative_scores": [],
-    }
-    search = {
-        "task_type": "ir",
-        "query": [instruction, "In Python: ", "mean"],
-        "positives": [["", "", "The average."]],
-        "negatives": [["", "", "The median."]],
-    }
-    path = write_lines(tmp_path / "train.json", pair, search)
-    assert read_authors_json(path, dataset="demo") == [
-        Record("sts", "cup", ("mug",), positive_scores=(0.9,), dataset="demo"),
-        Record("ir", "In Python: mean", ("The average.",), ("The median.",), dataset="demo"),
-    ]
-    path.write_text(json.dumps([pair, search]), encoding="utf-8")
-    assert [record.task for record in read_authors_json(path)] == ["sts", "ir"]
-
-
-def test_several_scored_positives_become_pairs(tmp_path):
-    row = {"task_type": "sts", "query": "a", "positives": ["b", "c"], "positive_scores": [1, 0.5]}
-    pairs = read_authors_json(write_lines(tmp_path / "train.json", row))
-    assert [(pair.positives, pair.score) for pair in pairs] == [(("b",), 1), (("c",), 0.5)]
-
-
-def test_the_layout_of_flagembedding(tmp_path):
-    row = {
-        "query": "q",
-        "pos": ["p"],
-        "neg": ["n", "m"],
-        "pos_scores": [98.6],
-        "neg_scores": [85.5, 86.25],
-        "prompt": "Retrieve",
-        "type": "normal",
-    }
-    path = write_lines(tmp_path / "nq.jsonl", row)
-    (record,) = read_authors_json(path, task="ir")
-    assert record == Record("ir", "q", ("p",), ("n", "m"), (98.6,), (85.5, 86.25))
-    with pytest.raises(RecordError, match=r"nq\.jsonl:1: field 'task_type'.*task='ir'"):
-        read_authors_json(path)
-
-
-@pytest.mark.parametrize("bad", [["", "text"], 3, ["", "", None]])
-def test_a_text_of_the_authors_is_a_string_or_a_triple(tmp_path, bad):
-    path = write_lines(tmp_path / "train.json", {"task_type": "ir", "query": bad, "pos": ["p"]})
-    with pytest.raises(RecordError, match=r":1: field 'query': expected a string, or \["):
-        read_authors_json(path)
 
 
 def test_a_hundred_thousand_lines_are_read_in_seconds(tmp_path):

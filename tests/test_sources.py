@@ -20,15 +20,19 @@ from codiemb_lib.sources import (
     SPLITS,
     ChecksumError,
     DocstringsEntry,
+    HubEntry,
     MissingSourceError,
     NearDuplicates,
     RegistryError,
     UnknownDatasetError,
+    describe,
+    hold_out,
     list_datasets,
     load_dataset,
     load_split,
     read_docstrings,
     split_of,
+    write_splits,
 )
 
 NAMES = ["api-docs", "lee-news", "simlex-999", "wordsim-353", "lee-similarity"]
@@ -51,7 +55,7 @@ def registry(tmp_path):
 
     def write(**changes):
         for name, change in changes.items():
-            content[name.replace("_", "-")] |= change
+            content.setdefault(name.replace("_", "-"), {}).update(change)
         path = tmp_path / "registry.yaml"
         path.write_text(yaml.safe_dump(content, sort_keys=False))
         return path
@@ -68,10 +72,16 @@ def passages(records):
 
 def test_the_registry_lists_every_data_set_with_its_origin():
     entries = list_datasets()
-    assert [entry.name for entry in entries] == NAMES
-    assert [entry.task for entry in entries] == ["ir", "ir", "sts", "sts", "sts"]
+    embedded = entries[: len(NAMES)]
+    assert [entry.name for entry in embedded] == NAMES
+    assert [entry.task for entry in embedded] == ["ir", "ir", "sts", "sts", "sts"]
+    assert all(entry.splits == SPLITS for entry in embedded)
+    for entry in entries[len(NAMES) :]:
+        assert isinstance(entry, HubEntry)
+        assert entry.name.startswith("cmteb-")
+        assert len(entry.revision) == 40  # pinned
+        assert len(set(entry.splits.values())) == len(entry.splits)  # none serves twice
     for entry in entries:
-        assert entry.splits == SPLITS
         assert entry.licence
         assert entry.provenance
 
@@ -551,6 +561,7 @@ def test_a_local_folder_and_a_local_file(tmp_path):
     assert len(load_split(name, "train", limit=2)) == 2
     with pytest.raises(UnknownDatasetError, match="unknown split 'dev'"):
         load_split(name, "dev")
+    assert load_split(name, "dev", limit=0) == []  # as a preset may say of a set without dev
     write_jsonl(tmp_path / "lone.jsonl", records)
     assert len(load_split(str(tmp_path / "lone.jsonl"), "train")) == 5
     assert len(load_split(str(tmp_path / "mine" / "test.jsonl"), "test")) == 1
@@ -558,7 +569,7 @@ def test_a_local_folder_and_a_local_file(tmp_path):
 
 def test_bad_local_data(tmp_path):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UnknownDatasetError, match=r"expected train\.jsonl, dev\.jsonl or test"):
+    with pytest.raises(MissingSourceError, match="expected a file, or a folder of train, dev or"):
         load_dataset(str(tmp_path / "empty"))
     with pytest.raises(UnknownDatasetError, match=r"unknown data set .*none\.jsonl"):
         load_dataset(str(tmp_path / "none.jsonl"))
@@ -570,3 +581,148 @@ def test_bad_local_data(tmp_path):
     bad.write_text(json.dumps({"task": "ir", "query": "a", "positives": []}) + "\n")
     with pytest.raises(RecordError, match=r"bad\.jsonl:1: field 'positives'"):
         load_dataset(str(bad))
+
+
+def test_a_path_may_have_any_form_that_says_what_it_is(tmp_path):
+    row = {"task_type": "ir", "query": "q", "positives": ["p"], "negatives": ["p", "n"]}
+    (tmp_path / "validation.json").write_text(json.dumps([row]))
+    dataset = load_dataset(str(tmp_path))
+    name = str(tmp_path)
+    assert dataset.splits["dev"] == (Record("ir", "q", ("p",), ("n",), dataset=name),)
+    (tmp_path / "train.csv").write_text("a,b,0.5\n")
+    with pytest.raises(RecordError, match=r"train\.csv: expected to be told .* data prepare"):
+        load_dataset(name)
+
+
+# --- The Hub ---
+
+
+@pytest.fixture
+def hub_folder(tmp_path, monkeypatch):
+    """A folder as a data set of the Hub is laid out, and a registry entry that names it."""
+    datasets = pytest.importorskip("datasets", reason="the optional package of the Hub")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    rows = [{"left": f"a {i}", "right": f"b {i}", "rating": i % 6} for i in range(40)]
+    for split, members in (("train", rows[:30]), ("validation", rows[30:])):
+        file = tmp_path / "hub" / "data" / f"{split}-00000-of-00001.jsonl"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("".join(json.dumps(row) + "\n" for row in members))
+    return {
+        "reader": "hub",
+        "task": "sts",
+        "repository": str(tmp_path / "hub"),
+        "splits": {"test": "validation", "train": "train[20%:]", "dev": "train[:20%]"},
+        "columns": ["left", "right", "rating"],
+        "scale": [0, 5],
+        "licence": "none",
+        "provenance": "none",
+    }
+
+
+def test_a_hub_data_set_of_the_registry(registry, hub_folder):
+    dataset = load_dataset("mine", registry=registry(mine=hub_folder))
+    assert {split: len(records) for split, records in dataset.splits.items()} == {
+        "train": 24,
+        "dev": 6,
+        "test": 10,
+    }
+    assert tuple(dataset.splits) == SPLITS
+    expected = Record("sts", "a 3", ("b 3",), positive_scores=(0.6,), dataset="mine")
+    assert dataset.splits["dev"][3] == expected
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"columns": ["left", "right"]}, "two texts and their score"),
+        ({"scale": None}, "two texts and their score"),
+        ({"scale": [5, 0]}, "LOW < HIGH"),
+        ({"task": "ir"}, "no scale"),
+        ({"splits": {}}, r"splits: .*at least 1 item"),
+        ({"splits": {"validation": "validation"}}, "splits"),
+        ({"fractions": {"train": 1}}, "fractions: Extra inputs"),
+    ],
+)
+def test_a_wrong_hub_entry_is_refused(registry, hub_folder, change, message):
+    with pytest.raises(RegistryError, match=rf"data set 'mine'.*{message}"):
+        list_datasets(registry(mine=hub_folder | change))
+
+
+# --- Sets of one's own ---
+
+
+def test_held_out_records_are_decided_by_the_seed_and_keep_to_their_query():
+    records = [Record("ir", f"query {i // 2}", (f"answer {i}",)) for i in range(100)]
+    splits = hold_out(records, {"dev": 9, "test": 20}, seed=3)
+    assert {split: len(members) for split, members in splits.items()} == {
+        "train": 70,
+        "dev": 10,  # five queries of two records each
+        "test": 20,
+    }
+    assert sorted(r.positives for s in splits.values() for r in s) == sorted(
+        r.positives for r in records
+    )
+    queries = [{record.query for record in members} for members in splits.values()]
+    assert len(set.union(*queries)) == sum(map(len, queries)) == 50
+    assert splits["dev"] == [record for record in records if record in splits["dev"]]
+    assert hold_out(records, {"dev": 9, "test": 20}, seed=3) == splits
+    assert hold_out(records, {"dev": 9, "test": 20}, seed=4) != splits
+
+
+def test_held_out_pairs_take_their_mirror_image_along():
+    pairs = [("a", "b"), ("B", "a"), ("a", "c"), ("d", "e")]
+    records = [Record("sts", x, (y,), positive_scores=(0.5,)) for x, y in pairs]
+    for seed in range(9):
+        where = {
+            (record.query, *record.positives): split
+            for split, members in hold_out(records, {"dev": 1}, seed=seed).items()
+            for record in members
+        }
+        assert where["a", "b"] == where["B", "a"]
+
+
+@pytest.mark.parametrize("sizes", [{"dev": 3}, {"dev": 2, "test": 1}, {"dev": 5}, {"dev": 0}])
+def test_no_split_may_stay_empty(sizes):
+    records = [Record("ir", f"query {i}", ("answer",)) for i in range(3)]
+    with pytest.raises(RecordError, match=r"expected records for train .* found 3 in all"):
+        hold_out(records, sizes)
+
+
+def test_written_splits_never_replace_others(tmp_path):
+    records = [Record("ir", f"query {i}", ("answer",), dataset="old") for i in range(3)]
+    files = write_splits(tmp_path / "out", {"train": records[:2], "dev": records[2:]})
+    assert files == {tmp_path / "out" / "train.jsonl": 2, tmp_path / "out" / "dev.jsonl": 1}
+    dataset = load_dataset(str(tmp_path / "out"))
+    assert [record.query for record in dataset.splits["train"]] == ["query 0", "query 1"]
+    assert "old" not in (tmp_path / "out" / "train.jsonl").read_text()
+    assert write_splits(tmp_path / "out", {"train": records[:2]}) == {
+        tmp_path / "out" / "train.jsonl": 2
+    }
+    with pytest.raises(RecordError, match=r"dev\.jsonl: expected no such file, or the same"):
+        write_splits(tmp_path / "out", {"test": records, "dev": records})
+    assert not (tmp_path / "out" / "test.jsonl").exists()  # nothing is written before the refusal
+    pair = Record("sts", "a", ("b",), positive_scores=(1,))
+    with pytest.raises(RecordError, match="expected one task"):
+        write_splits(tmp_path / "both", {"train": [*records, pair]})
+
+
+def test_a_description_counts_what_it_says():
+    records = [
+        Record("ir", "one two", ("three", "four five six"), ("three four",)),
+        Record("ir", "one", ("three",)),
+    ]
+    assert describe(records) == {
+        "records": "2",
+        "distinct texts": "5",
+        "query words": "1 / 1.5 / 2",
+        "query characters": "3 / 5 / 7",
+        "passage words": "1 / 2 / 3",
+        "passage characters": "5 / 10 / 13",
+        "positives a record": "1 / 1.5 / 2",
+        "negatives a record": "0 / 0.5 / 1",
+        "records without negatives": "50%",
+    }
+    scores = (0, 0.19, 0.2, 0.6, 0.8, 1)
+    pairs = [Record("sts", "a", ("b",), positive_scores=(score,)) for score in scores]
+    histogram = [n for name, n in describe(pairs).items() if name.startswith("score")]
+    assert histogram == ["2", "1", "0", "1", "2"]

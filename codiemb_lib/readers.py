@@ -1,0 +1,589 @@
+"""Records from files as users have them: JSON of three forms, tables, BEIR folders, the Hub.
+
+What is left out of a file, and what is merged, is logged; `codiemb data prepare` shows it.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import logging
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from codiemb_lib.records import (
+    Record,
+    RecordError,
+    Task,
+    convert_rows,
+    from_row,
+    read_rows,
+    read_text,
+    refuse,
+)
+
+logger = logging.getLogger(__name__)
+
+SPLITS = ("train", "dev", "test")
+_STEMS = {"train": ("train",), "dev": ("dev", "validation"), "test": ("test",)}
+_JSON = (".jsonl", ".json")
+_TABLES = (".csv", ".tsv")
+_NO_TEXT = "rows left out, for they lack a text"
+_REPEATED = "negatives left out, for they are positives of the same query"
+_MERGED = "rows merged with an earlier one of the same query"
+
+Scale = tuple[float, float]
+Columns = Sequence[str | int]
+
+
+class MissingSourceError(FileNotFoundError):
+    """A package or a file that a data set is read from is not there."""
+
+
+def read_path(
+    path: str | Path,
+    *,
+    task: Task | None = None,
+    columns: Columns = (),
+    scale: Scale | None = None,
+) -> dict[str, list[Record]]:
+    """The splits of a file, a folder of `{train,dev,test}.{jsonl,json,csv,tsv}`, or a BEIR folder.
+
+    Files may end in `.gz`, and `validation` counts as `dev`. A lone file is the split that it is
+    named after, else `train`. With `columns` or `scale`, files are read as tables.
+
+    Args:
+        path: The file or folder.
+        task: What the records are for, where the file does not say it.
+        columns: Of a table: two texts and their score (STS; by default the first three columns), or
+            query, positive and, optionally, negative (IR).
+        scale: The lowest and highest score of an STS table.
+
+    Raises:
+        MissingSourceError: There is no such file, or nothing known in the folder.
+        RecordError: A line is no record, or the file does not say what the arguments should.
+    """
+    path = Path(path)
+    form = {"task": task, "columns": columns, "scale": scale}
+    if path.is_file():
+        stem = path.name.split(".")[0]
+        split = next((split for split, stems in _STEMS.items() if stem in stems), "train")
+        return {split: _read_file(path, **form)}
+    if _find(path, ("corpus",), _JSON):
+        if columns or scale or task == "sts":
+            raise RecordError(
+                f"{path}: expected no columns, scale or STS task for a BEIR folder, found {form}."
+            )
+        return read_beir(path)
+    files = {split: _find(path, stems, _JSON + _TABLES) for split, stems in _STEMS.items()}
+    if not any(files.values()):
+        found = ", ".join(sorted(file.name for file in path.glob("*"))[:9]) or "nothing"
+        raise MissingSourceError(
+            f"{path}: expected a file, or a folder of train, dev or test as .jsonl, .json, .csv or "
+            f".tsv, or a BEIR folder, found {found}."
+        )
+    return {split: _read_file(file, **form) for split, file in files.items() if file}
+
+
+def _find(folder: Path, stems: Iterable[str], suffixes: Iterable[str]) -> Path | None:
+    """The one file of these names in the folder, packed or not."""
+    names = (f"{stem}{suffix}{gz}" for stem in stems for suffix in suffixes for gz in ("", ".gz"))
+    found = [folder / name for name in names if (folder / name).is_file()]
+    if len(found) > 1:
+        raise RecordError(
+            f"{folder}: expected one file, found {found[0].name} and {found[1].name}. Remove one."
+        )
+    return found[0] if found else None
+
+
+def _read_file(
+    path: Path, task: Task | None, columns: Columns, scale: Scale | None
+) -> list[Record]:
+    if _is_json(path) and not columns and scale is None:
+        return read_records(path, task=task)
+    task = task or ("sts" if scale else None)
+    if task == "sts" and scale:
+        return read_sts_table(path, columns=columns or (0, 1, 2), scale=scale)
+    if task == "ir" and columns and not scale:
+        return read_pairs(path, columns=columns)
+    command = f"codiemb data prepare {path} FOLDER"
+    raise RecordError(
+        f"{path}: expected to be told what the columns of this table are, found task {task}, "
+        f"columns {list(columns)}, scale {scale}. Do: {command} --task sts --columns A B SCORE "
+        f"--scale LOW HIGH, or: {command} --task ir --columns QUERY POSITIVE."
+    )
+
+
+def _is_json(path: Path) -> bool:
+    return path.name.removesuffix(".gz").endswith(_JSON)
+
+
+def _say(source: str | Path, counts: Counter[str]) -> None:
+    for what, n in counts.items():
+        if n:
+            logger.info("%s: %d %s", source, n, what)
+
+
+# --- JSON -----------------------------------------------------------------------------------------
+
+
+def read_records(path: str | Path, *, task: Task | None = None, dataset: str = "") -> list[Record]:
+    """Read JSON lines, or one JSON list, of the unified, the authors' or FlagEmbedding's form.
+
+    Each row is told apart by its keys: `task` is the unified record's, which is read as strictly as
+    by `read_jsonl`. The other two:
+
+    - CoDiEmb (`training/CoDiEmb` of Youtu-Embedding) has `task_type`, `query`, `positives`,
+      `negatives`, `positive_scores`, `negative_scores`. Each of its texts is a triple [instruction
+      of the task, instruction of the example, text]. As there, the latter two are joined; the first
+      is dropped, for it belongs to the data set and is the `query_prompt` of a preset.
+    - FlagEmbedding has `query`, `pos`, `neg`, `pos_scores`, `neg_scores`, with plain strings.
+
+    Their other keys are ignored. A negative that is also a positive of its row is left out. An STS
+    row becomes a pair for each of its texts, positive or negative, with the text's score; a row
+    without scores is no STS row, whatever its data set is called: FlagEmbedding's `sts.jsonl` is
+    such, and is read as IR.
+
+    Args:
+        path: The file, which may end in `.gz`.
+        task: The task of rows that do not name one, as in FlagEmbedding.
+        dataset: The name that the records carry.
+
+    Raises:
+        RecordError: A line is no such row, or the file holds none; the line of a JSON list is the
+            item's place in it.
+    """
+    counts: Counter[str] = Counter()
+
+    def convert(row: dict[str, Any]) -> list[Record]:
+        if "task" in row:
+            return [from_row(row | ({"dataset": dataset} if dataset else {}))]
+        if not row.keys() & {"positives", "pos"}:
+            remedy = f"If it is a table, name its columns: codiemb data prepare {path} FOLDER "
+            remedy += "--task ir --columns QUERY POSITIVE"
+            refuse("positives", "the key 'positives' or 'pos'", sorted(row), remedy)
+        row_task = row.get("task_type", task)
+        if row_task is None:
+            remedy = f"Name the task: codiemb data prepare {path} FOLDER --task ir"
+            refuse("task_type", "'ir' or 'sts'", None, remedy + ", or task='ir' in Python")
+        return _scored_texts(row, row_task, dataset, counts)
+
+    rows = convert_rows(path, read_rows(path), convert)
+    records = [record for _, converted in rows for record in converted]
+    _say(path, counts)
+    return records
+
+
+def _scored_texts(
+    row: dict[str, Any], task: Task, dataset: str, counts: Counter[str]
+) -> list[Record]:
+    """The records of a row of the authors' code or of FlagEmbedding."""
+    query = _join_instruction("query", row.get("query"))
+    sides = []
+    for name in ("positive", "negative"):
+        texts = row.get(f"{name}s", row.get(name[:3])) or []
+        if not isinstance(texts, list):
+            refuse(f"{name}s", "a list of texts", texts)
+        texts = [_join_instruction(f"{name}s", text) for text in texts]
+        scores = row.get(f"{name}_scores", row.get(f"{name[:3]}_scores")) or []
+        if not isinstance(scores, list) or (scores and len(scores) != len(texts)):
+            refuse(f"{name}_scores", f"a list of {len(texts)} scores, or none", scores)
+        sides.append((texts, scores))
+    (positives, positive_scores), (negatives, negative_scores) = sides
+    if task == "sts":
+        texts, scores = positives + negatives, positive_scores + negative_scores
+        if len(scores) != len(texts):
+            remedy = "Ungraded texts are retrieval data: read them as task 'ir'"
+            refuse("positive_scores", f"a score for each of {len(texts)} texts", scores, remedy)
+        return [
+            Record("sts", query, (text,), positive_scores=(score,), dataset=dataset)
+            for text, score in zip(texts, scores, strict=True)
+        ]
+    kept = [i for i, text in enumerate(negatives) if text not in positives]
+    counts[_REPEATED] += len(negatives) - len(kept)
+    negatives = [negatives[i] for i in kept]
+    negative_scores = [negative_scores[i] for i in kept] if negative_scores else []
+    return [Record(task, query, positives, negatives, positive_scores, negative_scores, dataset)]
+
+
+def _join_instruction(field: str, text: Any) -> str:
+    if isinstance(text, str):
+        return text
+    if isinstance(text, list) and len(text) == 3 and all(isinstance(part, str) for part in text):
+        return text[1] + text[2]
+    refuse(field, "a string, or [task instruction, example instruction, text]", text)
+
+
+# --- Tables ---------------------------------------------------------------------------------------
+
+
+def read_sts_table(
+    path: str | Path,
+    *,
+    scale: Scale,
+    columns: Columns = (0, 1, 2),
+    delimiter: str | None = None,
+    dataset: str = "",
+) -> list[Record]:
+    """Read rated pairs from CSV, TSV or JSON lines; ratings are mapped from `scale` to [0, 1].
+
+    A row that lacks one of its texts is left out. In TSV a quotation mark is a plain character.
+
+    Args:
+        path: The file, which may end in `.gz`.
+        scale: The lowest and the highest rating.
+        columns: First text, second text, rating: names of a header, or positions from 0. With
+            positions, the first row is taken for a header if its rating is no number.
+        delimiter: What separates columns; None: a tab if the first line has one, else a comma.
+        dataset: The name that the records carry.
+
+    Raises:
+        RecordError: A column is missing, or a rating is no number on the scale; the message names
+            the line.
+    """
+    columns = check_columns(path, "sts", columns, scale)
+    rows, columns = _table(path, columns, delimiter)
+    if isinstance(columns[2], int):
+        rows = _without_header(rows, columns[2])
+    return _pairs(path, rows, columns, scale, dataset)
+
+
+def read_pairs(
+    path: str | Path, *, columns: Columns, delimiter: str | None = None, dataset: str = ""
+) -> list[Record]:
+    """Read queries and their answers from CSV, TSV or JSON lines, as IR records.
+
+    Rows of one query become one record with several positives, in the order of the file. In JSON, a
+    positive or negative may be a list of texts. A row without query or positive is left out, and
+    so is a negative that is a positive of the same query.
+
+    Args:
+        path: The file, which may end in `.gz`.
+        columns: Query, positive and, optionally, negative: names of a header, or positions from 0
+            in a file without header.
+        delimiter: As in `read_sts_table`.
+        dataset: The name that the records carry.
+
+    Raises:
+        RecordError: A column is missing, or a cell is no text; the message names the line.
+    """
+    columns = check_columns(path, "ir", columns, None)
+    return _answers(path, *_table(path, columns, delimiter), dataset)
+
+
+def check_columns(source: str | Path, task: Task, columns: Columns, scale: Scale | None) -> Columns:
+    """The columns, if they and the scale say how a row becomes a record of the task.
+
+    Raises:
+        RecordError: They do not.
+    """
+    if task == "sts":
+        shape = "the columns of two texts and their score, and a scale (LOW, HIGH) with LOW < HIGH"
+        valid = len(columns) == 3 and scale is not None and len(scale) == 2
+        valid = valid and all(map(math.isfinite, scale)) and scale[0] < scale[1]
+    else:
+        shape = "the columns of query, positive and, optionally, negative, and no scale"
+        valid = len(columns) in (2, 3) and scale is None
+    if not valid or len({type(column) for column in columns}) > 1:
+        raise RecordError(
+            f"{source}: expected {shape}, all names or all positions, found columns "
+            f"{list(columns)} and scale {scale}."
+        )
+    return columns
+
+
+def _table(
+    path: str | Path, columns: Columns, delimiter: str | None
+) -> tuple[Iterator[tuple[int, Any]], Columns]:
+    """The rows of a table with their lines, and the keys of the columns in such a row."""
+    if _is_json(Path(path)):
+        return read_rows(path), columns
+    rows = _separated(path, delimiter)
+    if isinstance(columns[0], str):
+        number, header = next(rows)
+        if missing := [column for column in columns if column not in header]:
+            raise RecordError(
+                f"{path}:{number}: expected the columns {list(columns)} in the header, found "
+                f"{header}. Correct {missing[0]!r}, or give positions from 0 if there is no header."
+            )
+        columns = [header.index(column) for column in columns]
+    return rows, columns
+
+
+def _separated(path: str | Path, delimiter: str | None) -> Iterator[tuple[int, list[str]]]:
+    text = read_text(path)
+    if not text.strip():
+        raise RecordError(f"{path}: expected at least one record, found an empty file.")
+    delimiter = delimiter or ("\t" if "\t" in text.split("\n", 1)[0] else ",")
+    quoting = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
+    lines = io.StringIO(text, newline="")
+    reader = csv.reader(lines, delimiter=delimiter, quoting=quoting, strict=True)
+    number = 1
+    try:
+        for row in reader:
+            if row:
+                yield number, row
+            number = reader.line_num + 1  # a quoted cell may hold several lines
+    except csv.Error as error:
+        raise RecordError(
+            f"{path}:{number}: expected cells separated by {delimiter!r}, found: {error}. Look for "
+            "a quotation mark that is not closed, or write JSON lines."
+        ) from error
+
+
+def _without_header(rows: Iterator[tuple[int, Any]], score: int) -> Iterator[tuple[int, Any]]:
+    for place, (number, row) in enumerate(rows):
+        if place or len(row) <= score or _is_number(row[score]):
+            yield number, row
+
+
+def _is_number(cell: Any) -> bool:
+    try:
+        return math.isfinite(float(cell))
+    except (TypeError, ValueError):
+        return False
+
+
+def _cells(row: Any, columns: Columns) -> list[Any]:
+    try:
+        return [row[column] for column in columns]
+    except (KeyError, IndexError):
+        found = sorted(row) if isinstance(row, dict) else f"{len(row)} columns"
+        raise RecordError(f"expected the columns {list(columns)}, found {found}.") from None
+
+
+def _texts(column: str | int, cell: Any) -> list[str]:
+    texts = cell if isinstance(cell, list) else [cell]
+    if not all(text is None or isinstance(text, str) for text in texts):
+        refuse(str(column), "a text, or a list of texts", cell)
+    return [stripped for text in texts if text and (stripped := text.strip())]
+
+
+def _pairs(
+    source: str | Path,
+    rows: Iterable[tuple[int, Any]],
+    columns: Columns,
+    scale: Scale,
+    dataset: str,
+) -> list[Record]:
+    low, high = scale
+
+    def convert(row: Any) -> Record | None:
+        *texts, score = _cells(row, columns)
+        texts = [_texts(column, cell) for column, cell in zip(columns, texts, strict=False)]
+        if not all(texts):
+            return None
+        if not _is_number(score) or not low <= float(score) <= high:
+            remedy = "Correct the line, or give the true scale"
+            refuse(str(columns[2]), f"a score in [{low:g}, {high:g}]", score, remedy)
+        (first, *_), (second, *_) = texts
+        mapped = round((float(score) - low) / (high - low), 6)
+        return Record("sts", first, (second,), positive_scores=(mapped,), dataset=dataset)
+
+    converted = [record for _, record in convert_rows(source, rows, convert)]
+    records = [record for record in converted if record]
+    return _some(source, records, Counter({_NO_TEXT: len(converted) - len(records)}))
+
+
+def _answers(
+    source: str | Path, rows: Iterable[tuple[int, Any]], columns: Columns, dataset: str
+) -> list[Record]:
+    counts: Counter[str] = Counter()
+    # Dictionaries as sets that keep their order. The line is that of the query's first row.
+    merged: dict[str, tuple[int, dict[str, None], dict[str, None]]] = {}
+
+    def convert(row: Any) -> list[list[str]]:
+        cells = zip(columns, _cells(row, columns), strict=True)
+        return [_texts(column, cell) for column, cell in cells]
+
+    for number, (query, positives, *negatives) in convert_rows(source, rows, convert):
+        if not query or not positives:
+            counts[_NO_TEXT] += 1
+            continue
+        counts[_MERGED] += query[0] in merged
+        _, relevant, others = merged.setdefault(query[0], (number, {}, {}))
+        relevant.update(dict.fromkeys(positives))
+        others.update(dict.fromkeys(*negatives) if negatives else {})
+
+    def build(item: tuple[str, dict[str, None], dict[str, None]]) -> Record:
+        query, relevant, others = item
+        negatives = tuple(text for text in others if text not in relevant)
+        counts[_REPEATED] += len(others) - len(negatives)
+        return Record("ir", query, tuple(relevant), negatives, dataset=dataset)
+
+    items = ((number, (query, *texts)) for query, (number, *texts) in merged.items())
+    return _some(source, [record for _, record in convert_rows(source, items, build)], counts)
+
+
+def _some(source: str | Path, records: list[Record], counts: Counter[str]) -> list[Record]:
+    _say(source, counts)
+    if not records:
+        raise RecordError(f"{source}: expected at least one record, found none.")
+    return records
+
+
+# --- BEIR -----------------------------------------------------------------------------------------
+
+
+def read_beir(folder: str | Path, *, dataset: str = "") -> dict[str, list[Record]]:
+    """Read a BEIR folder: `corpus.jsonl`, `queries.jsonl`, and judgements in `qrels/*.tsv`.
+
+    A record is a query of one file of judgements (`train`, `dev` or `validation`, `test`): what is
+    judged above 0 is a positive, what is judged 0 or lower a hard negative. Positives carry their
+    grades unless all are 1. Title and text of a document are joined by a space. Judgements of a
+    document without any text are left out, and so are queries without a positive.
+
+    Returns:
+        The records of each split that is there, in the order of the judgements.
+
+    Raises:
+        MissingSourceError: A file is missing.
+        RecordError: A line cannot be used, or a judgement names an id that is not there; the
+            message names the line.
+    """
+    folder = Path(folder)
+    corpus, queries = _beir_texts(folder, "corpus"), _beir_texts(folder, "queries")
+    found = {split: _find(folder / "qrels", stems, (".tsv",)) for split, stems in _STEMS.items()}
+    if not any(found.values()):
+        raise MissingSourceError(
+            f"{folder / 'qrels'}: expected train.tsv, dev.tsv, validation.tsv or test.tsv, found "
+            "none."
+        )
+    return {split: _judged(file, corpus, queries, dataset) for split, file in found.items() if file}
+
+
+def read_beir_corpus(path: str | Path) -> dict[str, str]:
+    """The texts of a corpus by their ids: of a BEIR folder, or of a file like its `corpus.jsonl`.
+
+    Documents without any text are left out.
+
+    Raises:
+        MissingSourceError: There is no corpus.
+        RecordError: A line is no document, or an id stands twice.
+    """
+    return {name: text for name, text in _beir_texts(Path(path), "corpus").items() if text}
+
+
+def _beir_texts(folder: Path, stem: str) -> dict[str, str]:
+    file = folder if folder.is_file() else _find(folder, (stem,), _JSON)
+    if file is None:
+        raise MissingSourceError(f"{folder}: expected the file {stem}.jsonl of BEIR, found none.")
+    texts: dict[str, str] = {}
+
+    def convert(row: dict[str, Any]) -> tuple[str, str]:
+        name, title, text = (row.get(key, "") for key in ("_id", "title", "text"))
+        if not isinstance(name, (str, int)) or name == "" or str(name) in texts:
+            refuse("_id", "an id that no other line has", name)
+        if not all(part is None or isinstance(part, str) for part in (title, text)):
+            refuse("text", "a string", text)
+        return str(name), f"{title or ''} {text or ''}".strip()
+
+    for _, (name, text) in convert_rows(file, read_rows(file), convert):
+        texts[name] = text
+    return texts
+
+
+def _judged(
+    file: Path, corpus: dict[str, str], queries: dict[str, str], dataset: str
+) -> list[Record]:
+    counts: Counter[str] = Counter()
+    judged: dict[str, tuple[int, dict[str, float]]] = {}  # by query: line, grades of texts
+
+    def convert(row: list[str]) -> tuple[str, str, float]:
+        query, document, grade = _cells(row, (0, 1, 2))
+        for kind, name, known in (("query-id", query, queries), ("corpus-id", document, corpus)):
+            if name not in known:
+                remedy = "Add it to the file of texts, or remove the judgement"
+                refuse(kind, f"one of the {len(known)} ids there are", name, remedy)
+        if not _is_number(grade):
+            refuse("score", "a number", grade)
+        return query, corpus[document], float(grade)
+
+    rows = _without_header(_separated(file, "\t"), 2)
+    for number, (query, text, grade) in convert_rows(file, rows, convert):
+        if not text or not queries[query]:
+            counts["judgements left out, for a text is empty"] += 1
+            continue
+        _, grades = judged.setdefault(query, (number, {}))
+        grades[text] = max(grade, grades.get(text, grade))
+
+    def build(item: tuple[str, dict[str, float]]) -> Record | None:
+        query, grades = item
+        positives = {text: grade for text, grade in grades.items() if grade > 0}
+        if not positives:
+            counts["queries left out, for nothing is relevant to them"] += 1
+            return None
+        return Record(
+            "ir",
+            queries[query],
+            tuple(positives),
+            tuple(text for text in grades if text not in positives),
+            tuple(positives.values()) if set(positives.values()) != {1.0} else (),
+            dataset=dataset,
+            id=query,
+        )
+
+    items = ((number, (query, grades)) for query, (number, grades) in judged.items())
+    records = [record for _, record in convert_rows(file, items, build) if record]
+    return _some(file, records, counts)
+
+
+# --- The Hub --------------------------------------------------------------------------------------
+
+
+def read_hub(
+    name: str,
+    *,
+    task: Task,
+    columns: Sequence[str],
+    split: str,
+    scale: Scale | None = None,
+    config: str = "",
+    revision: str = "",
+    dataset: str = "",
+) -> list[Record]:
+    """Read a split of a data set on the Hugging Face Hub, or of a local folder of that layout.
+
+    The library `datasets` (an optional one) downloads it once, into its own cache. With
+    HF_HUB_OFFLINE=1 only what lies there is read. Rows become records as in `read_sts_table` or
+    `read_pairs`; an IR cell holds a text or a list of texts.
+
+    Args:
+        name: `organisation/data_set`, or the folder.
+        task: What the records are for.
+        columns: Two texts and their score (STS), or query, positive and, optionally, negative (IR).
+        split: The split's name there, or a slice such as `train[:5%]`.
+        scale: The lowest and highest score (STS).
+        config: The configuration, where the data set has several.
+        revision: A commit, a tag or a branch; empty: the newest.
+        dataset: The name that the records carry.
+
+    Raises:
+        MissingSourceError: The library is not installed, or the data set, its configuration or its
+            split is not there or cannot be reached.
+        RecordError: A column is missing, or a row is no record; the message names the row.
+    """
+    try:
+        import datasets
+    except ImportError as error:
+        raise MissingSourceError(
+            f"data set {name!r} of the Hub: expected the package `datasets`, found none. "
+            "Install it: pip install datasets"
+        ) from error
+    source = f"{name}[{split}]"
+    columns = check_columns(source, task, columns, scale)
+    try:
+        table = datasets.load_dataset(name, config or None, split=split, revision=revision or None)
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        found = " ".join(str(error).split())
+        raise MissingSourceError(
+            f"{source}: expected a data set of the Hub or a local folder, found: {found}. "
+            "Check name, split, revision and connection."
+        ) from error
+    rows = enumerate(table, start=1)
+    if task == "sts":
+        return _pairs(source, rows, columns, scale, dataset)
+    return _answers(source, rows, columns, dataset)
