@@ -16,13 +16,15 @@ preference ranking optimisation (Song et al., 2023) for PRO.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-_PRO_ROWS = 128  # rows of a block of pro_loss
+_PRO_BLOCK = 100_000  # entries of a block of pro_loss, three of which fit in a core's cache
 
 
 def _full_precision(objective: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -172,8 +174,9 @@ def pro_loss(similarities: Tensor, scores: Tensor, *, temperature: float = 0.05)
               {e^{s_k m_k/\tau} + \sum_{j: y_j < y_k} e^{s_j (y_k - y_j)/\tau}},
               \quad m_k = \max_j (y_k - y_j)
 
-    over the k that have a lower j; zero where all scores are equal. Time O(n^2); memory for the
-    backward pass about 5 n^2 bytes in float32: 5 MB for 1,024 pairs, 0.34 GB for 8,192.
+    over the k that have a lower j; zero where all scores are equal. The scores are constants, and
+    there are first derivatives only. Time O(n^2); memory O(n): about 3 MB for 1,024 pairs, 6 MB
+    for 32,768.
 
     Args:
         similarities: (n,), cosine.
@@ -184,20 +187,48 @@ def pro_loss(similarities: Tensor, scores: Tensor, *, temperature: float = 0.05)
         ValueError: The shapes do not fit.
     """
     _check_pairs(similarities, scores)
-    scores, order = scores.sort(descending=True)
-    similarities = similarities[order] / temperature
-    own = similarities * (scores - scores[-1])
-    total = similarities.new_zeros(())
-    for start in range(0, len(scores), _PRO_ROWS):
-        # Scores descend, so a block of rows has lower scores only at and beyond its own columns.
-        rows = slice(start, start + _PRO_ROWS)
-        gaps = scores[rows, None] - scores[start:]  # (rows, columns)
-        logits = (similarities[start:] * gaps).masked_fill(gaps <= 0, -torch.inf)
-        # A row's own column is free (its gap is zero) and holds the preferred entry, so that a row
-        # with nothing below it is log(1) = 0 rather than the logarithm of an empty sum.
-        logits.diagonal().copy_(own[rows])
-        total = total + (logits.logsumexp(1) - own[rows]).sum()
-    return total / (scores > scores[-1]).sum().clamp(min=1)
+    return _Pro.apply(similarities, scores, temperature)
+
+
+class _Pro(torch.autograd.Function):
+    """:func:`pro_loss`; its gradient is found with it, while a block's softmax is at hand."""
+
+    @staticmethod
+    def forward(ctx, similarities: Tensor, scores: Tensor, temperature: float) -> Tensor:
+        scores, order = scores.sort(descending=True)
+        bits = similarities[order] / (temperature * math.log(2))  # exp2 is the fastest exponential
+        widest = scores - scores[-1]  # m
+        own = bits * widest
+        total, gradient = bits.new_zeros(()), -widest
+        start, n = 0, len(scores)
+        while start < n:
+            # Scores descend: what is lower than a block's rows stands in their columns or beyond.
+            rows = slice(start, start + max(1, _PRO_BLOCK // (n - start)))
+            gaps = scores[rows, None] - scores[start:]  # (rows, columns)
+            logits = bits[start:] * gaps
+            # A score that is not lower goes by the sign of its gap: adding 0 or -1 times the
+            # largest number takes a fraction of the time of a mask.
+            logits.add_(gaps.sign().sub_(1), alpha=torch.finfo(gaps.dtype).max)
+            # A row's own column is free (its gap is zero) and holds the preferred entry, so that a
+            # row with nothing below it is log(1) = 0 rather than the logarithm of an empty sum.
+            logits.diagonal().copy_(own[rows])
+            gaps.diagonal().copy_(widest[rows])
+            largest = logits.amax(1)
+            weights = logits.sub_(largest[:, None]).exp2_()  # softmax, but for its denominator
+            sums = weights.sum(1)
+            total += (sums.log2() + largest - own[rows]).sum()
+            gradient[start:] += sums.reciprocal() @ weights.mul_(gaps)
+            start = rows.stop
+        count = (widest > 0).sum().clamp(min=1)
+        gradient = gradient / (temperature * count)
+        ctx.save_for_backward(gradient.scatter(0, order, gradient))  # in the order of the input
+        return math.log(2) * total / count
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, upstream: Tensor) -> tuple[Tensor, None, None]:
+        (gradient,) = ctx.saved_tensors
+        return upstream * gradient, None, None
 
 
 @_full_precision

@@ -130,11 +130,41 @@ def test_pair_losses_equal_their_loops(loss, reference, scores):
     assert loss(similarities, scores).item() == pytest.approx(expected, rel=1e-9)
 
 
-def test_pro_is_the_same_in_one_block_and_in_many(monkeypatch):
-    similarities, scores = normal(23).tanh(), SCORES["distinct"]
-    whole = pro_loss(similarities, scores)
-    monkeypatch.setattr(objectives, "_PRO_ROWS", 4)
-    torch.testing.assert_close(pro_loss(similarities, scores), whole)
+def looped_pro(similarities, scores, temperature=0.05):
+    """slow_pro in differentiable form, for gradients and for logits beyond math.exp."""
+    losses = []
+    for s, y in zip(similarities, scores, strict=True):
+        lower = scores < y
+        if lower.any():
+            own = s * (y - scores).max() / temperature
+            others = (similarities * (y - scores))[lower] / temperature
+            losses.append(torch.cat((own[None], others)).logsumexp(0) - own)
+    return torch.stack(losses).mean()
+
+
+@pytest.mark.parametrize("block", [1, 40, 1 << 17])
+@pytest.mark.parametrize("temperature", [0.05, 1e-4])  # at the lower, own weights underflow
+@pytest.mark.parametrize("scores", SCORES.values(), ids=SCORES.keys())
+def test_pro_and_its_gradient_equal_the_loop_whatever_the_block(
+    monkeypatch, scores, temperature, block
+):
+    monkeypatch.setattr(objectives, "_PRO_BLOCK", block)
+    leaf = normal(len(scores)).tanh().requires_grad_()
+    values = [loss(leaf, scores, temperature=temperature) for loss in (pro_loss, looped_pro)]
+    torch.testing.assert_close(*values)
+    gradients = [torch.autograd.grad(3 * value, leaf)[0] for value in values]
+    torch.testing.assert_close(*gradients)
+
+
+def test_pro_in_float32_is_close_to_float64_on_a_large_batch():
+    similarities, scores = normal(1024).tanh(), (5 * normal(1024, seed=1).sigmoid()).round() / 5
+    results = []
+    for dtype in (torch.float64, torch.float32):
+        leaf = similarities.detach().to(dtype).requires_grad_()
+        value = pro_loss(leaf, scores.to(dtype))
+        value.backward()
+        results.append((value.double(), leaf.grad.double()))
+    torch.testing.assert_close(results[1], results[0], rtol=1e-4, atol=1e-6)
 
 
 def test_angle_is_cosent_on_the_complex_quotient():
