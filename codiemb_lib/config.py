@@ -5,12 +5,14 @@ from __future__ import annotations
 import difflib
 import os
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 Task = Literal["ir", "sts"]
+
+_Chosen = TypeVar("_Chosen")
 
 
 def project_root() -> Path:
@@ -29,16 +31,27 @@ class _Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
+class LoraSettings(_Settings):
+    """Low-rank adapters that train in place of the encoder's weights (Hu et al., 2106.09685)."""
+
+    rank: Annotated[int, Field(ge=1)] = 16
+    alpha: Annotated[int, Field(ge=1)] = 32  # adapters are scaled by alpha / rank
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    targets: Literal["all-linear"] | Annotated[tuple[str, ...], Field(min_length=1)] = "all-linear"
+
+
 class EncoderSettings(_Settings):
-    """Which encoder, and how its token states become one vector."""
+    """Which encoder, and how its token states become one vector; null: what its own files say."""
 
     name: str  # `minilm-l6`, a local folder, or a name on the Hub such as `org/model`
-    revision: str = ""
-    trust_remote_code: bool = False
+    revision: str = ""  # of the Hub
+    trust_remote_code: bool = False  # whether code that comes with the model may run
     layers: Annotated[int, Field(ge=0)] = 0  # the first k layers; 0: all
     pooling: Literal["", "cls", "mean", "last"] = ""  # "": what the model's own files say
-    include_prompt: bool = False  # whether the prompt's tokens count in the mean
-    max_length: Annotated[int, Field(ge=4)] = 128  # tokens, prompt and special tokens included
+    include_prompt: bool | None = None  # whether the prompt's tokens count in the mean
+    max_length: Annotated[int, Field(ge=4)] | None = None  # tokens, with prompt and special ones
+    attention: Literal["", "bidirectional"] = ""  # of a decoder, which by itself looks back only
+    lora: LoraSettings | None = None
 
     @model_validator(mode="after")
     def _remote_code_is_pinned(self) -> EncoderSettings:
@@ -47,15 +60,20 @@ class EncoderSettings(_Settings):
         return self
 
 
-class DatasetSettings(_Settings):
-    """A data set of the registry, how many records of each split, and the prompts of its texts."""
+class Prompts(_Settings):
+    """What stands before the texts of a task."""
+
+    query_prompt: str = ""  # of both sides of a similarity pair, too
+    passage_prompt: str = ""
+
+
+class DatasetSettings(Prompts):
+    """A data set of the registry, and how many records of each split."""
 
     name: str
     train: Annotated[int, Field(ge=0)] | None = None  # null: all records; 0: none
     dev: Annotated[int, Field(ge=0)] | None = None
     test: Annotated[int, Field(ge=0)] | None = None
-    query_prompt: str = ""
-    passage_prompt: str = ""
 
 
 class ObjectiveSettings(_Settings):
@@ -71,6 +89,7 @@ class ObjectiveSettings(_Settings):
     pro: Annotated[float, Field(ge=0)] = 0.5
     anchor_score: Annotated[float, Field(ge=0, le=1)] = 1.0  # pairs that InfoNCE_mid pulls together
     mixed_anchor_score: Annotated[float, Field(ge=0, le=1)] = 0.8  # STS positives in mixed batches
+    matryoshka: tuple[Annotated[int, Field(ge=2)], ...] = ()  # leading dimensions that also count
 
 
 class BatchSizes(_Settings):
@@ -94,6 +113,11 @@ class TrainingSettings(_Settings):
     accumulation: Annotated[int, Field(ge=1)] = 1  # batches per optimiser step
     evaluate_every: Annotated[int, Field(ge=1)] = 50  # optimiser steps between dev scores
     tokens_per_forward: Annotated[int, Field(ge=64)] = 2048  # padded; a few hundred suit a CPU
+    gradient_cache: bool = False  # bounds memory at any batch size; a third slower
+    gradient_checkpointing: bool = False  # computes layers twice, to save memory
+    accelerate: str = ""  # a configuration of accelerate in presets/accelerate; "": this process
+    workers: Annotated[int, Field(ge=0)] = 1  # processes that draw and tokenise ahead
+    trackers: tuple[str, ...] = ()  # of accelerate: tensorboard, trackio, wandb, ...
 
 
 class VariantSettings(_Settings):
@@ -152,6 +176,7 @@ class Preset(_Settings):
     training: TrainingSettings
     variants: Annotated[dict[str, VariantSettings], Field(min_length=1)]
     fusion: dict[str, FusionSettings] = {}
+    benchmark: dict[str, Prompts] = {}  # tasks by their MTEB names
     geometry: GeometrySettings = GeometrySettings()
 
     @model_validator(mode="after")
@@ -183,24 +208,18 @@ class Preset(_Settings):
         return [self.seeds[0]] if model == "base" else list(self.seeds)
 
     def variant(self, name: str) -> VariantSettings:
-        """The settings of one trained variant.
-
-        Raises:
-            PresetError: The preset has no such variant.
-        """
-        if name not in self.variants:
-            raise PresetError(unknown("variant", name, self.variants, f"of preset {self.name!r}"))
-        return self.variants[name]
+        """The settings of one trained variant."""
+        return self._named("variant", name, self.variants)
 
     def fused(self, name: str) -> FusionSettings:
-        """The settings of one fused model.
+        """The settings of one fused model."""
+        return self._named("fusion", name, self.fusion)
 
-        Raises:
-            PresetError: The preset has no such fusion.
-        """
-        if name not in self.fusion:
-            raise PresetError(unknown("fusion", name, self.fusion, f"of preset {self.name!r}"))
-        return self.fusion[name]
+    def _named(self, kind: str, name: str, settings: dict[str, _Chosen]) -> _Chosen:
+        """One of the settings; PresetError where there is none of that name."""
+        if name not in settings:
+            raise PresetError(unknown(kind, name, settings, f"of preset {self.name!r}"))
+        return settings[name]
 
 
 def unknown(kind: str, name: str, choices, where: str = "") -> str:
@@ -258,12 +277,14 @@ def _keys_at(location: list[str | int]) -> list[str]:
     """The keys that a preset knows at a location such as ["training", "batch_sizes"]."""
     sections: dict[str, type[_Settings]] = {
         "encoder": EncoderSettings,
+        "lora": LoraSettings,
         "datasets": DatasetSettings,
         "objective": ObjectiveSettings,
         "training": TrainingSettings,
         "batch_sizes": BatchSizes,
         "variants": VariantSettings,
         "fusion": FusionSettings,
+        "benchmark": Prompts,
         "geometry": GeometrySettings,
     }
     for part in reversed(location):

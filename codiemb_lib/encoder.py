@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import util
@@ -11,13 +11,14 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+import transformers
 from torch import Tensor, nn
 from torch.nn import functional
 from tqdm.auto import tqdm
-from transformers import AutoModel, AutoTokenizer
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from codiemb_lib.config import EncoderSettings, project_root, unknown
+from codiemb_lib.config import EncoderSettings, LoraSettings, project_root, unknown
 from codiemb_lib.files import atomic_path, read_json, sha256_file, sha256_text, write_json
 
 POOLING_KEYS = {
@@ -25,6 +26,10 @@ POOLING_KEYS = {
     "mean": "pooling_mode_mean_tokens",
     "last": "pooling_mode_lasttoken",
 }
+
+
+_BATCH_COST = 32  # what a forward pass costs besides its tokens, in tokens
+_CUT_AT_ONCE = 1024  # texts; sorted ones differ so little that larger pieces gain nothing
 
 
 class EncoderError(ValueError):
@@ -51,18 +56,64 @@ PACKAGED = {
 }
 
 
-class Embedded(NamedTuple):
-    """Embeddings in the order of the texts, and what they cost."""
+class Tokens(NamedTuple):
+    """The token ids of a prompt and its text."""
 
-    final: Tensor  # (n, D), unit length
-    middle: Tensor | None  # (n, D), unit length: pooled from the middle layer
-    texts: int  # distinct texts that went through the backbone
-    tokens: int  # their tokens, padding left out
-
-
-class _Tokens(NamedTuple):
     ids: list[int]
-    prompt: int  # leading tokens that belong to the prompt
+    prompt: int  # leading ids that belong to the prompt
+
+
+class Padded(NamedTuple):
+    """Texts of similar length, padded on the right: what one forward pass takes."""
+
+    ids: np.ndarray  # (B, T)
+    lengths: np.ndarray  # (B,)
+    prompts: np.ndarray  # (B,), leading tokens of the prompt
+
+
+class TextTokenizer:
+    """From prompts and texts to what an encoder takes; light enough to live in a worker process.
+
+    Args:
+        base: A tokenizer of transformers.
+        max_length: Texts are cut to this many tokens, prompt and special tokens included.
+    """
+
+    def __init__(self, base, max_length: int):
+        self.base = base
+        self.max_length = max_length
+        self._prompt_lengths: dict[str, int] = {}
+
+    def __call__(self, texts: Sequence[str], prompts: Sequence[str]) -> list[Tokens]:
+        """Token ids of `prompt + text`, cut to `max_length`, and the length of each prompt.
+
+        Raises:
+            EncoderError: A prompt leaves no room for a text.
+        """
+        joined = [prompt + text for prompt, text in zip(prompts, texts, strict=True)]
+        ids = self.base(joined, truncation=True, max_length=self.max_length)["input_ids"]
+        return [Tokens(i, self._prompt_length(p)) for i, p in zip(ids, prompts, strict=True)]
+
+    def _prompt_length(self, prompt: str) -> int:
+        if prompt not in self._prompt_lengths:
+            ids = self.base(prompt)["input_ids"] if prompt else []
+            # The special token that closes the prompt when it stands alone is no part of it.
+            length = len(ids) - (bool(ids) and ids[-1] in self.base.all_special_ids)
+            if length >= self.max_length - 1:
+                raise EncoderError(
+                    f"expected room for a text behind its prompt, found a prompt of {length} "
+                    f"tokens under max_length {self.max_length}. Shorten it, or raise max_length."
+                )
+            self._prompt_lengths[prompt] = length
+        return self._prompt_lengths[prompt]
+
+    def pad(self, tokens: Sequence[Tokens]) -> Padded:
+        """Put texts side by side in one array."""
+        lengths = np.array([len(text.ids) for text in tokens])
+        ids = np.full((len(tokens), lengths.max()), self.base.pad_token_id)
+        for row, text in zip(ids, tokens, strict=True):
+            row[: len(text.ids)] = text.ids
+        return Padded(ids, lengths, np.array([text.prompt for text in tokens]))
 
 
 class Encoder(nn.Module):
@@ -91,11 +142,12 @@ class Encoder(nn.Module):
         if pooling not in POOLING_KEYS:
             raise EncoderError(unknown("pooling", pooling, POOLING_KEYS))
         self.backbone = backbone
-        self.tokenizer = tokenizer
+        self.tokenizer = TextTokenizer(tokenizer, max_length)
         self.pooling = pooling
-        self.max_length = max_length
         self.include_prompt = include_prompt
         self.prompts = dict(prompts or {})
+        backbone.config.use_cache = False  # of a decoder's keys and values: nothing is generated
+        self._no_split_modules = getattr(backbone, "_no_split_modules", None)  # for sharding
         if getattr(backbone, "pooler", None) is not None:  # BERT's head: in the file, never used
             backbone.pooler.requires_grad_(False)
 
@@ -103,13 +155,14 @@ class Encoder(nn.Module):
     def load(cls, settings: EncoderSettings) -> Encoder:
         """Load an encoder by its packaged name, from a local folder, or from the Hub.
 
-        Pooling, unless the settings name one, and named prompts come from the folder's
-        sentence-transformers files. Only safetensors weights are read. A relative folder is looked
-        for in the project's.
+        What the settings leave open, and named prompts, come from the folder's own files. Only
+        safetensors weights are read. A relative folder is looked for in the project's.
+        Code that comes with a model runs where the settings trust it, and none from elsewhere.
 
         Raises:
             EncoderError: Unknown name, missing files, wrong checksum, NaN or Inf in the weights,
-                a module that is none of ours, or a pooling that nobody names.
+                a module that is none of ours, a pooling that nobody names, code that nobody
+                trusts, or attention or adapters that the architecture does not take.
         """
         folder = _locate(settings)
         saved = _saved_settings(folder)
@@ -119,18 +172,28 @@ class Encoder(nn.Module):
                 f"{settings.name}: expected `pooling` in the preset, since the model's own files "
                 f"name none; choose one of {sorted(POOLING_KEYS)}."
             )
-        depth = {"num_hidden_layers": settings.layers} if settings.layers else {}
-        remote = {"trust_remote_code": settings.trust_remote_code}
-        with _quiet_transformers():
-            tokenizer = AutoTokenizer.from_pretrained(folder, **remote)
-            backbone, loading = AutoModel.from_pretrained(
-                folder,
-                use_safetensors=True,
-                dtype=torch.float32,
-                output_loading_info=True,
-                **depth,
-                **remote,
-            )
+        remote = {"trust_remote_code": _trusted(settings, folder)}
+        try:
+            with _quiet_transformers():
+                config = AutoConfig.from_pretrained(folder, **remote)
+                if settings.layers:
+                    config.num_hidden_layers = settings.layers
+                if settings.attention:  # transformers heeds it, and it is saved for others
+                    config.is_causal = False
+                tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="right", **remote)
+                backbone, loading = AutoModel.from_pretrained(
+                    folder,
+                    config=config,
+                    use_safetensors=True,
+                    dtype=torch.float32,
+                    output_loading_info=True,
+                    **remote,
+                )
+        except ImportError as error:  # as a rule in code that comes with a model
+            raise EncoderError(
+                f"{settings.name}: expected a model for transformers {transformers.__version__} "
+                f"and the packages beside it, found that it needs others: {error}"
+            ) from error
         if missing := sorted(k for k in loading["missing_keys"] if not k.startswith("pooler.")):
             raise EncoderError(
                 f"{folder}: expected a weight for every parameter, found none for {missing[:4]} "
@@ -142,12 +205,26 @@ class Encoder(nn.Module):
                     f"{folder}: expected finite weights, found NaN or Inf in {name!r}. "
                     "The file is damaged or the training diverged: take another checkpoint."
                 )
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token  # any would do: padding is masked
+        if settings.attention and not _looks_ahead(backbone):
+            raise EncoderError(
+                f"{settings.name}: expected an architecture that `attention: bidirectional` opens, "
+                f"found {type(backbone).__name__}, where the first token still sees no later one. "
+                "Leave `attention` out, or choose a model whose code reads `is_causal`."
+            )
+        if settings.lora:
+            _add_adapters(backbone, settings.lora)
         return cls(
             backbone,
             tokenizer,
             pooling=pooling,
-            max_length=settings.max_length,
-            include_prompt=settings.include_prompt,
+            max_length=_max_length(settings, saved, tokenizer, backbone),
+            include_prompt=(
+                saved.get("include_prompt", False)
+                if settings.include_prompt is None
+                else settings.include_prompt
+            ),
             prompts=saved.get("prompts"),
         )
 
@@ -161,48 +238,23 @@ class Encoder(nn.Module):
         """Length D of an embedding."""
         return self.backbone.config.hidden_size
 
-    def tokenize(self, texts: Sequence[str], prompts: Sequence[str]) -> list[_Tokens]:
-        """Token ids of `prompt + text`, cut to `max_length`, and the length of each prompt."""
-        joined = [prompt + text for prompt, text in zip(prompts, texts, strict=True)]
-        ids = self.tokenizer(joined, truncation=True, max_length=self.max_length)["input_ids"]
-        lengths = {prompt: self._prompt_length(prompt) for prompt in set(prompts)}
-        if (longest := max(lengths.values())) >= self.max_length - 1:
-            raise EncoderError(
-                f"expected room for a text behind its prompt, found a prompt of {longest} tokens "
-                f"under max_length {self.max_length}. Shorten it, or raise max_length."
-            )
-        return [_Tokens(i, lengths[p]) for i, p in zip(ids, prompts, strict=True)]
+    def forward(self, batch: Padded, *, middle: bool = False) -> tuple[Tensor, ...]:
+        """Unit vectors of one padded batch: (final,), each (B, D); (final, middle) on demand.
 
-    def _prompt_length(self, prompt: str) -> int:
-        if not prompt:
-            return 0
-        ids = self.tokenizer(prompt)["input_ids"]
-        # The special token that closes the prompt when it stands alone is no part of it.
-        return len(ids) - (ids[-1] in self.tokenizer.all_special_ids)
-
-    def forward(self, batch: Sequence[_Tokens], *, middle: bool = False) -> tuple[Tensor, ...]:
-        """Pool one padded batch: (final, middle), each (B, D); middle is empty unless asked for."""
-        lengths = torch.tensor([len(tokens.ids) for tokens in batch])
-        positions = torch.arange(int(lengths.max()))
-        mask = (positions < lengths[:, None]).to(self.device)  # (B, T)
-        ids = nn.utils.rnn.pad_sequence(
-            [torch.tensor(tokens.ids) for tokens in batch],
-            batch_first=True,
-            padding_value=self.tokenizer.pad_token_id,
-        ).to(self.device)
+        The middle layer is index L//2 of the L+1 hidden states (METHOD, "Objectives").
+        """
+        ids, lengths, prompts = (torch.from_numpy(part).to(self.device) for part in batch)
+        positions = torch.arange(ids.shape[1], device=self.device)
+        mask = positions < lengths[:, None]  # (B, T)
         output = self.backbone(
             input_ids=ids, attention_mask=mask.long(), output_hidden_states=middle
         )
-        prompt = torch.tensor([tokens.prompt for tokens in batch])
-        pooled_over = mask
         if not self.include_prompt and self.pooling == "mean":
-            pooled_over = mask & (positions >= prompt[:, None]).to(self.device)
+            mask = mask & (positions >= prompts[:, None])
         states = [output.last_hidden_state]
         if middle:
             states.append(output.hidden_states[len(output.hidden_states[1:]) // 2])
-        return tuple(
-            functional.normalize(self._pool(state, pooled_over), dim=-1) for state in states
-        )
+        return tuple(functional.normalize(self._pool(state, mask), dim=-1) for state in states)
 
     def _pool(self, states: Tensor, mask: Tensor) -> Tensor:
         states = states.float()  # (B, T, D)
@@ -213,46 +265,6 @@ class Encoder(nn.Module):
             return states[torch.arange(len(states), device=states.device), last]
         weights = mask.unsqueeze(-1).float()
         return (states * weights).sum(1) / weights.sum(1).clamp(min=1)
-
-    def embed(
-        self,
-        texts: Sequence[str],
-        *,
-        prompts: str | Sequence[str] = "",
-        middle: bool = False,
-        tokens_per_forward: int = 2048,
-    ) -> Embedded:
-        """Embed the texts of one step, with gradient where it is enabled.
-
-        Each distinct text goes through the backbone once, beside texts of its own length; the
-        result is put back in order, and a repeated text collects the gradients of all its places.
-
-        Args:
-            texts: n texts.
-            prompts: One prompt for all, or one for each text.
-            middle: Also pool the middle layer's hidden state, index L//2 of the L+1 (METHOD).
-            tokens_per_forward: Padded tokens of one forward pass, a bound on memory.
-        """
-        if isinstance(prompts, str):
-            prompts = [prompts] * len(texts)
-        keys = list(zip(prompts, texts, strict=True))
-        distinct = {key: None for key in keys}
-        tokens = self.tokenize([text for _, text in distinct], [prompt for prompt, _ in distinct])
-        order = sorted(range(len(tokens)), key=lambda i: len(tokens[i].ids))
-        pooled = [
-            self([tokens[i] for i in batch], middle=middle)
-            for batch in _batches(order, tokens, tokens_per_forward)
-        ]
-        row = {key: place for place, key in enumerate(distinct)}
-        place_of = np.argsort(order)  # distinct text -> its row in the sorted output
-        rows = torch.as_tensor(place_of[[row[key] for key in keys]], device=self.device)
-        final, *rest = (torch.cat(parts)[rows] for parts in zip(*pooled, strict=True))
-        return Embedded(
-            final,
-            rest[0] if rest else None,
-            texts=len(tokens),
-            tokens=sum(len(t.ids) for t in tokens),
-        )
 
     @torch.inference_mode()
     def encode(
@@ -273,24 +285,31 @@ class Encoder(nn.Module):
         training = self.training
         self.eval()
         distinct = list(dict.fromkeys(texts))
-        tokens = self.tokenize(distinct, [prompt] * len(distinct))
-        order = sorted(range(len(tokens)), key=lambda i: len(tokens[i].ids), reverse=True)
+        tokens = self.tokenizer(distinct, [prompt] * len(distinct))
         output = np.empty((len(distinct), self.dimension), dtype=np.float32)
         with tqdm(total=len(distinct), desc="encode", disable=not progress, leave=False) as bar:
-            for batch in _batches(order, tokens, tokens_per_forward):
-                (final,) = self([tokens[i] for i in batch])
+            for batch in micro_batches(tokens, tokens_per_forward):
+                (final,) = self(self.tokenizer.pad([tokens[i] for i in batch]))
                 output[batch] = final.float().cpu().numpy()
                 bar.update(len(batch))
         self.train(training)
         row = {text: i for i, text in enumerate(distinct)}
         return output[[row[text] for text in texts]]
 
-    def save(self, folder: str | Path) -> Path:
-        """Write a sentence-transformers model, whole or not at all; returns its folder."""
+    def save(self, folder: str | Path, weights: Mapping[str, Tensor] | None = None) -> Path:
+        """Write a sentence-transformers model, whole or not at all; returns its folder.
+
+        Adapters are added to the weights that they adapt; the encoder keeps both as they are.
+
+        Args:
+            folder: Where to; replaced if it exists.
+            weights: Those of the whole backbone, where its own are sharded over devices.
+        """
         folder = Path(folder)
+        weights = _without_adapters(self.backbone, weights or self.backbone.state_dict())
         with atomic_path(folder) as temporary, _quiet_transformers():
-            self.backbone.save_pretrained(temporary)
-            self.tokenizer.save_pretrained(temporary)
+            self.backbone.save_pretrained(temporary, state_dict=weights)
+            self.tokenizer.base.save_pretrained(temporary)
             kinds = ["Transformer", "Pooling", "Normalize"]
             places = ["", "1_Pooling", "2_Normalize"]
             modules = [
@@ -305,7 +324,7 @@ class Encoder(nn.Module):
             write_json(temporary / "modules.json", modules)
             write_json(
                 temporary / "sentence_bert_config.json",
-                {"max_seq_length": self.max_length, "do_lower_case": False},
+                {"max_seq_length": self.tokenizer.max_length, "do_lower_case": False},
             )
             pooling = {"word_embedding_dimension": self.dimension}
             pooling |= {key: name == self.pooling for name, key in POOLING_KEYS.items()}
@@ -324,17 +343,33 @@ class Encoder(nn.Module):
         return folder
 
 
-def _batches(order: list[int], tokens: list[_Tokens], budget: int) -> Iterator[list[int]]:
-    """Cut texts that are sorted by length into batches of at most `budget` padded tokens."""
-    batch: list[int] = []
-    longest = 0
-    for i in order:
-        longest = max(longest, len(tokens[i].ids))
-        if batch and longest * (len(batch) + 1) > budget:
-            yield batch
-            batch, longest = [], len(tokens[i].ids)
-        batch.append(i)
-    yield batch
+def micro_batches(tokens: Sequence[Tokens], budget: int) -> list[list[int]]:
+    """Places of texts, the longest first, cut into batches of at most `budget` padded tokens.
+
+    Among all ways to cut the sorted texts, the one with the least padding, where a batch of its own
+    counts as much as `_BATCH_COST` tokens of padding. A text longer than the budget stands alone.
+    """
+    order = np.argsort([-len(text.ids) for text in tokens], kind="stable")
+    batches = []
+    for start in range(0, len(order), _CUT_AT_ONCE):
+        piece = order[start : start + _CUT_AT_ONCE]
+        lengths = np.array([len(tokens[i].ids) for i in piece])
+        cost = np.zeros(len(piece) + 1)  # of the best cut of the first n texts
+        begin = np.zeros(len(piece) + 1, dtype=int)  # where its last batch begins
+        low = 0
+        for n in range(1, len(piece) + 1):
+            while low < n - 1 and lengths[low] * (n - low) > budget:
+                low += 1
+            starts = np.arange(low, n)
+            costs = cost[low:n] + lengths[low:n] * (n - starts) + _BATCH_COST
+            best = int(costs.argmin())
+            cost[n], begin[n] = costs[best], low + best
+        cut, n = [], len(piece)
+        while n:
+            cut.append(piece[begin[n] : n].tolist())
+            n = begin[n]
+        batches += reversed(cut)
+    return batches
 
 
 def _locate(settings: EncoderSettings) -> Path:
@@ -343,19 +378,25 @@ def _locate(settings: EncoderSettings) -> Path:
     if name in PACKAGED:
         return _packaged_folder(name)
     folder = project_root() / Path(name).expanduser()
-    if folder.is_dir():
-        if not (folder / "config.json").is_file():
-            raise EncoderError(
-                f"{folder}: expected a model folder with config.json and model.safetensors, "
-                f"found {sorted(file.name for file in folder.iterdir())[:8]}."
-            )
-        if not any(folder.glob("*.safetensors")):
-            raise EncoderError(
-                f"{folder}: expected weights in safetensors, found none. Weights in pickle form "
-                "(.bin, .pt) are never loaded: convert them with transformers' "
-                "`save_pretrained(..., safe_serialization=True)` where you trust them."
-            )
-        return folder
+    if not folder.is_dir():
+        folder = _download(settings)
+    if not (folder / "config.json").is_file():
+        raise EncoderError(
+            f"{folder}: expected a model folder with config.json and model.safetensors, "
+            f"found {sorted(file.name for file in folder.iterdir())[:8]}."
+        )
+    if not any(folder.glob("*.safetensors")):
+        raise EncoderError(
+            f"{folder}: expected weights in safetensors, found none. Weights in pickle form "
+            "(.bin, .pt) are never loaded: where you trust them, load them with transformers, "
+            "write them by its `save_pretrained`, and name that folder."
+        )
+    return folder
+
+
+def _download(settings: EncoderSettings) -> Path:
+    """The folder of a model of the Hub, at the revision that the settings name."""
+    name = settings.name
     if name.count("/") == 1 and not name.startswith((".", "/", "~")):
         from huggingface_hub import snapshot_download  # only here may the network be used
 
@@ -396,7 +437,7 @@ def _packaged_folder(name: str) -> Path:
 
 
 def _saved_settings(folder: Path) -> dict:
-    """Pooling and prompts as a sentence-transformers folder states them; empty if it is none."""
+    """What a sentence-transformers folder states of an encoder; empty if it is none."""
     saved: dict = {}
     modules_file = folder / "modules.json"
     if modules_file.is_file():
@@ -414,10 +455,100 @@ def _saved_settings(folder: Path) -> dict:
             by_name = [{"lasttoken": "last"}.get(modes["pooling_mode"], modes["pooling_mode"])]
         if len(by_name) == 1:
             saved["pooling"] = by_name[0]
+        if "include_prompt" in modes:
+            saved["include_prompt"] = modes["include_prompt"]
+    length_file = folder / "sentence_bert_config.json"
+    if length_file.is_file():
+        saved["max_length"] = read_json(length_file).get("max_seq_length")
     prompts_file = folder / "config_sentence_transformers.json"
     if prompts_file.is_file():
         saved["prompts"] = read_json(prompts_file).get("prompts")
     return saved
+
+
+def _trusted(settings: EncoderSettings, folder: Path) -> bool:
+    """Whether a model's own code runs; refuses what the settings do not allow or cannot pin."""
+    files = [folder / name for name in ("config.json", "tokenizer_config.json")]
+    contents = [read_json(file) for file in files if file.is_file()]
+    code = [content["auto_map"] for content in contents if "auto_map" in content]
+    if settings.trust_remote_code:
+        if "--" in repr(code):  # transformers would fetch it from there, as it is today
+            raise EncoderError(
+                f"{settings.name}: expected code in the model's own folder, found {code}, which "
+                "names other repositories, where no revision pins it. Copy the code into the "
+                "folder, and remove what stands before `--`."
+            )
+    elif code and contents[0].get("model_type") not in CONFIG_MAPPING:
+        raise EncoderError(
+            f"{settings.name}: expected an architecture of transformers, found {code}, which is "
+            "code that comes with the model. Read it; if you trust it, write "
+            "`trust_remote_code: true` and its `revision` into the preset."
+        )
+    return settings.trust_remote_code
+
+
+def _max_length(settings: EncoderSettings, saved: dict, tokenizer, backbone: nn.Module) -> int:
+    """Tokens of a text at most, as the settings say, or else the model's own files."""
+    own = saved.get("max_length") or tokenizer.model_max_length  # huge if its files name none
+    positions = getattr(backbone.config, "max_position_embeddings", None) or 10**6
+    table = getattr(getattr(backbone, "embeddings", None), "position_embeddings", None)
+    if getattr(table, "padding_idx", None) is not None:
+        positions -= table.padding_idx + 1  # RoBERTa's first one lies behind the padding's
+    length = settings.max_length or min(own, positions)
+    if length > positions:
+        raise EncoderError(
+            f"{settings.name}: expected max_length up to the model's {positions} positions, found "
+            f"{length}. Lower it in the preset."
+        )
+    return length
+
+
+@torch.no_grad()
+def _looks_ahead(backbone: nn.Module) -> bool:
+    """Whether the first of two tokens sees the second."""
+    pairs = torch.tensor([[1, 1], [1, 2]], device=backbone.device)
+    first = backbone(input_ids=pairs, attention_mask=torch.ones_like(pairs)).last_hidden_state[:, 0]
+    return not torch.allclose(first[0], first[1], rtol=1e-4)
+
+
+def _add_adapters(backbone: nn.Module, settings: LoraSettings) -> None:
+    """Put LoRA's adapters beside linear layers; they alone train."""
+    if util.find_spec("peft") is None:
+        raise EncoderError(
+            "lora: expected the package peft, found it not installed. Run `pip install peft`."
+        )
+    from peft import LoraConfig, inject_adapter_in_model
+
+    layers = [n for n, m in backbone.named_modules() if isinstance(m, nn.Linear)]
+    layers = [name for name in layers if not name.startswith("pooler.")]
+    if settings.targets != "all-linear":
+        known = sorted({name.rpartition(".")[2] for name in layers})
+        if strangers := set(settings.targets) - set(known):
+            raise EncoderError(unknown("target of lora", strangers.pop(), known))
+        layers = [name for name in layers if name.rpartition(".")[2] in settings.targets]
+    config = LoraConfig(
+        r=settings.rank,
+        lora_alpha=settings.alpha,
+        lora_dropout=settings.dropout,
+        target_modules=layers,
+    )
+    inject_adapter_in_model(config, backbone)
+
+
+def _without_adapters(backbone: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights as the backbone has them without adapters, which are added: W + alpha / rank B A."""
+    plain = {
+        name.replace(".base_layer.", "."): weight
+        for name, weight in weights.items()
+        if ".lora_" not in name
+    }
+    for name, down in weights.items():
+        layer, is_adapter, _ = name.partition(".lora_A.")
+        if is_adapter:
+            scaling = backbone.get_submodule(layer).scaling["default"]
+            up = weights[name.replace(".lora_A.", ".lora_B.")]  # (out, rank)
+            plain[f"{layer}.weight"] = plain[f"{layer}.weight"] + scaling * (up @ down)
+    return plain
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""What the tests share: a tiny random encoder, and a project folder of their own."""
+"""What the tests share: tiny random encoders of the architectures that presets name."""
 
 from __future__ import annotations
 
@@ -10,7 +10,18 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import pytest
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+from transformers import (
+    BertConfig,
+    BertModel,
+    LlamaConfig,
+    LlamaModel,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2Model,
+    Qwen2Tokenizer,
+    XLMRobertaConfig,
+    XLMRobertaModel,
+)
 
 from codiemb_lib.encoder import Encoder
 
@@ -79,6 +90,99 @@ def make_encoder():
                 max_position_embeddings=64,
             )
         )
+        return Encoder(backbone, tokenizer, **{"max_length": 32} | options).eval()
+
+    return make
+
+
+def pieces_tokenizer(*, eos: bool) -> PreTrainedTokenizerFast:
+    """A Unigram tokenizer as SentencePiece makes them; as in XLM-R, padding is id 1."""
+    special = ["<s>", "<pad>", "</s>", "<unk>"]
+    letters = [chr(c) for c in range(97, 123)]
+    pieces = [*special, "▁", ":", *(f"▁{word}" for word in WORDS if word != ":"), *letters]
+    scores = [(piece, -float(len(piece) == 1)) for piece in pieces]  # words before letters
+    tokenizer = Tokenizer(models.Unigram(scores, unk_id=3, byte_fallback=False))
+    tokenizer.normalizer = normalizers.Strip(left=False, right=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>" if eos else "<s> $A",
+        special_tokens=[("<s>", 0), ("</s>", 2)],
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<s>",
+        pad_token="<pad>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        model_max_length=64,
+    )
+
+
+SIZES = {
+    "hidden_size": 16,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "max_position_embeddings": 64,
+}
+
+
+def _xlm_roberta() -> tuple[XLMRobertaModel, PreTrainedTokenizerFast]:
+    tokenizer = pieces_tokenizer(eos=True)
+    sizes = SIZES | {"max_position_embeddings": 66}  # two of them lie before the first text's
+    return XLMRobertaModel(
+        XLMRobertaConfig(vocab_size=len(tokenizer), pad_token_id=1, **sizes)
+    ), tokenizer
+
+
+def _bert() -> tuple[BertModel, PreTrainedTokenizerFast]:
+    tokenizer = tiny_tokenizer()
+    return BertModel(BertConfig(vocab_size=len(tokenizer), **SIZES)), tokenizer
+
+
+def _minicpm() -> tuple[LlamaModel, PreTrainedTokenizerFast]:
+    """A decoder of Llama's kind that looks both ways."""
+    tokenizer = pieces_tokenizer(eos=False)
+    config = LlamaConfig(vocab_size=len(tokenizer), pad_token_id=1, **SIZES)
+    config.is_causal = False
+    return LlamaModel(config), tokenizer
+
+
+def _qwen() -> tuple[Qwen2Model, Qwen2Tokenizer]:
+    """A causal decoder that shares its keys and values between heads; its tokens are bytes."""
+    special = ["<|endoftext|>", "<|pad|>"]
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: i for i, token in enumerate([*special, *alphabet, "Ġc", "Ġca"])}
+    tokenizer = Qwen2Tokenizer(
+        vocab=vocabulary,
+        merges=[("Ġ", "c"), ("Ġc", "a")],
+        eos_token="<|endoftext|>",
+        unk_token="<|endoftext|>",
+        pad_token="<|pad|>",
+        model_max_length=64,
+    )
+    config = Qwen2Config(vocab_size=len(tokenizer), pad_token_id=1, num_key_value_heads=1, **SIZES)
+    return Qwen2Model(config), tokenizer
+
+
+ARCHITECTURES = {
+    "bert": _bert,
+    "xlm-roberta": _xlm_roberta,
+    "minicpm": _minicpm,
+    "qwen": _qwen,
+}
+
+
+@pytest.fixture
+def make_architecture():
+    """A function that makes a random three-layer encoder of 16 dimensions and 64 positions."""
+
+    def make(architecture: str, *, seed: int = 0, **options) -> Encoder:
+        torch.manual_seed(seed)
+        backbone, tokenizer = ARCHITECTURES[architecture]()
+        for parameter in backbone.parameters():
+            if parameter.ndim > 1:  # the usual start is so small that layers hardly matter
+                torch.nn.init.normal_(parameter, std=0.3)
         return Encoder(backbone, tokenizer, **{"max_length": 32} | options).eval()
 
     return make

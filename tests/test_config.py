@@ -2,10 +2,12 @@
 
 import pytest
 import yaml
+from accelerate.commands.config.config_args import ClusterConfig
 
 from codiemb_lib.config import PresetError, load_preset, preset_path
 
 SHIPPED = sorted(path.stem for path in preset_path("x").parent.glob("*.yaml"))
+ACCELERATE = preset_path("x").parent / "accelerate"
 
 
 def variation(tmp_path, change) -> str:
@@ -21,6 +23,75 @@ def test_shipped_presets_load(name):
     preset = load_preset(name)
     assert preset.name == name
     assert preset.models[0] == "base"
+
+
+PAPER = {
+    "bge": ("cls", "no", 5e-5, 5, 64, 32, 512),
+    "e5": ("mean", "no", 5e-5, 5, 64, 32, 512),
+    "minicpm": ("mean", "bf16", 4e-5, 4, 28, 32, 1024),
+}
+
+
+@pytest.mark.parametrize("encoder", PAPER)
+def test_presets_of_the_paper_have_its_settings(encoder):
+    preset = load_preset(f"cmteb-{encoder}")
+    training, sizes = preset.training, preset.training.batch_sizes
+    accelerate = yaml.safe_load((ACCELERATE / f"{training.accelerate}.yaml").read_text())
+    assert PAPER[encoder] == (
+        preset.encoder.pooling,
+        accelerate["mixed_precision"],
+        training.learning_rate,
+        training.epochs,
+        sizes.ir,
+        sizes.sts,
+        preset.encoder.max_length,
+    )
+    assert (training.warmup, training.weight_decay, preset.seeds) == (0.03, 0, (49,))
+    assert training.gradient_checkpointing
+    assert (preset.objective.positives, preset.objective.negatives) == (2, 4)
+    assert preset.encoder.trust_remote_code == (encoder == "minicpm")
+
+
+RETRIEVAL = "T2 MMarco Du Covid Cmedqa Ecom Medical Video"
+SIMILARITY = "AFQMC ATEC BQ LCQMC PAWSX STSB QBQTC"
+
+
+@pytest.mark.parametrize("encoder", PAPER)
+def test_presets_of_the_paper_prompt_its_fifteen_tasks(encoder):
+    preset = load_preset(f"cmteb-{encoder}")
+    retrieval = [f"{name}Retrieval" for name in RETRIEVAL.split()]
+    assert list(preset.benchmark) == retrieval + SIMILARITY.split()
+    assert not any(prompts.passage_prompt for prompts in preset.benchmark.values())
+    start, end = {
+        "bge": ("为这个句子", "相关文章\N{FULLWIDTH COLON}"),
+        "e5": ("Instruct: ", "\nQuery: "),
+        "minicpm": ("Instruction: ", " Query: "),
+    }[encoder]
+    for task, prompts in preset.benchmark.items():
+        if encoder == "bge" and task not in retrieval:
+            assert prompts.query_prompt == ""
+        else:
+            assert prompts.query_prompt.startswith(start), task
+            assert prompts.query_prompt.endswith(end), task
+    trained = {dataset.name: dataset.query_prompt for dataset in preset.datasets}
+    for name in ("afqmc", "bq", "lcqmc", "pawsx", "stsb"):
+        assert trained[f"cmteb-{name}"] == preset.benchmark[name.upper()].query_prompt
+    assert trained["cmteb-t2-reranking"] == preset.benchmark["T2Retrieval"].query_prompt
+
+
+@pytest.mark.parametrize("file", sorted(ACCELERATE.glob("*.yaml")), ids=lambda file: file.stem)
+def test_accelerate_reads_its_configurations(file):
+    config = ClusterConfig.from_yaml_file(file)
+    assert config.num_processes > 1
+    assert config.use_cpu == file.stem.startswith("cpu")
+    assert (config.mixed_precision == "bf16") == file.stem.endswith("bf16")
+
+
+def test_configurations_of_accelerate_are_no_presets():
+    with pytest.raises(PresetError) as refused:
+        load_preset("gpu-ddp")
+    assert "'smoke'" in str(refused.value)
+    assert "cpu-2" not in str(refused.value)
 
 
 def test_a_preset_cannot_be_changed():
@@ -46,6 +117,11 @@ def test_unknown_preset_names_the_nearest():
         (lambda c: c["variants"].update(base={}), "'base' is taken"),
         (lambda c: c["datasets"].append(c["datasets"][0]), "every data set once"),
         (lambda c: c["encoder"].update(trust_remote_code=True), "pinned"),
+        (lambda c: c["encoder"].update(lora={"rnk": 4}), "Did you mean 'rank'"),
+        (lambda c: c["encoder"].update(lora={"targets": []}), "targets.*at least 1 item"),
+        (lambda c: c["encoder"].update(attention="causal"), "attention.*found 'causal'"),
+        (lambda c: c["encoder"].update(max_length=3), "max_length.*found 3"),
+        (lambda c: c.update(benchmark={"STSB": {"prompt": "x"}}), "Did you mean 'query_prompt'"),
         (lambda c: c["geometry"].update(umap_variants=["other"]), "umap_variants"),
         (lambda c: c.update(name="other"), "expected `name: smoke`"),
         (lambda c: c.pop("seeds"), "seeds: Field required"),

@@ -1,17 +1,34 @@
 """The encoder against sentence-transformers and against one text at a time."""
 
+import copy
+import itertools
 import json
 import shutil
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_state_dict,
+    set_state_dict,
+)
 
 from codiemb_lib import encoder as encoder_module
-from codiemb_lib.config import EncoderSettings
-from codiemb_lib.encoder import PACKAGED, Encoder, EncoderError, Packaged
+from codiemb_lib.config import EncoderSettings, LoraSettings
+from codiemb_lib.encoder import (
+    PACKAGED,
+    Encoder,
+    EncoderError,
+    Packaged,
+    Tokens,
+    micro_batches,
+    weights_hash,
+)
 
 TEXTS = ["the cat", "a", "the old dog is slow and the bus is fast", "the cat", "x " * 60]
 
@@ -19,18 +36,6 @@ TEXTS = ["the cat", "a", "the old dog is slow and the bus is fast", "the cat", "
 @pytest.fixture
 def saved(make_encoder, tmp_path):
     return make_encoder(prompts={"query": "query: "}).save(tmp_path / "model")
-
-
-@pytest.mark.parametrize("pooling", ["cls", "mean", "last"])
-@pytest.mark.parametrize("prompt", ["", "query: "])
-@pytest.mark.parametrize("include_prompt", [True, False])
-def test_saved_model_encodes_the_same_in_sentence_transformers(
-    make_encoder, tmp_path, pooling, prompt, include_prompt
-):
-    ours = make_encoder(pooling=pooling, include_prompt=include_prompt)
-    theirs = SentenceTransformer(str(ours.save(tmp_path / "model")), device="cpu")
-    expected = theirs.encode(TEXTS, prompt=prompt)
-    np.testing.assert_allclose(ours.encode(TEXTS, prompt=prompt), expected, atol=1e-6)
 
 
 def test_a_model_saved_by_sentence_transformers_comes_back(saved, tmp_path):
@@ -43,36 +48,59 @@ def test_a_model_saved_by_sentence_transformers_comes_back(saved, tmp_path):
     np.testing.assert_array_equal(first.encode(TEXTS), again.encode(TEXTS))
 
 
-def test_embed_equals_one_text_at_a_time(make_encoder):
+def test_forward_equals_one_text_at_a_time(make_encoder):
     encoder = make_encoder()
     prompts = ["", "query: ", "", "query: ", ""]
-    embedded = encoder.embed(TEXTS, prompts=prompts, middle=True, tokens_per_forward=20)
-    for i, (text, prompt) in enumerate(zip(TEXTS, prompts, strict=True)):
-        alone = encoder.embed([text], prompts=prompt, middle=True)
-        torch.testing.assert_close(embedded.final[i], alone.final[0], atol=1e-6, rtol=0)
-        torch.testing.assert_close(embedded.middle[i], alone.middle[0], atol=1e-6, rtol=0)
-    assert embedded.texts == 5  # "the cat" with and without its prompt are two texts
-
-
-def test_a_repeated_text_is_encoded_once_and_collects_all_its_gradients(make_encoder):
-    encoder = make_encoder()
-    weight = encoder.backbone.encoder.layer[0].attention.self.query.weight
-    targets = torch.randn(3, 16, generator=torch.Generator().manual_seed(0))
-    repeated = encoder.embed(["the cat", "a dog", "the cat"])
-    assert repeated.texts == 2
-    (got,) = torch.autograd.grad((repeated.final * targets).sum(), weight)
-    one_by_one = [encoder.embed([t]).final[0] for t in ["the cat", "a dog", "the cat"]]
-    expected_loss = sum((e * t).sum() for e, t in zip(one_by_one, targets, strict=True))
-    (expected,) = torch.autograd.grad(expected_loss, weight)
-    torch.testing.assert_close(got, expected, atol=1e-6, rtol=1e-4)
+    tokens = encoder.tokenizer(TEXTS, prompts)
+    together = encoder(encoder.tokenizer.pad(tokens), middle=True)
+    for i, text in enumerate(tokens):
+        alone = encoder(encoder.tokenizer.pad([text]), middle=True)
+        for states, state in zip(together, alone, strict=True):
+            torch.testing.assert_close(states[i], state[0], atol=1e-6, rtol=0)
 
 
 def test_middle_is_the_layer_at_half_depth(make_encoder):
     encoder = make_encoder(layers=4)
-    embedded = encoder.embed(["the old cat"], middle=True)
+    batch = encoder.tokenizer.pad(encoder.tokenizer(["the old cat"], [""]))
+    _, middle = encoder(batch, middle=True)
     shallow = make_encoder(layers=4)
     shallow.backbone.encoder.layer = shallow.backbone.encoder.layer[:2]
-    torch.testing.assert_close(embedded.middle, shallow.embed(["the old cat"]).final)
+    torch.testing.assert_close(middle, shallow(batch)[0])
+
+
+def test_tokens_know_their_prompt_and_keep_to_the_length(make_encoder):
+    encoder = make_encoder(max_length=8)
+    plain, prompted, long = encoder.tokenizer(["the cat", "the cat", "a " * 9], ["", "query: ", ""])
+    assert (plain.prompt, prompted.prompt, long.prompt) == (0, 3, 0)  # with the token in front
+    assert prompted.ids[3:] == plain.ids[1:]
+    assert len(long.ids) == 8
+
+
+def test_padding_is_on_the_right(make_encoder):
+    tokenizer = make_encoder().tokenizer
+    batch = tokenizer.pad([Tokens([2, 7, 3], 1), Tokens([2, 3], 0)])
+    np.testing.assert_array_equal(batch.ids, [[2, 7, 3], [2, 3, 0]])
+    np.testing.assert_array_equal(batch.lengths, [3, 2])
+    np.testing.assert_array_equal(batch.prompts, [1, 0])
+
+
+def test_micro_batches_hold_all_texts_and_keep_the_budget():
+    lengths = np.random.default_rng(0).integers(1, 50, 200)
+    tokens = [Tokens([0] * length, 0) for length in lengths]
+    batches = micro_batches(tokens, 100)
+    assert sorted(i for batch in batches for i in batch) == list(range(200))
+    assert all(len(batch) * lengths[batch].max() <= 100 for batch in batches)
+    assert [len(batch) for batch in micro_batches(tokens[:3], 1)] == [1, 1, 1]  # never nothing
+    order = [lengths[i] for batch in batches for i in batch]
+    assert order == sorted(order, reverse=True)
+
+
+def test_encode_puts_texts_in_order_whatever_the_budget(make_encoder):
+    encoder = make_encoder()
+    alone = np.concatenate([encoder.encode([text]) for text in TEXTS])
+    for budget in (1, 40, 4000):
+        found = encoder.encode(TEXTS, tokens_per_forward=budget)
+        np.testing.assert_allclose(found, alone, atol=1e-6)
 
 
 def test_output_has_unit_length_and_leaves_the_mode_alone(make_encoder):
@@ -161,3 +189,262 @@ def test_a_prompt_that_leaves_no_room_is_refused(make_encoder):
 def test_modules_file_names_the_three_modules(saved):
     modules = json.loads((saved / "modules.json").read_text())
     assert [m["type"].rsplit(".", 1)[1] for m in modules] == ["Transformer", "Pooling", "Normalize"]
+
+
+def test_a_model_need_not_name_the_unit_length(saved):
+    expected = Encoder.load(EncoderSettings(name=str(saved))).eval().encode(TEXTS)
+    modules = json.loads((saved / "modules.json").read_text())
+    (saved / "modules.json").write_text(json.dumps(modules[:2]))
+    encoder = Encoder.load(EncoderSettings(name=str(saved))).eval()
+    np.testing.assert_array_equal(encoder.encode(TEXTS), expected)
+    modules = json.loads((encoder.save(saved) / "modules.json").read_text())
+    assert modules[-1]["type"].endswith("Normalize")
+
+
+@pytest.mark.parametrize(
+    ("stated", "asked", "expected"),
+    [(None, None, False), (True, None, True), (True, False, False), (False, True, True)],
+)
+def test_prompts_count_as_asked_or_else_as_the_files_say(saved, stated, asked, expected):
+    file = saved / "1_Pooling" / "config.json"
+    pooling = json.loads(file.read_text())
+    del pooling["include_prompt"]
+    file.write_text(json.dumps(pooling if stated is None else pooling | {"include_prompt": stated}))
+    settings = EncoderSettings(name=str(saved), include_prompt=asked)
+    assert Encoder.load(settings).include_prompt is expected
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """The calls of the Hub's client, which answers with the folder that is appended to it."""
+    calls = []
+
+    def download(name, **options):
+        calls.append((name, options))
+        return calls[0]
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    return calls
+
+
+def test_the_hub_is_asked_for_the_revision_and_for_code_only_if_trusted(hub, saved):
+    hub.append(saved)
+    Encoder.load(EncoderSettings(name="organisation/model", revision="abc"))
+    trusting = EncoderSettings(name="organisation/model", revision="abc", trust_remote_code=True)
+    assert weights_hash(trusting) == weights_hash(EncoderSettings(name=str(saved)))
+    (name, options), (_, trusted) = hub[1:]
+    assert (name, options["revision"]) == ("organisation/model", "abc")
+    assert ["*.py" in o["allow_patterns"] for o in (options, trusted)] == [False, True]
+
+
+def test_pickled_weights_of_the_hub_are_refused(hub, saved):
+    hub.append(saved)
+    shutil.move(saved / "model.safetensors", saved / "pytorch_model.bin")
+    with pytest.raises(EncoderError, match="pickle form"):
+        Encoder.load(EncoderSettings(name="organisation/model"))
+
+
+CODE = """
+import torch
+from transformers import PretrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutput
+
+class TinyConfig(PretrainedConfig):
+    model_type = "tiny-of-the-tests"
+    hidden_size = 16
+    vocab_size = 100
+
+class TinyModel(PreTrainedModel):
+    config_class = TinyConfig
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.table = torch.nn.Embedding(config.vocab_size, config.hidden_size)
+        self.post_init()
+
+    def forward(self, input_ids, attention_mask=None, output_hidden_states=False, **options):
+        return BaseModelOutput(last_hidden_state=self.table(input_ids))
+"""
+
+
+@pytest.fixture
+def with_code(saved, tmp_path, monkeypatch):
+    """A folder whose architecture only its own code knows."""
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "hf"))
+    (saved / "modeling_tiny.py").write_text(CODE)
+    config = {
+        "model_type": "tiny-of-the-tests",
+        "auto_map": {
+            "AutoConfig": "modeling_tiny.TinyConfig",
+            "AutoModel": "modeling_tiny.TinyModel",
+        },
+    }
+    (saved / "config.json").write_text(json.dumps(config))
+    table = torch.randn(100, 16, generator=torch.Generator().manual_seed(0))
+    save_file({"table.weight": table}, saved / "model.safetensors", metadata={"format": "pt"})
+    return saved
+
+
+def test_code_of_a_model_runs_only_where_it_is_trusted(with_code, tmp_path):
+    (with_code / "modeling_tiny.py").write_text("raise RuntimeError('it ran')\n" + CODE)
+    with pytest.raises(
+        EncoderError, match=r"found.*modeling_tiny\.TinyModel.*trust_remote_code: true"
+    ):
+        Encoder.load(EncoderSettings(name=str(with_code)))
+    trusting = {"trust_remote_code": True, "revision": "local"}
+    with pytest.raises(RuntimeError, match="it ran"):
+        Encoder.load(EncoderSettings(name=str(with_code), **trusting))
+    (with_code / "modeling_tiny.py").write_text(CODE)
+    encoder = Encoder.load(EncoderSettings(name=str(with_code), **trusting)).eval()
+    folder = encoder.save(tmp_path / "again")
+    assert (folder / "modeling_tiny.py").read_text() == CODE
+    again = Encoder.load(EncoderSettings(name=str(folder), **trusting)).eval()
+    np.testing.assert_array_equal(again.encode(TEXTS), encoder.encode(TEXTS))
+    theirs = SentenceTransformer(str(folder), device="cpu", trust_remote_code=True)
+    np.testing.assert_allclose(theirs.encode(TEXTS), encoder.encode(TEXTS), atol=1e-6)
+
+
+def test_code_for_other_packages_is_refused(with_code):
+    (with_code / "modeling_tiny.py").write_text("from torch import no_such_name\n" + CODE)
+    settings = {"trust_remote_code": True, "revision": "local"}
+    with pytest.raises(EncoderError, match=r"for transformers 5.*cannot import.*no_such_name"):
+        Encoder.load(EncoderSettings(name=str(with_code), **settings))
+
+
+def test_code_of_another_repository_is_refused(with_code):
+    config = json.loads((with_code / "config.json").read_text())
+    config["auto_map"]["AutoModel"] = "organisation/other--modeling_tiny.TinyModel"
+    (with_code / "config.json").write_text(json.dumps(config))
+    settings = {"trust_remote_code": True, "revision": "local"}
+    with pytest.raises(
+        EncoderError, match=r"found.*organisation/other--modeling_tiny.*no revision"
+    ):
+        Encoder.load(EncoderSettings(name=str(with_code), **settings))
+
+
+def with_adapters(folder, *, seed=0, **options) -> Encoder:
+    torch.manual_seed(seed)
+    return Encoder.load(EncoderSettings(name=str(folder), lora=LoraSettings(rank=2, **options)))
+
+
+def train(encoder, optimizer, seeds):
+    batch = encoder.tokenizer.pad(encoder.tokenizer(TEXTS, [""] * len(TEXTS)))
+    target = torch.randn(16, generator=torch.Generator().manual_seed(0))
+    encoder.train()
+    for seed in seeds:
+        torch.manual_seed(seed)
+        optimizer.zero_grad()
+        (encoder(batch)[0] @ target).sum().backward()
+        optimizer.step()
+
+
+def adapter_optimizer(encoder):
+    trained = [p for p in encoder.parameters() if p.requires_grad]
+    return torch.optim.AdamW(trained, lr=0.01)
+
+
+def test_adapters_alone_train_and_are_merged_in_what_is_saved(saved, tmp_path):
+    pytest.importorskip("peft", reason="the extra `lora` is not installed")
+    base = Encoder.load(EncoderSettings(name=str(saved))).eval()
+    encoder = with_adapters(saved, dropout=0.1)
+    np.testing.assert_array_equal(encoder.eval().encode(TEXTS), base.encode(TEXTS))
+    trained = {name for name, p in encoder.named_parameters() if p.requires_grad}
+    assert len(trained) == 2 * 2 * 6  # two matrices, two layers, six linear ones
+    assert all("lora_" in name and "pooler" not in name for name in trained)
+    train(encoder, adapter_optimizer(encoder), range(3))
+    live = {name: weight.clone() for name, weight in encoder.backbone.state_dict().items()}
+    vectors = encoder.eval().encode(TEXTS)
+    assert np.abs(vectors - base.encode(TEXTS)).max() > 0.01
+
+    folder = encoder.save(tmp_path / "merged")
+    assert all(torch.equal(live[n], w) for n, w in encoder.backbone.state_dict().items())
+    files = [load_file(place / "model.safetensors") for place in (saved, folder)]
+    assert files[0].keys() == files[1].keys()
+    again = Encoder.load(EncoderSettings(name=str(folder))).eval()
+    theirs = SentenceTransformer(str(folder), device="cpu")
+    for merged in (again.encode(TEXTS), theirs.encode(TEXTS)):
+        np.testing.assert_allclose(merged, vectors, atol=1e-5)
+
+    with torch.no_grad():  # what is given counts, not what is there
+        for parameter in encoder.parameters():
+            parameter.zero_()
+    given = load_file(encoder.save(tmp_path / "given", live) / "model.safetensors")
+    assert all(torch.equal(given[name], weight) for name, weight in files[1].items())
+
+
+def test_merged_weights_are_those_of_peft(saved, tmp_path):
+    layer = pytest.importorskip(
+        "peft", reason="the extra `lora` is not installed"
+    ).tuners.lora.Linear
+    encoder = with_adapters(saved, alpha=7, targets=["query", "dense"])
+    train(encoder, adapter_optimizer(encoder), range(2))
+    weights = load_file(encoder.save(tmp_path / "merged") / "model.safetensors")
+    adapted = {n: m for n, m in encoder.backbone.named_modules() if isinstance(m, layer)}
+    assert {name.rpartition(".")[2] for name in adapted} == {"query", "dense"}
+    for name, module in adapted.items():
+        module.merge()
+        merged = module.base_layer.weight
+        torch.testing.assert_close(weights[f"{name}.weight"], merged, atol=1e-7, rtol=0)
+
+
+def test_training_adapters_goes_on_to_the_same_bits(saved):
+    pytest.importorskip("peft", reason="the extra `lora` is not installed")
+    encoder = with_adapters(saved, dropout=0.1)
+    optimizer = adapter_optimizer(encoder)
+    train(encoder, optimizer, range(2))
+    kept = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
+    # On a CPU what is kept are the live tensors, until they are written to a file.
+    weights, state = copy.deepcopy(get_state_dict(encoder, optimizer, options=kept))
+    assert all("lora_" in name for name in weights)
+    train(encoder, optimizer, range(2, 4))
+
+    resumed = with_adapters(saved, seed=1, dropout=0.1)
+    fresh = adapter_optimizer(resumed)
+    given = StateDictOptions(full_state_dict=True, ignore_frozen_params=True, strict=False)
+    set_state_dict(resumed, fresh, model_state_dict=weights, optim_state_dict=state, options=given)
+    train(resumed, fresh, range(2, 4))
+    expected = encoder.state_dict()
+    assert all(torch.equal(expected[name], w) for name, w in resumed.state_dict().items())
+
+
+def test_adapters_without_their_package_name_the_remedy(saved, monkeypatch):
+    monkeypatch.setattr(encoder_module.util, "find_spec", lambda name: None)
+    with pytest.raises(EncoderError, match="pip install peft"):
+        with_adapters(saved)
+
+
+def test_adapters_of_unknown_layers_are_refused(saved):
+    pytest.importorskip("peft", reason="the extra `lora` is not installed")
+    with pytest.raises(
+        EncoderError, match=r"unknown target of lora 'querry'.*Did you mean 'query'"
+    ):
+        with_adapters(saved, targets=["querry"])
+
+
+def cost(lengths, batches):
+    own = encoder_module._BATCH_COST
+    return sum(max(lengths[i] for i in batch) * len(batch) + own for batch in batches)
+
+
+@given(st.lists(st.integers(1, 70), min_size=1, max_size=9))
+def test_micro_batches_are_the_cheapest_cut_of_the_sorted_texts(lengths):
+    batches = micro_batches([Tokens([0] * n, 0) for n in lengths], 100)
+    order = [i for batch in batches for i in batch]
+    assert sorted(order) == list(range(len(lengths)))
+    assert [lengths[i] for i in order] == sorted(lengths, reverse=True)
+    cheapest = np.inf
+    for cuts in itertools.product([False, True], repeat=len(lengths) - 1):
+        cut = [[order[0]]]
+        for i, new in zip(order[1:], cuts, strict=True):
+            cut = [*cut, [i]] if new else [*cut[:-1], [*cut[-1], i]]
+        if all(len(b) == 1 or lengths[b[0]] * len(b) <= 100 for b in cut):
+            cheapest = min(cheapest, cost(lengths, cut))
+    assert cost(lengths, batches) == cheapest
+
+
+def test_many_texts_are_cut_piece_by_piece(monkeypatch):
+    monkeypatch.setattr(encoder_module, "_CUT_AT_ONCE", 7)
+    tokens = [Tokens([0] * (1 + i % 50), 0) for i in range(100)]
+    batches = micro_batches(tokens, 120)
+    assert sorted(i for batch in batches for i in batch) == list(range(100))
+    assert all(len(tokens[b[0]].ids) * len(b) <= 120 for b in batches)
