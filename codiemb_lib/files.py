@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
+import logging
 import os
 import shutil
 import tempfile
@@ -11,6 +13,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+logger = logging.getLogger(__name__)
+
+_SCRATCH = ".partial"
 
 
 class UnwritableError(OSError):
@@ -49,7 +55,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     check_writable(path.parent)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=_SCRATCH, dir=path.parent))
     temporary = scratch / path.name
     try:
         yield temporary
@@ -67,12 +73,37 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
+def clear_scratch(path: str | Path) -> None:
+    """Remove what `atomic_path(path)` left behind in processes that were killed."""
+    path = Path(path)
+    for scratch in path.parent.glob(f".{path.name}.*{_SCRATCH}"):
+        shutil.rmtree(scratch)
+
+
 def _sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def alone(path: str | Path) -> Iterator[int]:
+    """Wait until no other process on this machine works on `path`; yield the lock's descriptor.
+
+    The system frees the lock when the last process that has the descriptor open ends, however it
+    ends: after a kill nothing is left to clean up.
+    """
+    name = sha256_text(str(Path(path).resolve()))[:16]
+    lock = Path(tempfile.gettempdir()) / f"codiemb-{os.getuid()}-{name}.lock"
+    with lock.open("w") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            logger.warning("%s: another process works on it, waiting for its end", path)
+            fcntl.flock(stream, fcntl.LOCK_EX)
+        yield stream.fileno()
 
 
 def write_text(path: str | Path, text: str) -> None:

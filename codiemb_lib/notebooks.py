@@ -7,13 +7,10 @@ default. Here that is an error, and so is a value of the wrong type.
 from __future__ import annotations
 
 import ast
-import fcntl
 import logging
-import os
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 
 import nbformat
@@ -26,7 +23,7 @@ from papermill.exceptions import PapermillExecutionError
 from traitlets.config import Config
 
 from codiemb_lib.config import unknown
-from codiemb_lib.files import atomic_path, check_writable, sha256_text
+from codiemb_lib.files import alone, atomic_path, check_writable
 
 logger = logging.getLogger(__name__)
 
@@ -179,24 +176,6 @@ def _value(notebook: Path, name: str, given: Literal, defaults: Mapping[str, Lit
     if not _is(given, kind):
         raise refused
     return kind(given)
-
-
-@contextmanager
-def alone(path: str | Path) -> Iterator[int]:
-    """Wait until no other process on this machine works on `path`; yield the lock's descriptor.
-
-    The system frees the lock when the last process that has the descriptor open ends, however it
-    ends: after a kill nothing is left to clean up.
-    """
-    name = sha256_text(str(Path(path).resolve()))[:16]
-    lock = Path(tempfile.gettempdir()) / f"codiemb-{os.getuid()}-{name}.lock"
-    with lock.open("w") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            logger.warning("%s: another process works on it, waiting for its end", path)
-            fcntl.flock(stream, fcntl.LOCK_EX)
-        yield stream.fileno()
 
 
 class _Kernel(AsyncKernelManager):

@@ -1,7 +1,7 @@
 """Which records share a step: plans that deal the records of an epoch to steps and ranks.
 
-A plan is a pure function of (epoch, seed, world size, rank). A *global batch* is what all ranks
-take in one step; every rank draws the same global batches and keeps its own part, so ranks are
+A plan is a pure function of (epoch, seed, world size). A *global batch* is what all ranks take in
+one step; every rank draws the same global batches, each with a shard for every rank, so ranks are
 disjoint. Every record comes once an epoch, but for each data set's last incomplete global batch.
 Steps are micro-steps: gradient accumulation groups them and changes nothing here.
 """
@@ -27,11 +27,16 @@ _DataSet = tuple[str, str]  # task, name
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What one rank takes in one step; `indices` point into the records of the plan."""
+    """The global batch of one step: indices into the records of the plan, a shard for each rank."""
 
     task: Literal["ir", "sts", "mixed"]
     dataset: str
-    indices: tuple[int, ...]
+    shards: tuple[tuple[int, ...], ...]
+
+    @property
+    def indices(self) -> tuple[int, ...]:
+        """The records of all ranks."""
+        return tuple(index for shard in self.shards for index in shard)
 
 
 class SingleTaskPlan:
@@ -104,21 +109,19 @@ class SingleTaskPlan:
         self._temperature = temperature
 
     def length(self, world_size: int = 1) -> int:
-        """Number of steps of a rank in an epoch, the same for all.
+        """Number of steps in an epoch.
 
         Raises:
             ValueError: A data set has no full global batch at this world size.
         """
         return sum(quota for _, _, quota in self._quotas(world_size))
 
-    def steps(self, epoch: int, *, seed: int, world_size: int = 1, rank: int = 0) -> list[Step]:
-        """The steps of one rank in one epoch; step i has the same data set on every rank.
+    def steps(self, epoch: int, *, seed: int, world_size: int = 1) -> list[Step]:
+        """The steps of one epoch.
 
         Raises:
-            ValueError: A data set has no full global batch at this world size, or the rank is not
-                in 0 .. world_size - 1.
+            ValueError: A data set has no full global batch at this world size.
         """
-        _check_rank(rank, world_size)
         generator = np.random.default_rng((seed, epoch))
         batches: list[tuple[_DataSet, np.ndarray]] = []
         for datasets, available, quota in self._quotas(world_size):
@@ -137,7 +140,7 @@ class SingleTaskPlan:
         steps = []
         for position in generator.permutation(len(batches)):
             (task, name), batch = batches[position]
-            steps.append(Step(task, name, _part(batch, world_size, rank)))
+            steps.append(Step(task, name, _shards(batch, world_size)))
         return steps
 
     def _quotas(self, world_size: int) -> list[tuple[list[_DataSet], int, int]]:
@@ -196,29 +199,27 @@ class MixedTaskPlan:
         self._batch_size = batch_size
 
     def length(self, world_size: int = 1) -> int:
-        """Number of steps of a rank in an epoch, the same for all.
+        """Number of steps in an epoch.
 
         Raises:
             ValueError: There is no full global batch at this world size.
         """
         return _full_batches(self._size, self._batch_size, world_size, "the mixed plan")
 
-    def steps(self, epoch: int, *, seed: int, world_size: int = 1, rank: int = 0) -> list[Step]:
-        """The steps of one rank in one epoch, their task "mixed" and their data set "".
+    def steps(self, epoch: int, *, seed: int, world_size: int = 1) -> list[Step]:
+        """The steps of one epoch, their task "mixed" and their data set "".
 
         Raises:
-            ValueError: There is no full global batch at this world size, or the rank is not in
-                0 .. world_size - 1.
+            ValueError: There is no full global batch at this world size.
         """
-        _check_rank(rank, world_size)
         count, size = self.length(world_size), self._batch_size * world_size
         shuffled = np.random.default_rng((seed, epoch)).permutation(self._size)
         batches = shuffled[: count * size].reshape(count, size)
-        return [Step("mixed", "", _part(batch, world_size, rank)) for batch in batches]
+        return [Step("mixed", "", _shards(batch, world_size)) for batch in batches]
 
 
-def _part(batch: np.ndarray, world_size: int, rank: int) -> tuple[int, ...]:
-    return tuple(batch.reshape(world_size, -1)[rank].tolist())
+def _shards(batch: np.ndarray, world_size: int) -> tuple[tuple[int, ...], ...]:
+    return tuple(map(tuple, batch.reshape(world_size, -1).tolist()))
 
 
 def _full_batches(records: int, batch_size: int, world_size: int, owner: str) -> int:
@@ -234,8 +235,3 @@ def _full_batches(records: int, batch_size: int, world_size: int, owner: str) ->
 def _check_batch_size(value: int | None, name: str) -> None:
     if not isinstance(value, int) or value < 1:
         raise ValueError(f"{name}: expected a positive number of records, found {value!r}.")
-
-
-def _check_rank(rank: int, world_size: int) -> None:
-    if not 0 <= rank < world_size:
-        raise ValueError(f"rank: expected 0 to {world_size - 1}, found {rank}.")

@@ -1,194 +1,65 @@
-"""Training: the loss of a step, the loop around it, checkpoints, and going on after a kill."""
+"""Training on any number of devices: the loop, checkpoints, and going on after a kill.
+
+From Python or a notebook it is `train`; on several processes
+`accelerate launch --config_file CONFIG -m codiemb_lib.training --preset NAME --variant NAME`.
+"""
 
 from __future__ import annotations
 
+import argparse
 import logging
+import os
 import shutil
+import subprocess
+import sys
+import tempfile
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
+import yaml
 from accelerate import Accelerator
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import DistributedDataParallelKwargs
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch.distributed.checkpoint import state_dict as sharded
+from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from codiemb_lib import objectives
-from codiemb_lib.config import (
-    DatasetSettings,
-    ObjectiveSettings,
-    Preset,
-    PresetError,
-    VariantSettings,
-)
+from codiemb_lib.batches import Batch, OptimizerSteps, Share
+from codiemb_lib.config import Preset, PresetError, VariantSettings, load_preset, preset_path
 from codiemb_lib.encoder import Encoder, weights_hash
 from codiemb_lib.evaluation import MAIN_METRIC, evaluate, task_means
-from codiemb_lib.files import atomic_path, check_writable, read_json, sha256_text, write_json
+from codiemb_lib.files import (
+    alone,
+    atomic_path,
+    check_writable,
+    clear_scratch,
+    read_json,
+    sha256_text,
+    write_json,
+)
 from codiemb_lib.imports import source_hash
-from codiemb_lib.records import Record
+from codiemb_lib.records import write_jsonl
 from codiemb_lib.runs import is_complete, run_folder, write_manifest, write_rows
 from codiemb_lib.sampling import MixedTaskPlan, SingleTaskPlan
-from codiemb_lib.sources import load_dataset, load_split
+from codiemb_lib.sources import Dataset, load_dataset
+from codiemb_lib.step import Loss, backward, batch_loss, lean_embeddings, needs_middle
 
 logger = logging.getLogger(__name__)
 
+Watch = Callable[[list[dict], pd.DataFrame], None]
 
-class StepLoss(NamedTuple):
-    """The loss of one batch, its components before weighting, and what it cost."""
-
-    total: Tensor
-    components: dict[str, Tensor]
-    texts: int
-    tokens: int
+# Settings that change no result: a run may go on under others.
+_FREE = {"workers", "trackers", "accelerate"}
 
 
-def ir_loss(
-    encoder: Encoder,
-    batch: Sequence[Record],
-    prompts: Mapping[str, DatasetSettings],
-    settings: ObjectiveSettings,
-    generator: np.random.Generator,
-    *,
-    tokens_per_forward: int = 2048,
-) -> StepLoss:
-    """Multi-positive InfoNCE of a retrieval batch (METHOD, "Objectives": IR).
-
-    Each record gives `settings.positives` positives and, where it has any, `settings.negatives`
-    hard negatives; too few are drawn again. A record without negatives adds none to the pool, and
-    nobody's negative is a positive of the batch: the pool is everybody's.
-    """
-    return _contrast(encoder, batch, [], prompts, settings, generator, tokens_per_forward)
-
-
-def mixed_loss(
-    encoder: Encoder,
-    batch: Sequence[Record],
-    prompts: Mapping[str, DatasetSettings],
-    settings: ObjectiveSettings,
-    generator: np.random.Generator,
-    *,
-    tokens_per_forward: int = 2048,
-) -> StepLoss:
-    """One InfoNCE over records of both tasks: the common recipe that CoDiEmb argues against.
-
-    An STS pair counts as query and positive from `settings.mixed_anchor_score` on; of a pair below
-    it, the second text joins the pool of negatives. This use of graded pairs is our choice.
-    """
-    anchors = [r for r in batch if r.task == "ir" or r.score >= settings.mixed_anchor_score]
-    low = [r for r in batch if r.task == "sts" and r.score < settings.mixed_anchor_score]
-    if not anchors:  # nothing to pull together: a zero that is still connected to the graph
-        embedded = encoder.embed([r.query for r in low])
-        zero = embedded.final.sum() * 0
-        return StepLoss(zero, {"info_nce": zero}, embedded.texts, embedded.tokens)
-    return _contrast(encoder, anchors, low, prompts, settings, generator, tokens_per_forward)
-
-
-def _contrast(
-    encoder: Encoder,
-    anchors: Sequence[Record],
-    low: Sequence[Record],
-    prompts: Mapping[str, DatasetSettings],
-    settings: ObjectiveSettings,
-    generator: np.random.Generator,
-    tokens_per_forward: int,
-) -> StepLoss:
-    """InfoNCE of anchors against their positives and one pool: hard negatives, and low pairs."""
-    drawn = [(r, _draw(r.positives, settings.positives, generator)) for r in anchors]
-    taken = {text for record in anchors for text in record.positives}
-    for record in anchors:
-        if hard := [text for text in record.negatives if text not in taken]:
-            drawn.append((record, _draw(hard, settings.negatives, generator)))
-    drawn += [(r, [r.positives[0]]) for r in low if r.positives[0] not in taken]
-    passages = [(text, _passage_prompt(prompts[r.dataset], r)) for r, ts in drawn for text in ts]
-    queries = [(r.query, prompts[r.dataset].query_prompt) for r in anchors]
-    texts, carried = zip(*queries, *passages, strict=True)
-    embedded = encoder.embed(texts, prompts=carried, tokens_per_forward=tokens_per_forward)
-    n, p = len(anchors), settings.positives
-    query, passage = embedded.final[:n], embedded.final[n:]
-    loss = objectives.multi_positive_info_nce(
-        query,
-        passage[: n * p].unflatten(0, (n, p)),  # (B, P, D)
-        passage[n * p :].unsqueeze(1),  # (K, 1, D): the pool
-        temperature=settings.temperature,
-    )
-    return StepLoss(loss, {"info_nce": loss}, embedded.texts, embedded.tokens)
-
-
-def _passage_prompt(prompts: DatasetSettings, record: Record) -> str:
-    return prompts.passage_prompt if record.task == "ir" else prompts.query_prompt
-
-
-def _draw(texts: Sequence[str], count: int, generator: np.random.Generator) -> list[str]:
-    """`count` texts at random; all of them once before any is drawn again."""
-    drawn: list[int] = []
-    while len(drawn) < count:
-        drawn += generator.permutation(len(texts))[: count - len(drawn)].tolist()
-    return [texts[i] for i in drawn]
-
-
-def sts_loss(
-    encoder: Encoder,
-    batch: Sequence[Record],
-    prompts: Mapping[str, DatasetSettings],
-    settings: ObjectiveSettings,
-    objective: str = "codiemb",
-    *,
-    tokens_per_forward: int = 2048,
-) -> StepLoss:
-    """The loss of a similarity batch (METHOD, "Objectives": STS).
-
-    Args:
-        encoder: The encoder in training.
-        batch: n pairs.
-        prompts: By data set; both sides of a pair carry the query's.
-        settings: Weights and temperatures.
-        objective: `codiemb`: the weighted sum of middle-layer InfoNCE, Pearson, RankKL and PRO;
-            `cosent` or `angle`: a pairwise baseline.
-        tokens_per_forward: Padded tokens of one forward pass.
-    """
-    n = len(batch)
-    prompt = [prompts[record.dataset].query_prompt for record in batch]
-    embedded = encoder.embed(
-        [record.query for record in batch] + [record.positives[0] for record in batch],
-        prompts=prompt * 2,
-        middle=objective == "codiemb" and settings.info_nce_mid > 0,
-        tokens_per_forward=tokens_per_forward,
-    )
-    left, right = embedded.final[:n], embedded.final[n:]
-    scores = torch.tensor([record.score for record in batch], device=left.device)
-    similarities = (left * right).sum(-1)
-    soft = {"temperature": settings.rank_temperature}
-    if objective == "cosent":
-        parts = {"cosent": objectives.cosent_loss(similarities, scores, **soft)}
-    elif objective == "angle":
-        parts = {"angle": objectives.angle_loss(left, right, scores, **soft)}
-    else:
-        parts = {
-            "pearson": objectives.pearson_loss(similarities, scores),
-            "rank_kl": objectives.rank_kl_loss(similarities, scores, **soft),
-            "pro": objectives.pro_loss(similarities, scores, **soft),
-        }
-        if embedded.middle is not None:
-            parts["info_nce_mid"] = objectives.middle_layer_info_nce(
-                embedded.middle[:n],
-                embedded.middle[n:],
-                scores,
-                temperature=settings.temperature,
-                anchor_score=settings.anchor_score,
-            )
-    weights = {name: getattr(settings, name, 1.0) for name in parts}
-    total = sum(weights[name] * part for name, part in parts.items())
-    return StepLoss(total, parts, embedded.texts, embedded.tokens)
-
-
-def _common(names: Iterable[str]) -> str:
-    """The one name of all batches of an optimiser step, or "mixed"."""
-    names = set(names)
-    return names.pop() if len(names) == 1 else "mixed"
+class LaunchError(RuntimeError):
+    """Training in processes of their own failed."""
 
 
 def learning_rate(step: int, steps: int, *, peak: float, warmup: float) -> float:
@@ -199,174 +70,300 @@ def learning_rate(step: int, steps: int, *, peak: float, warmup: float) -> float
     return peak * (steps - step) / max(1, steps - rising)
 
 
-def train(preset: Preset, variant: str, seed: int, *, progress: bool = True) -> Path:
+def train(
+    preset: Preset,
+    variant: str,
+    seed: int,
+    *,
+    accelerate: str | None = None,
+    progress: bool = True,
+    watch: Watch | None = None,
+) -> Path:
     """Train one variant of a preset and return its run folder; see `runs` for what lies there.
 
     A finished run of the same settings, data and code is returned as it is. An unfinished one goes
     on from its checkpoint, to the same bits: plan, draws and dropout depend on seed and step alone.
     The weights kept in `model/` are those with the best dev score over the variant's own tasks.
 
+    Args:
+        preset: The experiment.
+        variant: Which of its training runs.
+        seed: Of plan, draws and dropout.
+        accelerate: A configuration of accelerate, a name in `presets/accelerate` or a path: how
+            many processes, on which devices, in which precision, how sharded. Training then runs
+            in processes of its own. "": in this one. None: what the preset says.
+        progress: Whether to show a progress bar.
+        watch: Called after every step with the rows of the log and the dev scores so far, by the
+            first process; `live.LivePlot()` draws them.
+
     Raises:
-        PresetError: The preset has no such variant, or no data set of one of the tasks.
-        NotImplementedError: Several processes.
+        PresetError: The preset has no such variant, no data set of one of the tasks, or names a
+            configuration or tracker that is not there.
         UnwritableError: The run's folder cannot be written; found before any work.
-        FloatingPointError: The loss is NaN or Inf. The last checkpoint stays.
+        FloatingPointError: The loss or its gradient is NaN or Inf. The last checkpoint stays, and
+            `nonfinite/` holds the records of the batch.
+        LaunchError: The processes of `accelerate` failed.
     """
     settings = preset.variant(variant)
-    datasets = [load_dataset(dataset.name) for dataset in preset.datasets]
-    if missing := {"ir", "sts"} - {dataset.task for dataset in datasets}:
-        raise PresetError(
-            f"preset {preset.name!r}: expected data sets of both tasks, found none of "
-            f"{missing.pop()!r}. Add one: every run is scored on both tasks."
-        )
+    if accelerate is None:
+        accelerate = preset.training.accelerate
     folder = check_writable(run_folder(preset.name, variant, seed))
-    data = {dataset.name: dataset.content_hash for dataset in datasets}
-    resolved = {"encoder", "datasets", "objective", "training"}
-    shaped_by = preset.model_dump(mode="json", include=resolved)
+    if accelerate:
+        _launch(preset, variant, seed, accelerate, progress=progress)
+        return folder
+    datasets = {dataset.name: load_dataset(dataset.name) for dataset in preset.datasets}
+    scored = {datasets[d.name].task for d in preset.datasets if d.dev != 0}
+    if missing := {"ir", "sts"} - scored:
+        raise PresetError(
+            f"preset {preset.name!r}: expected data sets of both tasks with dev records, found "
+            f"none of {missing.pop()!r}. Add one: every run is scored on both tasks."
+        )
+    accelerator = _accelerator(preset, folder)
+    data = {name: dataset.content_hash for name, dataset in datasets.items()}
+    shaped_by = preset.model_dump(
+        mode="json",
+        include={"encoder", "datasets", "objective", "training"},
+        exclude={"training": _FREE},
+    )
     shaped_by |= {"variant": settings.model_dump(mode="json"), "seed": seed}
     shaped_by["weights"] = weights_hash(preset.encoder)
-    fingerprint = sha256_text(repr(shaped_by), repr(data), source_hash(__name__))
-    if is_complete(folder, fingerprint):
-        logger.info("%s: finished before, nothing to train", folder)
-        return folder
-    (folder / "manifest.json").unlink(missing_ok=True)
-
-    started = time.perf_counter()
-    run = _Run(preset, settings, seed, folder, fingerprint)
-    run.loop(progress=progress)
-    write_manifest(
-        folder,
-        preset=preset,
-        model=variant,
-        seed=seed,
-        settings=shaped_by | {"selected_step": run.best_step},
-        fingerprint=fingerprint,
-        data=data,
-        seconds=time.perf_counter() - started + run.seconds_before,
-    )
-    shutil.rmtree(run.checkpoint, ignore_errors=True)
+    shaped_by["processes"] = accelerator.num_processes
+    shaped_by["precision"] = accelerator.mixed_precision
+    code = source_hash("codiemb_lib.training")
+    fingerprint = sha256_text(repr(shaped_by), repr(data), code)
+    with alone(folder) if accelerator.is_main_process else nullcontext():
+        accelerator.wait_for_everyone()
+        if is_complete(folder, fingerprint):
+            logger.info("%s: finished before, nothing to train", folder)
+            return folder
+        started = time.perf_counter()
+        run = _Run(preset, settings, datasets, seed, folder, fingerprint, accelerator)
+        run.loop(progress=progress, watch=watch)
+        if accelerator.is_main_process:
+            write_manifest(
+                folder,
+                preset=preset,
+                model=variant,
+                seed=seed,
+                settings=shaped_by | {"selected_step": run.best_step},
+                fingerprint=fingerprint,
+                data=data,
+                seconds=time.perf_counter() - started + run.seconds_before,
+            )
+            shutil.rmtree(folder / "checkpoints")
+        accelerator.wait_for_everyone()
+    accelerator.end_training()
     return folder
 
 
+def _accelerator(preset: Preset, folder: Path) -> Accelerator:
+    """Devices and precision, as `accelerate launch` said; one process without it."""
+    trackers = list(preset.training.trackers)
+    known = {str(tracker) for tracker in get_available_trackers()}
+    if missing := [name for name in trackers if name not in known]:
+        raise PresetError(
+            f"preset {preset.name!r}: expected trackers that are installed, {sorted(known)}, "
+            f"found {missing}. Install one by its name: `pip install {missing[0]}`."
+        )
+    # Buffers are constants, and ranks may differ in their number of forward passes.
+    parallel = DistributedDataParallelKwargs(broadcast_buffers=False)
+    accelerator = Accelerator(
+        cpu=not torch.accelerator.is_available(),
+        log_with=trackers or None,
+        project_dir=folder,
+        kwargs_handlers=[parallel],
+    )
+    if accelerator.mixed_precision == "fp16" or accelerator.distributed_type == "DEEPSPEED":
+        raise PresetError(
+            "expected a configuration of accelerate with precision `no` or `bf16` and without "
+            f"DeepSpeed, found {accelerator.mixed_precision!r} and {accelerator.distributed_type}: "
+            "their states would not be in a checkpoint. Use bf16, and FSDP to shard states."
+        )
+    return accelerator
+
+
+def _launch(preset: Preset, variant: str, seed: int, accelerate: str, *, progress: bool) -> None:
+    """Train in the processes that a configuration of accelerate describes."""
+    folder = preset_path("x").parent / "accelerate"
+    config = folder / f"{accelerate}.yaml"
+    if not config.is_file():
+        config = Path(accelerate)
+    if not config.is_file():
+        known = sorted(path.stem for path in folder.glob("*.yaml"))
+        raise PresetError(
+            f"accelerate: expected the path of a configuration, or one of {known}, found "
+            f"{accelerate!r}. `accelerate config --config_file PATH` writes one."
+        )
+    with tempfile.TemporaryDirectory() as scratch:
+        resolved = Path(scratch) / f"{preset.name}.yaml"  # as it is, not as the file says
+        resolved.write_text(yaml.safe_dump(preset.model_dump(mode="json")), encoding="utf-8")
+        command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config)]
+        command += ["--main_process_port", "0"]  # any free one
+        command += ["-m", "codiemb_lib.training", "--preset", str(resolved)]
+        command += ["--variant", variant, "--seed", str(seed)]
+        command += [] if progress else ["--no-progress"]
+        threads = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+        process = subprocess.run(command, env=os.environ | threads, stderr=subprocess.PIPE)
+    if process.returncode:
+        raise LaunchError(
+            f"expected training by {config} to succeed, found exit status {process.returncode}. "
+            "The end of what it said:\n" + process.stderr.decode(errors="replace")[-3000:]
+        )
+
+
+def _common(names: Iterable[str]) -> str:
+    """The one name of all batches of an optimiser step, or "mixed"."""
+    names = set(names)
+    return names.pop() if len(names) == 1 else "mixed"
+
+
 class _Run:
-    """The state of one training run between steps."""
+    """The state of one training run between steps, on one rank."""
 
     def __init__(
         self,
         preset: Preset,
         variant: VariantSettings,
+        datasets: Mapping[str, Dataset],
         seed: int,
         folder: Path,
         fingerprint: str,
+        accelerator: Accelerator,
     ):
         self.variant, self.seed, self.folder, self.fingerprint = variant, seed, folder, fingerprint
         self.objective, self.settings = preset.objective, preset.training
-        self.datasets = {dataset.name: dataset for dataset in preset.datasets}
-        loaded = {d.name: load_split(d.name, "train", limit=d.train) for d in preset.datasets}
-        self.records = [r for rs in loaded.values() for r in rs if r.task in variant.tasks]
-        self.dev = {d.name: load_split(d.name, "dev", limit=d.dev) for d in preset.datasets}
-
-        self.accelerator = Accelerator()
-        if self.accelerator.num_processes > 1:
-            raise NotImplementedError(
-                f"expected one process, found {self.accelerator.num_processes}: training on "
-                "several is not built yet. Start it without `accelerate launch`."
-            )
+        self.accelerator = accelerator
+        self.datasets = {settings.name: settings for settings in preset.datasets}
+        self.records = [
+            record
+            for name, settings in self.datasets.items()
+            if datasets[name].task in variant.tasks
+            for record in datasets[name].split("train", limit=settings.train)
+        ]
+        self.dev = {
+            name: datasets[name].split("dev", limit=settings.dev)
+            for name, settings in self.datasets.items()
+            if settings.dev != 0
+        }
         torch.manual_seed(seed)
-        encoder = Encoder.load(preset.encoder)
+        self.encoder = Encoder.load(preset.encoder)
+        self.encoder.prompts |= _named_prompts(preset)
+        if self.settings.gradient_checkpointing:
+            self.encoder.backbone.activation_checkpointing_enable({"use_reentrant": False})
+        lean_embeddings(accelerator, self.encoder)
         optimizer = torch.optim.AdamW(
-            (p for p in encoder.parameters() if p.requires_grad),
+            (p for p in self.encoder.parameters() if p.requires_grad),
             lr=self.settings.learning_rate,
             weight_decay=self.settings.weight_decay,
             fused=True,
         )
-        self.encoder, self.optimizer = self.accelerator.prepare(encoder, optimizer)
-        self.batches = self._batches()
+        self.model, self.optimizer = accelerator.prepare(self.encoder, optimizer)
+        self.steps = OptimizerSteps(
+            self.records,
+            self._plan(),
+            self.encoder.tokenizer,
+            self.datasets,
+            self.objective,
+            seed=seed,
+            epochs=self.settings.epochs,
+            accumulation=self.settings.accumulation,
+            max_steps=self.settings.max_steps,
+            tokens_per_forward=self.settings.tokens_per_forward,
+            rank=accelerator.process_index,
+            world_size=accelerator.num_processes,
+        )
         self.step = self.best_step = 0
         self.best_score = -np.inf
         self.seconds_before = 0.0
         self.log: list[dict] = []
-        self.dev_scores: list[pd.DataFrame] = []
+        self.dev_scores = pd.DataFrame()
         self.started = time.perf_counter()
 
-    @property
-    def checkpoint(self) -> Path:
-        return self.folder / "checkpoint"
-
-    def _batches(self) -> list[tuple[int, int, object]]:
-        """The optimiser steps of the run: groups of (epoch, place in the epoch, sampling.Step)."""
+    def _plan(self) -> SingleTaskPlan | MixedTaskPlan:
         sizes = self.settings.batch_sizes
         if self.variant.plan == "mixed":
-            plan = MixedTaskPlan(self.records, batch_size=sizes.mixed)
-        else:
-            plan = SingleTaskPlan(
-                self.records,
-                batch_sizes={"ir": sizes.ir, "sts": sizes.sts},
-                balance=self.variant.balance,
-                ir_share=self.variant.ir_share,
-                temperature=self.variant.balance_temperature,
-            )
-        groups = []
-        for epoch in range(self.settings.epochs):
-            steps = plan.steps(
-                epoch,
-                seed=self.seed,
-                world_size=self.accelerator.num_processes,
-                rank=self.accelerator.process_index,
-            )
-            numbered = [(epoch, place, step) for place, step in enumerate(steps)]
-            size = self.settings.accumulation
-            groups += [numbered[i : i + size] for i in range(0, len(numbered), size)]
-        return groups[: self.settings.max_steps or None]
+            return MixedTaskPlan(self.records, batch_size=sizes.mixed)
+        return SingleTaskPlan(
+            self.records,
+            batch_sizes={"ir": sizes.ir, "sts": sizes.sts},
+            balance=self.variant.balance,
+            ir_share=self.variant.ir_share,
+            temperature=self.variant.balance_temperature,
+        )
 
-    def loop(self, *, progress: bool) -> None:
+    def loop(self, *, progress: bool, watch: Watch | None) -> None:
+        if self.accelerator.is_main_process:
+            (self.folder / "manifest.json").unlink(missing_ok=True)
+            for name in ("model", "log.csv", "dev.csv"):
+                clear_scratch(self.folder / name)
         self._resume()
-        total = len(self.batches)
-        bar = tqdm(total=total, initial=self.step, desc="train", disable=not progress)
+        if self.settings.trackers:
+            self.accelerator.init_trackers("codiemb")
+        total = len(self.steps)
+        show = progress and self.accelerator.is_main_process
+        bar = tqdm(total=total, initial=self.step, desc="train", disable=not show)
         if self.step == 0:
             self._evaluate()
-        while self.step < total:
-            row = self._optimizer_step(self.batches[self.step], total)
+        ahead = DataLoader(
+            self.steps,
+            batch_size=None,
+            sampler=range(self.step, total),
+            collate_fn=_as_it_is,
+            num_workers=self.settings.workers,
+            prefetch_factor=4 if self.settings.workers else None,
+            worker_init_fn=_quiet_tokenizers,
+        )
+        for shares in ahead:
+            row = self._optimizer_step(shares)
             self.log.append(row)
+            self.accelerator.log({k: v for k, v in row.items() if v == v}, step=self.step)
             self.step += 1
             bar.update()
             bar.set_postfix(task=row["task"], loss=f"{row['loss']:.3f}")
             if self.step % self.settings.evaluate_every == 0 or self.step == total:
                 self._evaluate()
                 self._save()
+            if watch and self.accelerator.is_main_process:
+                watch(self.log, self.dev_scores)
         bar.close()
 
-    def _optimizer_step(self, group, total: int) -> dict:
-        """Forward, backward and update over the batches of one group; returns its log row."""
+    def _optimizer_step(self, shares: list[Share]) -> dict:
+        """Forward, backward and update over the batches of one step; returns its log row."""
         began = time.perf_counter()
-        rate = learning_rate(
-            self.step, total, peak=self.settings.learning_rate, warmup=self.settings.warmup
-        )
+        peak, warmup = self.settings.learning_rate, self.settings.warmup
+        rate = learning_rate(self.step, len(self.steps), peak=peak, warmup=warmup)
         for parameters in self.optimizer.param_groups:
             parameters["lr"] = rate
-        self.encoder.train()
-        losses = []
-        for epoch, place, step in group:
-            torch.manual_seed(self.seed * 1_000_003 + epoch * 100_003 + place)  # dropout
-            loss = self._loss(epoch, place, step)
-            if not torch.isfinite(loss.total):
-                raise FloatingPointError(
-                    f"{self.folder}: expected a finite loss, found {loss.total.item()} at step "
-                    f"{self.step} on {step.dataset or 'mixed data'} "
-                    f"({ {k: v.item() for k, v in loss.components.items()} }). "
-                    "Lower the learning rate, or raise the temperature."
-                )
-            self.accelerator.backward(loss.total / len(group))
-            losses.append(loss)
-        norm = self.accelerator.clip_grad_norm_(self.encoder.parameters(), self.settings.clip_norm)
+        self.model.train()
+        losses = [
+            backward(
+                self.accelerator,
+                self.model,
+                share,
+                self._loss,
+                middle=needs_middle(share.batch, self.objective, self.variant.sts_objective),
+                scale=1 / len(shares),
+                gradient_cache=self.settings.gradient_cache,
+                synchronise=share is shares[-1],
+            )
+            for share in shares
+        ]
+        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.settings.clip_norm)
+        if not torch.isfinite(norm):
+            self._stop("gradient", float(norm), [share.batch for share in shares])
         self.optimizer.step()
         self.optimizer.zero_grad()
+        own = torch.tensor([sum(share.tokens for share in shares)], device=norm.device)
+        tokens = int(self.accelerator.reduce(own))
+        texts = sum(len(share.batch.texts) for share in shares)
+        seconds = time.perf_counter() - began
+        planned = [share.batch.step for share in shares]
         names = {name for loss in losses for name in loss.components}
         return {
             "step": self.step,
-            "epoch": group[0][0],
-            "task": _common(step.task for _, _, step in group),
-            "dataset": _common(step.dataset for _, _, step in group),
+            "epoch": self.steps.epoch(self.step),
+            "task": _common(step.task for step in planned),
+            "dataset": _common(step.dataset for step in planned),
             "loss": float(np.mean([loss.total.item() for loss in losses])),
             **{
                 name: float(np.mean([x.components[name].item() for x in losses if name in x[1]]))
@@ -374,48 +371,83 @@ class _Run:
             },
             "learning_rate": rate,
             "gradient_norm": float(norm),
-            "texts": sum(loss.texts for loss in losses),
-            "tokens": sum(loss.tokens for loss in losses),
-            "seconds": round(time.perf_counter() - began, 4),
+            "texts": texts,
+            "tokens": tokens,
+            "seconds": round(seconds, 4),
+            "texts_per_second": round(texts / seconds, 1),
+            "tokens_per_second": round(tokens / seconds, 1),
         }
 
-    def _loss(self, epoch: int, place: int, step) -> StepLoss:
-        batch = [self.records[i] for i in step.indices]
-        shared = (self.encoder, batch, self.datasets, self.objective)
-        budget = {"tokens_per_forward": self.settings.tokens_per_forward}
-        if step.task == "sts":
-            return sts_loss(*shared, self.variant.sts_objective, **budget)
-        rank = self.accelerator.process_index
-        generator = np.random.default_rng([self.seed, epoch, place, rank])
-        loss = ir_loss if step.task == "ir" else mixed_loss
-        return loss(*shared, generator, **budget)
+    def _loss(self, batch: Batch, *states: torch.Tensor) -> Loss:
+        loss = batch_loss(
+            batch, *states, settings=self.objective, sts_objective=self.variant.sts_objective
+        )
+        if not torch.isfinite(loss.total):
+            parts = {name: part.item() for name, part in loss.components.items()}
+            self._stop("loss", f"{loss.total.item()} {parts}", [batch])
+        return loss
+
+    def _stop(self, what: str, found: object, batches: list[Batch]) -> None:
+        """Keep the batches for inspection, and raise."""
+        where = self.folder / "nonfinite"
+        if self.accelerator.is_main_process:
+            places = [i for batch in batches for i in batch.step.indices]
+            write_jsonl(where / "batch.jsonl", (self.records[i] for i in places))
+            details = {"step": self.step, "what": what, "found": str(found)}
+            details |= {"texts": [list(text) for batch in batches for text in batch.texts]}
+            write_json(where / "details.json", details)
+        raise FloatingPointError(
+            f"{self.folder}: expected a finite {what}, found {found} at step {self.step} on "
+            f"{_common(batch.step.dataset for batch in batches) or 'mixed data'}. Its records are "
+            f"in {where}. Lower the learning rate, or raise the temperature."
+        )
 
     def _evaluate(self) -> None:
-        """Dev scores; the weights that do best on the variant's own tasks become `model/`."""
-        encoder = self.accelerator.unwrap_model(self.encoder)
-        rows = evaluate(encoder, self.datasets.values(), self.dev)
+        """Dev scores; the weights that do best on the variant's own tasks become `model/`.
+
+        Every rank computes them, for the forward passes of a sharded model take all of them.
+        """
+        rows = evaluate(self.encoder, map(self.datasets.get, self.dev), self.dev)
         main = rows[rows["metric"] == rows["task"].map(MAIN_METRIC)]
-        self.dev_scores.append(main.assign(step=self.step))
+        parts = [self.dev_scores, main.assign(step=self.step)]
+        self.dev_scores = pd.concat(parts, ignore_index=True)
         means = task_means(rows)
+        for task, mean in means.items():
+            self.accelerator.log({f"dev_{task}": mean}, step=self.step)
         score = float(np.mean([means[task] for task in self.variant.tasks]))
         if self.step > 0 and score > self.best_score:
             self.best_score, self.best_step = score, self.step
-            encoder.save(self.folder / "model")
-        self._write_tables(self.folder)
+            options = sharded.StateDictOptions(full_state_dict=True, cpu_offload=True)
+            weights = sharded.get_model_state_dict(self.encoder.backbone, options=options)
+            if self.accelerator.is_main_process:
+                self.encoder.save(self.folder / "model", weights)
+        if self.accelerator.is_main_process:
+            self._write_tables(self.folder)
 
     def _write_tables(self, folder: Path) -> None:
         write_rows(folder / "log.csv", pd.DataFrame(self.log))
-        write_rows(folder / "dev.csv", pd.concat(self.dev_scores, ignore_index=True))
+        write_rows(folder / "dev.csv", self.dev_scores)
 
     def _save(self) -> None:
-        """Replace the checkpoint: weights, optimiser state, tables; all in safetensors and text."""
-        state = self.optimizer.state_dict()["state"]
-        tensors = {f"{i}.{k}": v for i, entry in state.items() for k, v in entry.items()}
-        encoder = self.accelerator.unwrap_model(self.encoder)
-        with atomic_path(self.checkpoint) as temporary:
+        """Write a checkpoint and remove the one before: a complete one exists at any moment."""
+        options = sharded.StateDictOptions(
+            full_state_dict=True, cpu_offload=True, ignore_frozen_params=True
+        )
+        weights, state = sharded.get_state_dict(
+            self.model, self.optimizer.optimizer, options=options
+        )
+        if not self.accelerator.is_main_process:
+            return
+        target = self.folder / "checkpoints" / f"{self.step:08d}"
+        moments = {
+            f"{name}/{key}": value
+            for name, entry in state["state"].items()
+            for key, value in entry.items()
+        }
+        with atomic_path(target) as temporary:
             temporary.mkdir()
-            save_file(dict(encoder.backbone.state_dict()), temporary / "weights.safetensors")
-            save_file(tensors, temporary / "optimizer.safetensors")
+            save_file(weights, temporary / "weights.safetensors")
+            save_file(moments, temporary / "optimizer.safetensors")
             self._write_tables(temporary)
             write_json(
                 temporary / "state.json",
@@ -427,23 +459,79 @@ class _Run:
                     "seconds": self.seconds_before + time.perf_counter() - self.started,
                 },
             )
+        _keep_only(target)
 
     def _resume(self) -> None:
-        """Take up the checkpoint of the same settings, data and code, if there is one."""
-        state_file = self.checkpoint / "state.json"
-        if not state_file.is_file() or read_json(state_file)["fingerprint"] != self.fingerprint:
+        """Take up the newest checkpoint of the same settings, data and code, if there is one."""
+        found = [
+            path
+            for path in sorted((self.folder / "checkpoints").glob("[0-9]*"))
+            if (path / "state.json").is_file()
+            and read_json(path / "state.json")["fingerprint"] == self.fingerprint
+        ]
+        self.accelerator.wait_for_everyone()  # before anybody removes what another looks at
+        if not found:
+            if self.accelerator.is_main_process:
+                shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
             return
-        state = read_json(state_file)
-        encoder = self.accelerator.unwrap_model(self.encoder)
-        encoder.backbone.load_state_dict(load_file(self.checkpoint / "weights.safetensors"))
-        moments: dict[int, dict[str, Tensor]] = {}
-        for key, tensor in load_file(self.checkpoint / "optimizer.safetensors").items():
-            index, name = key.split(".")
-            moments.setdefault(int(index), {})[name] = tensor
-        optimizer = self.optimizer.state_dict()
-        self.optimizer.load_state_dict(optimizer | {"state": moments})
+        checkpoint, state = found[-1], read_json(found[-1] / "state.json")
+        moments: dict[str, dict[str, torch.Tensor]] = {}
+        for key, tensor in load_file(checkpoint / "optimizer.safetensors").items():
+            name, _, part = key.rpartition("/")
+            moments.setdefault(name, {})[part] = tensor
+        options = sharded.StateDictOptions(
+            full_state_dict=True, ignore_frozen_params=True, strict=False
+        )
+        optimizer = self.optimizer.optimizer
+        fresh = sharded.get_optimizer_state_dict(self.model, optimizer, options=options)
+        sharded.set_state_dict(
+            self.model,
+            optimizer,
+            model_state_dict=load_file(checkpoint / "weights.safetensors"),
+            optim_state_dict=fresh | {"state": moments},
+            options=options,
+        )
         self.step, self.best_step = state["step"], state["best_step"]
         self.best_score, self.seconds_before = state["best_score"], state["seconds"]
-        self.log = pd.read_csv(self.checkpoint / "log.csv").to_dict("records")
-        self.dev_scores = [pd.read_csv(self.checkpoint / "dev.csv")]
+        self.log = pd.read_csv(checkpoint / "log.csv").to_dict("records")
+        self.dev_scores = pd.read_csv(checkpoint / "dev.csv")
         logger.info("%s: going on at step %d", self.folder, self.step)
+
+
+def _keep_only(checkpoint: Path) -> None:
+    for older in checkpoint.parent.iterdir():
+        if older != checkpoint:
+            shutil.rmtree(older)
+
+
+def _as_it_is(item):
+    return item
+
+
+def _quiet_tokenizers(_: int) -> None:
+    """A worker is a fork: a tokeniser must not start threads in it, nor warn that it does not."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+
+def _named_prompts(preset: Preset) -> dict[str, str]:
+    """The prompts of a preset, by data set, to be saved with the model."""
+    prompts = {d.name: d.query_prompt for d in preset.datasets}
+    prompts |= {f"{d.name}-passage": d.passage_prompt for d in preset.datasets if d.passage_prompt}
+    return prompts
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The entry of every process that `accelerate launch` starts."""
+    parser = argparse.ArgumentParser(prog="codiemb_lib.training", description=train.__doc__)
+    parser.add_argument("--preset", required=True, help="a name, or the path of a YAML file")
+    parser.add_argument("--variant", required=True)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--progress", action=argparse.BooleanOptionalAction, default=True)
+    given = parser.parse_args(argv)
+    logging.basicConfig(format="%(message)s", level=logging.INFO)
+    preset = load_preset(given.preset)
+    train(preset, given.variant, given.seed, accelerate="", progress=given.progress)
+
+
+if __name__ == "__main__":
+    main()

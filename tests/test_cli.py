@@ -1,19 +1,24 @@
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import nbformat
+import numpy as np
 import psutil
 import pytest
 
 from codiemb_lib import __version__
 from codiemb_lib.cli import main
-from codiemb_lib.notebooks import alone
-from codiemb_lib.sources import list_datasets
+from codiemb_lib.encoder import Encoder
+from codiemb_lib.files import alone
+from codiemb_lib.records import Record, read_jsonl, write_jsonl
+from codiemb_lib.sources import list_datasets, load_dataset
 
 
 @pytest.fixture
@@ -75,6 +80,8 @@ def test_whoever_waits_for_a_killed_run_finds_its_kernel_gone(notebook, tmp_path
     process.send_signal(by)
     process.communicate(timeout=240)
     with alone(out):
+        # A process that ends closes its files, the lock among them, a moment before it is gone.
+        psutil.wait_procs([psutil.Process(kernel)] if is_alive(kernel) else [], timeout=5)
         assert not is_alive(kernel)
     assert not out.exists()
 
@@ -105,7 +112,101 @@ def test_data_list_has_a_line_for_each_data_set(capsys):
     for entry, line in zip(list_datasets(), lines, strict=True):
         assert line.split()[:2] == [entry.name, entry.task]
         assert line.endswith(entry.licence)
-        assert "train" in line
+        assert all(split in line for split in entry.splits)
+
+
+# --- Data ---
+
+
+def test_data_describe_takes_a_name_or_a_path(capsys, tmp_path, monkeypatch):
+    assert main(["data", "describe", "wordsim-353"]) == 0
+    out = capsys.readouterr().out
+    rows = {line[:26].strip(): line[26:].split() for line in out.splitlines()}
+    sizes = {split: len(records) for split, records in load_dataset("wordsim-353").splits.items()}
+    assert rows["records"] == [str(n) for n in sizes.values()]
+    histogram = [rows[f"score {i / 5} to {(i + 1) / 5}"] for i in range(5)]
+    assert [sum(map(int, column)) for column in zip(*histogram, strict=True)] == [*sizes.values()]
+    assert load_dataset("wordsim-353").content_hash in out
+    record = Record("ir", "what?", ("x" * 500,))
+    write_jsonl(tmp_path / "mine" / "test.jsonl", [record])
+    monkeypatch.chdir(tmp_path)  # a shell's path, not one of the project's folder
+    assert main(["data", "describe", "mine"]) == 0
+    out = capsys.readouterr().out
+    assert out.split()[0] == "test"
+    assert out.endswith("xxx...\n")
+
+
+def test_data_prepare_makes_a_folder_that_a_preset_can_name(capsys, caplog, tmp_path):
+    rows = [{"question": f"what {i}?", "answer": f"this {i}"} for i in range(30)]
+    rows += [{"question": "what 0?", "answer": "that"}, {"question": "why?", "answer": ""}]
+    (tmp_path / "qa.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command = ["data", "prepare", str(tmp_path / "qa.jsonl"), str(tmp_path / "out")]
+    command += ["--task", "ir", "--columns", "question", "answer", "--dev", "5", "--test", "6"]
+    assert main(command) == 0
+    out = capsys.readouterr().out
+    assert [line.rsplit("/")[-1] for line in out.splitlines()] == [
+        "train.jsonl: 19 records",
+        "dev.jsonl: 5 records",
+        "test.jsonl: 6 records",
+    ]
+    assert "1 rows left out, for they lack a text" in caplog.text
+    assert "1 rows merged with an earlier one of the same query" in caplog.text
+    written = load_dataset(str(tmp_path / "out"))
+    assert [len(records) for records in written.splits.values()] == [19, 5, 6]
+    assert main(command) == 0  # the same once more
+    capsys.readouterr()
+    assert "found others" in error_of(capsys, *command, "--seed", "1")
+    assert load_dataset(str(tmp_path / "out")) == written
+
+
+def test_data_prepare_reads_a_table_by_position_as_the_split_that_it_is(capsys, tmp_path):
+    (tmp_path / "pairs.csv").write_text("7,a,b,2.5\n8,c,d,5\n")
+    command = ["data", "prepare", str(tmp_path / "pairs.csv"), str(tmp_path / "out")]
+    form = ["--columns", "1", "2", "3", "--scale", "0", "5"]
+    assert main([*command, *form, "--split", "dev"]) == 0
+    capsys.readouterr()
+    expected = [Record("sts", "a", ("b",), positive_scores=(0.5,))]
+    expected += [Record("sts", "c", ("d",), positive_scores=(1.0,))]
+    assert read_jsonl(tmp_path / "out" / "dev.jsonl") == expected
+    assert "--scale LOW HIGH" in error_of(capsys, *command)
+    taken = error_of(capsys, *command, *form, "--split", "dev", "--test", "1")
+    assert "expected a split 'train' to take ['test'] from" in taken
+    assert "found 2 in all" in error_of(capsys, *command, *form, "--test", "2")
+    several = error_of(capsys, "data", "prepare", "wordsim-353", tmp_path, "--split", "dev")
+    assert "expected one split to be renamed, found ['train', 'dev', 'test']" in several
+    assert "found nothing" in error_of(capsys, *command[:2], "wordsim-353", tmp_path, *form)
+
+
+class ColourEncoder:
+    """Texts of one colour are alike (cosine 1), of two colours less so (0.5)."""
+
+    def encode(self, texts, *, prompt="", progress=False):
+        words = [f"{prompt}{text}".split() for text in texts]
+        vectors = np.float32([[1, *(c in text for c in ("red", "blue"))] for text in words])
+        return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def test_data_mine_fills_one_split_and_keeps_the_others(capsys, tmp_path, monkeypatch):
+    settings = []
+    monkeypatch.setattr(Encoder, "load", lambda s: settings.append(s) or ColourEncoder())
+    records = [Record("ir", f"find {c}", (f"a {c} cat",)) for c in ("red", "blue", "grey")]
+    write_jsonl(tmp_path / "in" / "train.jsonl", records[:2])
+    write_jsonl(tmp_path / "in" / "dev.jsonl", records[2:])
+    corpus = tmp_path / "corpus.jsonl"
+    corpus.write_text(json.dumps({"_id": "1", "text": "a bus"}) + "\n")
+    command = ["data", "mine", str(tmp_path / "in"), str(tmp_path / "out"), "--encoder", "tiny"]
+    assert main([*command, "--negatives", "2", "--corpus", str(corpus)]) == 0
+    assert settings[0].name == "tiny"
+    assert "4 hard negatives for 2 records, 0 of them without any" in capsys.readouterr().out
+    assert read_jsonl(tmp_path / "out" / "train.jsonl") == [
+        replace(records[0], negatives=("a bus", "a blue cat")),
+        replace(records[1], negatives=("a bus", "a red cat")),
+    ]
+    assert read_jsonl(tmp_path / "out" / "dev.jsonl") == records[2:]
+    assert "found others" in error_of(capsys, *command)  # without the corpus: other negatives
+    assert "unknown split 'test'" in error_of(capsys, *command, "--split", "test")
+    assert main([*command[:3], str(tmp_path / "strict"), *command[4:], "--margin", "0.6"]) == 0
+    assert "0 hard negatives for 2 records, 2 of them" in capsys.readouterr().out
 
 
 def test_version(capsys):

@@ -1,6 +1,8 @@
 """Files appear whole or not at all."""
 
 import os
+import subprocess
+import sys
 
 import pytest
 
@@ -8,6 +10,7 @@ from codiemb_lib.files import (
     UnwritableError,
     atomic_path,
     check_writable,
+    clear_scratch,
     read_json,
     sha256_file,
     sha256_text,
@@ -39,6 +42,22 @@ def test_a_folder_is_replaced_whole(tmp_path):
             (temporary / "deep" / content).write_text(content)
     assert [p.name for p in (folder / "deep").iterdir()] == ["new"]
     assert os.listdir(tmp_path) == ["model"]
+
+
+def test_what_a_kill_left_is_cleared_for_one_path_alone(tmp_path):
+    code = (
+        "import os, sys\n"
+        "from codiemb_lib.files import atomic_path\n"
+        "half = [atomic_path(sys.argv[1] + '/' + name) for name in ('a.txt', 'b.txt')]\n"
+        "for path in half:\n"
+        "    path.__enter__().write_text('half')\n"
+        "os.kill(os.getpid(), 9)"
+    )
+    assert subprocess.run([sys.executable, "-c", code, str(tmp_path)]).returncode == -9
+    assert sorted(name[:7] for name in os.listdir(tmp_path)) == [".a.txt.", ".b.txt."]
+    clear_scratch(tmp_path / "a.txt")
+    [left] = os.listdir(tmp_path)
+    assert left.startswith(".b.txt.")
 
 
 def test_parents_are_made_and_json_comes_back(tmp_path):

@@ -32,12 +32,6 @@ def seen(steps):
     return [index for step in steps for index in step.indices]
 
 
-def all_ranks(plan, world_size, *, epoch=0, seed=0):
-    return [
-        plan.steps(epoch, seed=seed, world_size=world_size, rank=rank) for rank in range(world_size)
-    ]
-
-
 def make_plans(records):
     return [
         SingleTaskPlan(records, batch_sizes=SIZES),
@@ -52,7 +46,7 @@ def make_plans(records):
 def test_every_record_once_but_for_the_last_incomplete_global_batch(world_size):
     records = make_records(ir_a=53, ir_b=17, sts_a=41)
     plan = SingleTaskPlan(records, batch_sizes=SIZES)
-    counts = Counter(index for steps in all_ranks(plan, world_size) for index in seen(steps))
+    counts = Counter(seen(plan.steps(0, seed=0, world_size=world_size)))
     assert set(counts.values()) == {1}
     by_dataset = Counter(records[index].dataset for index in counts)
     for name, total in Counter(record.dataset for record in records).items():
@@ -60,25 +54,33 @@ def test_every_record_once_but_for_the_last_incomplete_global_batch(world_size):
         assert by_dataset[name] == total // size * size
 
     mixed = MixedTaskPlan(records, batch_size=5)
-    counts = Counter(index for steps in all_ranks(mixed, world_size) for index in seen(steps))
+    counts = Counter(seen(mixed.steps(0, seed=0, world_size=world_size)))
     assert set(counts.values()) == {1}
     assert len(counts) == 111 // (5 * world_size) * (5 * world_size)
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 4])
-def test_ranks_share_the_data_set_of_a_step_and_no_record(world_size):
+def test_every_rank_has_a_shard_of_one_size_and_no_record_of_another(world_size):
     records = make_records(ir_a=53, ir_b=17, sts_a=41)
     for plan in make_plans(records):
-        for parts in zip(*all_ranks(plan, world_size), strict=True):
-            assert len({(step.task, step.dataset) for step in parts}) == 1
-            drawn = [index for step in parts for index in step.indices]
-            assert len(set(drawn)) == len(drawn)
+        for step in plan.steps(0, seed=0, world_size=world_size):
+            assert len(step.shards) == world_size
+            assert len({len(shard) for shard in step.shards}) == 1
+            assert len(set(step.indices)) == len(step.indices)
+
+
+def test_ranks_share_the_batches_that_one_process_of_their_joint_size_has():
+    records = make_records(ir_a=53, sts_a=41)
+    double = {task: 2 * size for task, size in SIZES.items()}
+    two = SingleTaskPlan(records, batch_sizes=SIZES).steps(3, seed=1, world_size=2)
+    one = SingleTaskPlan(records, batch_sizes=double).steps(3, seed=1)
+    assert [step.indices for step in two] == [step.indices for step in one]
 
 
 def test_steps_are_of_one_data_set_and_of_its_batch_size():
     records = make_records(ir_a=53, ir_b=17, sts_a=41)
-    for step in SingleTaskPlan(records, batch_sizes=SIZES).steps(0, seed=0, world_size=2, rank=1):
-        assert len(step.indices) == SIZES[step.task]
+    for step in SingleTaskPlan(records, batch_sizes=SIZES).steps(0, seed=0, world_size=2):
+        assert {len(shard) for shard in step.shards} == {SIZES[step.task]}
         assert {(records[i].task, records[i].dataset) for i in step.indices} == {
             (step.task, step.dataset)
         }
@@ -98,7 +100,7 @@ def test_epoch_and_seed_alone_decide():
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 def test_the_length_reported_is_the_length_delivered(world_size):
     for plan in make_plans(make_records(ir_a=53, ir_b=17, sts_a=41)):
-        assert {len(steps) for steps in all_ranks(plan, world_size)} == {plan.length(world_size)}
+        assert len(plan.steps(0, seed=0, world_size=world_size)) == plan.length(world_size)
 
 
 def test_proportional_takes_each_batch_once_and_shuffles_tasks():
@@ -193,11 +195,8 @@ def test_data_sets_without_a_full_global_batch_are_refused():
         MixedTaskPlan(make_records(ir_a=4), batch_size=5).length()
 
 
-def test_no_records_and_impossible_ranks_are_refused():
+def test_no_records_and_no_batch_size_are_refused():
     with pytest.raises(ValueError, match="found none"):
         SingleTaskPlan([], batch_sizes=SIZES)
-    for plan in make_plans(make_records(ir_a=30, sts_a=30)):
-        with pytest.raises(ValueError, match="expected 0 to 1, found 2"):
-            plan.steps(0, seed=0, world_size=2, rank=2)
     with pytest.raises(ValueError, match="batch_size: expected a positive"):
         MixedTaskPlan(make_records(ir_a=4), batch_size=0)

@@ -6,53 +6,22 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 import yaml
+from made_up import ir_records, sts_records
 from safetensors.torch import load_file
 
-from codiemb_lib import objectives, training
-from codiemb_lib.config import (
-    DatasetSettings,
-    EncoderSettings,
-    ObjectiveSettings,
-    PresetError,
-    load_preset,
-    project_root,
-)
+from codiemb_lib import training
+from codiemb_lib.config import EncoderSettings, PresetError, load_preset, project_root
 from codiemb_lib.encoder import Encoder
 from codiemb_lib.files import UnwritableError
-from codiemb_lib.records import Record, write_jsonl
-from codiemb_lib.training import StepLoss, ir_loss, learning_rate, mixed_loss, sts_loss, train
-
-WORDS = ["cat", "dog", "car", "bus", "old", "new", "fast", "slow", "red", "blue"]
-PROMPTS = {"ir": DatasetSettings(name="ir"), "sts": DatasetSettings(name="sts")}
-SETTINGS = ObjectiveSettings(positives=1, negatives=1)
-
-
-def ir_records(count: int, offset: int = 0) -> list[Record]:
-    generator = np.random.default_rng(offset)
-    out = []
-    for i in range(count):
-        a, b, c = generator.choice(WORDS, 3, replace=False)
-        name = "".join(generator.choice(list("abcdefghij"), 4))
-        positives = (f"the {a} {b} {name}", f"a {b} is {a} {name}")
-        out.append(Record("ir", f"find {a} {name}", positives, (f"the {c} {name} {i}",), id=str(i)))
-    return out
-
-
-def sts_records(count: int, offset: int = 0) -> list[Record]:
-    generator = np.random.default_rng(100 + offset)
-    out = []
-    for i in range(count):
-        a, b = generator.choice(WORDS, 2, replace=False)
-        score = round(float(generator.uniform()), 2)
-        out.append(Record("sts", f"a {a} {i}", (f"the {b} {i}",), positive_scores=(score,)))
-    return out
+from codiemb_lib.records import read_jsonl, write_jsonl
+from codiemb_lib.step import Loss
+from codiemb_lib.training import learning_rate, train
 
 
 @pytest.fixture
@@ -77,6 +46,7 @@ def project(tmp_path, monkeypatch, make_encoder):
             "learning_rate": 1e-3,
             "epochs": 2,
             "evaluate_every": 4,
+            "workers": 0,
         },
         "variants": {
             "codiemb": {},
@@ -99,7 +69,7 @@ def weights(folder):
 def test_a_run_leaves_model_logs_and_manifest(project):
     folder = train(load_preset("tiny"), "codiemb", 0, progress=False)
     assert folder == project / "data" / "runs" / "tiny" / "codiemb" / "seed-0"
-    assert not (folder / "checkpoint").exists()
+    assert not (folder / "checkpoints").exists()
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["settings"]["variant"]["plan"] == "single"
     assert manifest["seconds"] > 0
@@ -118,7 +88,7 @@ def test_a_run_leaves_model_logs_and_manifest(project):
     Encoder.load(EncoderSettings(name=str(folder / "model")))
 
 
-@pytest.mark.parametrize("variant", ["ir_only", "angle"])
+@pytest.mark.parametrize("variant", ["ir_only", "mixed"])
 def test_training_learns_what_it_trains(project, variant):
     log = pd.read_csv(train(load_preset("tiny"), variant, 0, progress=False) / "log.csv")
     assert log["loss"].iloc[-3:].mean() < log["loss"].iloc[:3].mean()
@@ -146,50 +116,212 @@ def test_the_same_seed_gives_the_same_bits_and_another_does_not(project):
     assert not all(torch.equal(first[name], other[name]) for name in first)
 
 
-def test_a_killed_run_goes_on_to_the_same_bits(project):
-    """Kill -9 a training process after its first checkpoint; the same call must finish it."""
+KILLED = """
+import os, signal, sys
+from codiemb_lib import encoder, training
+from codiemb_lib.config import load_preset
+
+def deadly(owner, name, left):
+    original = getattr(owner, name)
+    def wrapped(*arguments, **options):
+        nonlocal left
+        left -= 1
+        if not left:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(*arguments, **options)
+    setattr(owner, name, wrapped)
+
+owners = {{"training": training, "Encoder": encoder.Encoder}}
+if int(os.environ.get("RANK", 0)) == 0:
+    deadly(owners[{owner!r}], {name!r}, {at})
+training.train(load_preset("tiny"), "codiemb", 0, progress=False, accelerate="")
+"""
+
+# 20 steps, 10 an epoch, a checkpoint every 4: (what is called, how often, where it goes on).
+MOMENTS = [
+    ("training", "save_file", 1, 0),  # while the first checkpoint is written
+    ("training", "save_file", 4, 4),  # the second: its weights are there, its optimiser is not
+    ("training", "write_json", 3, 8),  # the third: all but its last file
+    ("training", "_keep_only", 2, 8),  # two are there: the older is to be removed
+    ("Encoder", "save", 2, None),  # while better weights replace `model/`
+    ("training", "backward", 16, 12),  # in the second epoch, between checkpoints
+    ("training", "write_manifest", 1, 20),  # all is done but the manifest
+]
+
+
+def books(folder):
+    """A run's log and dev scores without what the clock says, to the last bit."""
+    log, dev = (pd.read_csv(folder / f"{name}.csv") for name in ("log", "dev"))
+    return log.drop(columns=[name for name in log if "second" in name]), dev
+
+
+def assert_same_run(folder, other):
+    expected, found = weights(other), weights(folder)
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    for ours, theirs in zip(books(folder), books(other), strict=True):
+        pd.testing.assert_frame_equal(ours, theirs, check_exact=True)
+
+
+@pytest.mark.parametrize(("owner", "name", "at", "goes_on"), MOMENTS)
+def test_a_killed_run_goes_on_to_the_same_bits(project, monkeypatch, owner, name, at, goes_on):
+    """Kill -9 at any moment; the same call goes on at once, where the last checkpoint stands."""
     preset = load_preset("tiny")
     folder = train(preset, "codiemb", 0, progress=False)
-    expected, log = weights(folder), pd.read_csv(folder / "log.csv").drop(columns="seconds")
     folder.rename(project / "whole")
 
-    code = (
-        "import time\n"
-        "from codiemb_lib import training\n"
-        "from codiemb_lib.config import load_preset\n"
-        "save = training._Run._save\n"
-        "training._Run._save = lambda run: (save(run), run.step == 8 and time.sleep(600))\n"
-        "training.train(load_preset('tiny'), 'codiemb', 0, progress=False)\n"
-    )
-    process = subprocess.Popen([sys.executable, "-c", code], env=dict(os.environ))
-    state = folder / "checkpoint" / "state.json"
-    deadline = time.monotonic() + 120
-    while not (state.is_file() and json.loads(state.read_text())["step"] == 8):
-        assert process.poll() is None, "the training process ended before its checkpoint"
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    code = KILLED.format(owner=owner, name=name, at=at)
+    process = subprocess.run([sys.executable, "-c", code], env=dict(os.environ), timeout=240)
+    assert process.returncode == -signal.SIGKILL
     assert not (folder / "manifest.json").exists()
 
+    asked = []
+    get = training.OptimizerSteps.__getitem__
+    monkeypatch.setattr(
+        training.OptimizerSteps, "__getitem__", lambda s, n: asked.append(n) or get(s, n)
+    )
     train(preset, "codiemb", 0, progress=False)
-    again = weights(folder)
-    assert all(torch.equal(expected[name], again[name]) for name in expected)
-    pd.testing.assert_frame_equal(pd.read_csv(folder / "log.csv").drop(columns="seconds"), log)
+    if goes_on is not None:
+        assert asked == list(range(goes_on, 20))  # nothing is passed over
+    assert_same_run(folder, project / "whole")
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "dev.csv",
+        "log.csv",
+        "manifest.json",
+        "model",
+    ]
+
+
+def test_one_checkpoint_is_kept(project, monkeypatch):
+    kept = []
+    save = training._Run._save
+    monkeypatch.setattr(
+        training._Run,
+        "_save",
+        lambda run: (save(run), kept.append(sorted((run.folder / "checkpoints").iterdir()))),
+    )
+    train(load_preset("tiny"), "ir_only", 0, progress=False)
+    assert [[path.name for path in paths] for paths in kept] == [
+        [f"{step:08d}"] for step in (4, 8, 10)
+    ]
+
+
+def change(project, **training_settings):
+    path = project / "notebooks/presets/tiny.yaml"
+    content = yaml.safe_load(path.read_text())
+    content["training"] |= training_settings
+    path.write_text(yaml.safe_dump(content))
+    return load_preset("tiny")
+
+
+def test_workers_ahead_change_no_bit(project):
+    folder = train(load_preset("tiny"), "codiemb", 0, progress=False)
+    folder.rename(project / "without")
+    preset = change(project, workers=2)
+    assert_same_run(train(preset, "codiemb", 0, progress=False), project / "without")
+
+
+@pytest.fixture
+def two_processes(project):
+    """A configuration of accelerate for two processes, and an encoder without dropout."""
+    path = project / "encoder" / "config.json"
+    settings = json.loads(path.read_text())
+    settings |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    path.write_text(json.dumps(settings))
+    config = {"compute_environment": "LOCAL_MACHINE", "distributed_type": "MULTI_GPU"}
+    config |= {"use_cpu": True, "num_processes": 2, "num_machines": 1, "mixed_precision": "no"}
+    (project / "two.yaml").write_text(yaml.safe_dump(config))
+    return str(project / "two.yaml")
+
+
+def test_two_processes_train_as_one_with_batches_of_twice_the_size(project, two_processes):
+    preset = change(project, evaluate_every=5)
+    one = train(preset, "ir_only", 0, progress=False)
+    expected, log = weights(one), books(one)[0]
+    shutil.rmtree(one)
+    preset = change(project, batch_sizes={"ir": 4, "sts": 4, "mixed": 4})
+    two = train(preset, "ir_only", 0, progress=False, accelerate=two_processes)
+    found = weights(two)
+    for name in expected:
+        torch.testing.assert_close(found[name], expected[name], rtol=1e-3, atol=1e-5)
+    pd.testing.assert_frame_equal(books(two)[0], log, rtol=1e-3)
+    assert json.loads((two / "manifest.json").read_text())["settings"]["processes"] == 2
+
+
+def test_two_processes_go_on_after_a_kill_to_the_same_bits(project, two_processes):
+    preset = change(project, batch_sizes={"ir": 4, "sts": 4, "mixed": 4}, gradient_cache=True)
+    folder = train(preset, "codiemb", 0, progress=False, accelerate=two_processes)
+    folder.rename(project / "whole")
+    (project / "killed.py").write_text(KILLED.format(owner="training", name="backward", at=16))
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", two_processes]
+    command += ["--main_process_port", "0", str(project / "killed.py")]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    process = subprocess.run(command, env=environment, timeout=240, capture_output=True)
+    assert process.returncode != 0
+    assert [path.name for path in (folder / "checkpoints").iterdir()] == ["00000012"]
+    train(preset, "codiemb", 0, progress=False, accelerate=two_processes)
+    assert_same_run(folder, project / "whole")
+
+
+def test_a_failure_in_another_process_is_told(project, two_processes):
+    preset = change(project, batch_sizes={"ir": 30, "sts": 4, "mixed": 4})
+    with pytest.raises(training.LaunchError, match="at least one global batch of 60 records"):
+        train(preset, "ir_only", 0, progress=False, accelerate=two_processes)
+    with pytest.raises(PresetError, match=r"expected the path of a configuration.*found 'three'"):
+        train(preset, "ir_only", 0, accelerate="three")
+
+
+def test_trackers_get_every_step_by_name(project):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    preset = change(project, trackers=["tensorboard"])
+    folder = train(preset, "ir_only", 0, progress=False)
+    [events] = (folder / "codiemb").rglob("events*")
+    log = EventAccumulator(str(events))
+    log.Reload()
+    assert [event.step for event in log.Scalars("info_nce")] == list(range(10))
+    assert len(log.Scalars("dev_sts")) == 4
+    with pytest.raises(PresetError, match=r"found \['wand'\]"):
+        train(change(project, trackers=["wand"]), "codiemb", 0, progress=False)
+
+
+def test_a_watch_sees_every_step(project):
+    seen = []
+    train(
+        load_preset("tiny"),
+        "ir_only",
+        0,
+        progress=False,
+        watch=lambda log, dev: seen.append((len(log), dev["step"].max())),
+    )
+    assert seen == [(n, n if n % 4 == 0 or n == 10 else n // 4 * 4) for n in range(1, 11)]
 
 
 def test_accumulation_sees_every_record_and_steps_on_a_short_last_group(project):
-    content = yaml.safe_load((project / "notebooks/presets/tiny.yaml").read_text())
-    content["training"] |= {"accumulation": 4, "epochs": 1}
-    (project / "notebooks/presets/tiny.yaml").write_text(yaml.safe_dump(content))
-    log = pd.read_csv(train(load_preset("tiny"), "ir_only", 0, progress=False) / "log.csv")
+    preset = change(project, accumulation=4, epochs=1)
+    log = pd.read_csv(train(preset, "ir_only", 0, progress=False) / "log.csv")
     assert len(log) == 2  # 40 records in 5 batches of 8: groups of 4 and 1
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(project, monkeypatch):
-    broken = StepLoss(torch.tensor(torch.nan, requires_grad=True), {}, 0, 0)
-    monkeypatch.setattr(training, "ir_loss", lambda *_, **__: broken)
-    with pytest.raises(FloatingPointError, match="expected a finite loss, found nan at step 0"):
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_batch(project, monkeypatch):
+    nan = torch.tensor(torch.nan, requires_grad=True)
+    monkeypatch.setattr(training, "batch_loss", lambda *_, **__: Loss(nan, {"info_nce": nan}))
+    with pytest.raises(FloatingPointError, match=r"a finite loss, found nan .* at step 0"):
+        train(load_preset("tiny"), "ir_only", 0, progress=False)
+    kept = project / "data" / "runs" / "tiny" / "ir_only" / "seed-0" / "nonfinite"
+    assert len(read_jsonl(kept / "batch.jsonl")) == 8
+    assert json.loads((kept / "details.json").read_text())["step"] == 0
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run_before_the_weights_change(
+    project, monkeypatch
+):
+    def broken(batch, final, *rest, **options):
+        zero = (final.sum() * 0).sqrt()  # its derivative at zero is infinite
+        return Loss(zero, {"info_nce": zero})
+
+    monkeypatch.setattr(training, "batch_loss", broken)
+    with pytest.raises(FloatingPointError, match="expected a finite gradient, found nan"):
         train(load_preset("tiny"), "ir_only", 0, progress=False)
 
 
@@ -208,6 +340,30 @@ def test_a_preset_without_one_of_the_tasks_is_refused(project):
         train(load_preset("tiny"), "ir_only", 0, progress=False)
 
 
+def test_a_data_set_may_serve_training_or_testing_alone(project):
+    path = project / "notebooks/presets/tiny.yaml"
+    content = yaml.safe_load(path.read_text())
+    more = project / "more"
+    more.mkdir()
+    shutil.copy(project / "ir" / "test.jsonl", more)
+    content["datasets"].append({"name": str(more), "train": 0, "dev": 0})
+    path.write_text(yaml.safe_dump(content))
+    folder = train(load_preset("tiny"), "ir_only", 0, progress=False)
+    assert set(pd.read_csv(folder / "dev.csv")["dataset"]) == {
+        str(project / "ir"),
+        str(project / "sts"),
+    }
+
+
+def test_how_many_work_ahead_and_who_listens_makes_no_other_run(project):
+    before = train(load_preset("tiny"), "ir_only", 0, progress=False) / "manifest.json"
+    written = before.stat().st_mtime_ns
+    train(change(project, workers=1), "ir_only", 0, progress=False)
+    assert before.stat().st_mtime_ns == written
+    train(change(project, tokens_per_forward=512), "ir_only", 0, progress=False)
+    assert before.stat().st_mtime_ns > written
+
+
 def test_other_weights_under_the_same_name_train_anew(project, make_encoder):
     preset = load_preset("tiny")
     before = train(preset, "angle", 0, progress=False) / "manifest.json"
@@ -223,108 +379,3 @@ def test_learning_rate_rises_and_falls_linearly():
     assert rates[9] == rates[10] == 1.0
     np.testing.assert_allclose(np.diff(rates[10:]), -1 / 90)
     assert rates[-1] == pytest.approx(1 / 90)
-
-
-# Losses of a batch
-
-
-def labelled(records, dataset):
-    return [
-        Record(r.task, r.query, r.positives, r.negatives, r.positive_scores, (), dataset)
-        for r in records
-    ]
-
-
-def test_ir_loss_is_the_objective_on_the_texts_of_the_records(make_encoder):
-    encoder = make_encoder()
-    batch = [
-        Record("ir", r.query, r.positives[:1], r.negatives, dataset="ir") for r in ir_records(4)
-    ]
-    got = ir_loss(encoder, batch, PROMPTS, SETTINGS, np.random.default_rng(0))
-    expected = objectives.multi_positive_info_nce(
-        encoder.embed([r.query for r in batch]).final,
-        encoder.embed([r.positives[0] for r in batch]).final[:, None],
-        encoder.embed([r.negatives[0] for r in batch]).final[:, None],
-        temperature=0.02,
-    )
-    torch.testing.assert_close(got.total, expected, rtol=1e-4, atol=1e-4)
-    assert got.texts == 12
-
-
-def test_no_negative_is_a_positive_of_the_batch(make_encoder, monkeypatch):
-    sizes = []
-    monkeypatch.setattr(
-        objectives,
-        "multi_positive_info_nce",
-        lambda q, p, n, *, temperature: sizes.append(n.shape[0]) or q.sum(),
-    )
-    batch = [
-        Record("ir", "find cat", ("a cat",), ("a dog",), dataset="ir"),
-        Record("ir", "find dog", ("a dog",), ("a bus",), dataset="ir"),
-    ]
-    ir_loss(make_encoder(), batch, PROMPTS, SETTINGS, np.random.default_rng(0))
-    assert sizes == [1]  # "a dog" is no negative here
-
-
-def test_ir_records_without_negatives_train(make_encoder):
-    batch = [Record("ir", r.query, r.positives, dataset="ir") for r in ir_records(4)]
-    loss = ir_loss(make_encoder(), batch, PROMPTS, SETTINGS, np.random.default_rng(0))
-    assert torch.isfinite(loss.total)
-
-
-def test_each_text_is_drawn_once_before_any_is_drawn_again():
-    for count in range(1, 9):
-        drawn = training._draw(["a", "b", "c"], count, np.random.default_rng(count))
-        copies = [drawn.count(t) for t in "abc"]
-        assert len(drawn) == count
-        assert max(copies) - min(copies) <= 1
-
-
-def test_mixed_batches_take_high_pairs_as_positives_and_low_ones_as_negatives(
-    make_encoder, monkeypatch
-):
-    shapes = {}
-
-    def record_shapes(queries, positives, negatives, *, temperature):
-        shapes.update(q=queries.shape[0], p=positives.shape[:2], n=negatives.shape[:2])
-        return queries.sum()
-
-    monkeypatch.setattr(objectives, "multi_positive_info_nce", record_shapes)
-    sts = [
-        Record("sts", "cat", ("dog",), positive_scores=(0.9,), dataset="sts"),
-        Record("sts", "cat", ("bus",), positive_scores=(0.1,), dataset="sts"),
-    ]
-    batch = labelled(ir_records(3), "ir") + sts
-    mixed_loss(make_encoder(), batch, PROMPTS, SETTINGS, np.random.default_rng(0))
-    assert shapes == {"q": 4, "p": (4, 1), "n": (4, 1)}  # 3 hard negatives and one low pair
-
-
-@pytest.mark.parametrize("objective", ["codiemb", "cosent", "angle"])
-def test_sts_losses_have_finite_gradients_on_a_single_pair(make_encoder, objective):
-    encoder = make_encoder()
-    batch = labelled(sts_records(1), "sts")
-    sts_loss(encoder, batch, PROMPTS, SETTINGS, objective).total.backward()
-    gradients = [p.grad for p in encoder.parameters() if p.grad is not None]
-    assert gradients
-    assert all(torch.isfinite(g).all() for g in gradients)
-
-
-def test_both_sides_of_a_pair_carry_the_query_prompt(make_encoder):
-    encoder = make_encoder(include_prompt=True)
-    batch = labelled(sts_records(6), "sts")
-    prompts = {"sts": DatasetSettings(name="sts", query_prompt="query: ", passage_prompt="find ")}
-    got = sts_loss(encoder, batch, prompts, SETTINGS, "cosent")
-    left, right = (
-        encoder.embed(texts, prompts="query: ").final
-        for texts in ([r.query for r in batch], [r.positives[0] for r in batch])
-    )
-    scores = torch.tensor([r.score for r in batch])
-    expected = objectives.cosent_loss((left * right).sum(-1), scores)
-    torch.testing.assert_close(got.total, expected, rtol=1e-4, atol=1e-5)
-
-
-def test_mixed_batch_without_any_anchor_is_a_zero_loss(make_encoder):
-    low = [Record("sts", "cat", ("bus",), positive_scores=(0.1,), dataset="sts")] * 2
-    loss = mixed_loss(make_encoder(), low, PROMPTS, SETTINGS, np.random.default_rng(0))
-    loss.total.backward()
-    assert loss.total.item() == 0
