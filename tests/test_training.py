@@ -16,7 +16,13 @@ from made_up import ir_records, sts_records
 from safetensors.torch import load_file
 
 from codiemb_lib import training
-from codiemb_lib.config import EncoderSettings, PresetError, load_preset, project_root
+from codiemb_lib.config import (
+    EncoderSettings,
+    LoraSettings,
+    PresetError,
+    load_preset,
+    project_root,
+)
 from codiemb_lib.encoder import Encoder
 from codiemb_lib.files import UnwritableError
 from codiemb_lib.records import read_jsonl, write_jsonl
@@ -259,6 +265,54 @@ def test_two_processes_go_on_after_a_kill_to_the_same_bits(project, two_processe
     assert process.returncode != 0
     assert [path.name for path in (folder / "checkpoints").iterdir()] == ["00000012"]
     train(preset, "codiemb", 0, progress=False, accelerate=two_processes)
+    assert_same_run(folder, project / "whole")
+
+
+def test_precision_comes_from_the_configuration(project, two_processes):
+    config = yaml.safe_load((project / "two.yaml").read_text())
+    config |= {"num_processes": 1, "mixed_precision": "bf16", "distributed_type": "NO"}
+    (project / "half.yaml").write_text(yaml.safe_dump(config))
+    preset = load_preset("tiny")
+    whole = books(train(preset, "ir_only", 0, progress=False))[0]
+    folder = train(preset, "ir_only", 0, progress=False, accelerate=str(project / "half.yaml"))
+    assert json.loads((folder / "manifest.json").read_text())["settings"]["precision"] == "bf16"
+    difference = (books(folder)[0]["loss"] - whole["loss"]).abs()
+    assert 1e-6 < difference.max() < 0.5
+
+
+def test_gradient_checkpointing_changes_memory_alone(project, two_processes):
+    expected = books(train(load_preset("tiny"), "codiemb", 0, progress=False))[0]
+    preset = change(project, gradient_checkpointing=True)
+    found = books(train(preset, "codiemb", 0, progress=False))[0]
+    pd.testing.assert_frame_equal(found, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_adapters_train_alone_go_on_and_are_saved_as_plain_weights(project, monkeypatch):
+    pytest.importorskip("peft")
+    preset = load_preset("tiny")
+    lora = preset.encoder.model_copy(update={"lora": LoraSettings(rank=2, dropout=0.1)})
+    preset = preset.model_copy(update={"encoder": lora})
+    folder = train(preset, "codiemb", 0, progress=False)
+    before, after = load_file(project / "encoder" / "model.safetensors"), weights(folder)
+    assert before.keys() == after.keys()
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert moved
+    assert all(".dense." in name or ".self." in name for name in moved)
+    folder.rename(project / "whole")
+
+    def stop(run):
+        save(run)
+        if run.step == 12:
+            raise KeyboardInterrupt
+
+    save = training._Run._save
+    with monkeypatch.context() as patch:
+        patch.setattr(training._Run, "_save", stop)
+        with pytest.raises(KeyboardInterrupt):
+            train(preset, "codiemb", 0, progress=False)
+    saved = load_file(folder / "checkpoints" / "00000012" / "weights.safetensors")
+    assert all("lora_" in name for name in saved)
+    train(preset, "codiemb", 0, progress=False)
     assert_same_run(folder, project / "whole")
 
 
