@@ -56,8 +56,8 @@ def make_batch(
 
     A retrieval record gives `settings.positives` positives and, where it has any,
     `settings.negatives` hard negatives; where it has too few, they are drawn again. A record
-    without negatives adds none to the pool, and nobody's negative is a positive of the batch, for
-    the pool is everybody's.
+    without negatives adds none to the pool, and nobody's hard negative is a positive of the batch,
+    for the pool is everybody's.
 
     In a mixed batch, a similarity pair counts as query and positive from
     `settings.mixed_anchor_score` on; of a pair below it, the second text joins the pool. This use

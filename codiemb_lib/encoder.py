@@ -266,7 +266,7 @@ class Encoder(nn.Module):
         weights = mask.unsqueeze(-1).float()
         return (states * weights).sum(1) / weights.sum(1).clamp(min=1)
 
-    @torch.inference_mode()
+    @torch.no_grad()  # inference mode would leave its mark on weights that are sharded
     def encode(
         self,
         texts: Sequence[str],
@@ -348,6 +348,7 @@ def micro_batches(tokens: Sequence[Tokens], budget: int) -> list[list[int]]:
 
     Among all ways to cut the sorted texts, the one with the least padding, where a batch of its own
     counts as much as `_BATCH_COST` tokens of padding. A text longer than the budget stands alone.
+    Of many texts each `_CUT_AT_ONCE` are cut for themselves.
     """
     order = np.argsort([-len(text.ids) for text in tokens], kind="stable")
     batches = []
@@ -410,12 +411,14 @@ def _download(settings: EncoderSettings) -> Path:
     )
 
 
-def weights_hash(settings: EncoderSettings) -> str:
-    """SHA-256 over an encoder's weight files: two encoders of one name may differ."""
+def model_hash(settings: EncoderSettings) -> str:
+    """SHA-256 over an encoder's weights, configuration, tokeniser and code: names may be reused."""
     if settings.name in PACKAGED:
         return PACKAGED[settings.name].sha256
-    files = sorted(_locate(settings).glob("*.safetensors"))
-    return sha256_text(*map(sha256_file, files))
+    folder = _locate(settings)
+    kinds = {".safetensors", ".json", ".txt", ".model", ".py"}
+    files = sorted(file for file in folder.rglob("*") if file.suffix in kinds)
+    return sha256_text(*(f"{file.relative_to(folder)} {sha256_file(file)}" for file in files))
 
 
 def _packaged_folder(name: str) -> Path:

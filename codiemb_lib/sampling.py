@@ -2,7 +2,8 @@
 
 A plan is a pure function of (epoch, seed, world size). A *global batch* is what all ranks take in
 one step; every rank draws the same global batches, each with a shard for every rank, so ranks are
-disjoint. Every record comes once an epoch, but for each data set's last incomplete global batch.
+disjoint. Every record comes once an epoch, but for each data set's last incomplete global batch;
+under a balance that is not proportional, some come again.
 Steps are micro-steps: gradient accumulation groups them and changes nothing here.
 """
 

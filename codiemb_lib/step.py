@@ -145,7 +145,7 @@ def lean_embeddings(accelerator: Accelerator, encoder: nn.Module) -> None:
     tokens that it has: for small encoders a tenth of a step's time. Ranks exchange dense gradients,
     so on several this is left alone.
     """
-    if accelerator.num_processes == 1:
+    if accelerator.distributed_type == "NO":
         encoder.backbone.get_input_embeddings().sparse = True
 
 
@@ -195,7 +195,7 @@ def backward(
     with synchronised(synchronise and not cached):
         with torch.set_grad_enabled(not cached):
             outputs = [forward(number) for number in forwards]
-        states = [torch.cat(parts) for parts in zip(*outputs, strict=True)]  # (m_rank, D)
+        states = [torch.cat(parts).float() for parts in zip(*outputs, strict=True)]  # (m_rank, D)
         copies = [_gather(accelerator, state.detach(), share).requires_grad_() for state in states]
         loss = loss_of(share.batch, *copies)
         gradients = torch.autograd.grad(loss.total * scale, copies, materialize_grads=True)

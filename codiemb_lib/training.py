@@ -7,6 +7,7 @@ From Python or a notebook it is `train`; on several processes
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import logging
 import os
 import shutil
@@ -17,6 +18,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -24,7 +26,7 @@ import torch
 import yaml
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import DistributedDataParallelKwargs
+from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list
 from safetensors.torch import load_file, save_file
 from torch.distributed.checkpoint import state_dict as sharded
 from torch.utils.data import DataLoader
@@ -32,7 +34,7 @@ from tqdm.auto import tqdm
 
 from codiemb_lib.batches import Batch, OptimizerSteps, Share
 from codiemb_lib.config import Preset, PresetError, VariantSettings, load_preset, preset_path
-from codiemb_lib.encoder import Encoder, weights_hash
+from codiemb_lib.encoder import Encoder, model_hash
 from codiemb_lib.evaluation import MAIN_METRIC, evaluate, task_means
 from codiemb_lib.files import (
     alone,
@@ -45,7 +47,7 @@ from codiemb_lib.files import (
 )
 from codiemb_lib.imports import source_hash
 from codiemb_lib.records import write_jsonl
-from codiemb_lib.runs import is_complete, run_folder, write_manifest, write_rows
+from codiemb_lib.runs import is_complete, run_folder, versions, write_manifest, write_rows
 from codiemb_lib.sampling import MixedTaskPlan, SingleTaskPlan
 from codiemb_lib.sources import Dataset, load_dataset
 from codiemb_lib.step import Loss, backward, batch_loss, lean_embeddings, needs_middle
@@ -82,8 +84,9 @@ def train(
     """Train one variant of a preset and return its run folder; see `runs` for what lies there.
 
     A finished run of the same settings, data and code is returned as it is. An unfinished one goes
-    on from its checkpoint, to the same bits: plan, draws and dropout depend on seed and step alone.
-    The weights kept in `model/` are those with the best dev score over the variant's own tasks.
+    on from its checkpoint: plan, draws and dropout depend on seed and step alone, so that on a CPU,
+    with as many threads, it comes to the same bits. The weights kept in `model/` are those with the
+    best dev score over the variant's own tasks.
 
     Args:
         preset: The experiment.
@@ -93,8 +96,8 @@ def train(
             many processes, on which devices, in which precision, how sharded. Training then runs
             in processes of its own. "": in this one. None: what the preset says.
         progress: Whether to show a progress bar.
-        watch: Called after every step with the rows of the log and the dev scores so far, by the
-            first process; `live.LivePlot()` draws them.
+        watch: Called after every step with the rows of the log and the dev scores so far;
+            `live.LivePlot()` draws them. Not from processes of `accelerate`, which only report.
 
     Raises:
         PresetError: The preset has no such variant, no data set of one of the tasks, or names a
@@ -104,13 +107,24 @@ def train(
             `nonfinite/` holds the records of the batch.
         LaunchError: The processes of `accelerate` failed.
     """
-    settings = preset.variant(variant)
+    preset.variant(variant)
     if accelerate is None:
         accelerate = preset.training.accelerate
     folder = check_writable(run_folder(preset.name, variant, seed))
-    if accelerate:
-        _launch(preset, variant, seed, accelerate, progress=progress)
-        return folder
+    launched = int(os.environ.get("WORLD_SIZE", "1")) > 1  # then whoever launched us has the lock
+    with nullcontext() if launched else alone(folder):
+        if accelerate:
+            _launch(preset, variant, seed, accelerate)
+        else:
+            _train_here(preset, variant, seed, folder, progress=progress, watch=watch)
+    return folder
+
+
+def _train_here(
+    preset: Preset, variant: str, seed: int, folder: Path, *, progress: bool, watch: Watch | None
+) -> None:
+    """Train in this process, which may be one of several."""
+    settings = preset.variant(variant)
     datasets = {dataset.name: load_dataset(dataset.name) for dataset in preset.datasets}
     scored = {datasets[d.name].task for d in preset.datasets if d.dev != 0}
     if missing := {"ir", "sts"} - scored:
@@ -126,20 +140,20 @@ def train(
         exclude={"training": _FREE},
     )
     shaped_by |= {"variant": settings.model_dump(mode="json"), "seed": seed}
-    shaped_by["weights"] = weights_hash(preset.encoder)
+    shaped_by["model_hash"] = model_hash(preset.encoder)
     shaped_by["processes"] = accelerator.num_processes
+    shaped_by["devices"] = f"{accelerator.distributed_type} {accelerator.device.type}"
     shaped_by["precision"] = accelerator.mixed_precision
     code = source_hash("codiemb_lib.training")
-    fingerprint = sha256_text(repr(shaped_by), repr(data), code)
-    with alone(folder) if accelerator.is_main_process else nullcontext():
-        accelerator.wait_for_everyone()
-        if is_complete(folder, fingerprint):
-            logger.info("%s: finished before, nothing to train", folder)
-            return folder
+    fingerprint = sha256_text(repr(shaped_by), repr(data), repr(versions()), code)
+    if _agreed(is_complete(folder, fingerprint)):
+        logger.info("%s: finished before, nothing to train", folder)
+    else:
         started = time.perf_counter()
         run = _Run(preset, settings, datasets, seed, folder, fingerprint, accelerator)
         run.loop(progress=progress, watch=watch)
         if accelerator.is_main_process:
+            run.keep_best()
             write_manifest(
                 folder,
                 preset=preset,
@@ -150,10 +164,16 @@ def train(
                 data=data,
                 seconds=time.perf_counter() - started + run.seconds_before,
             )
-            shutil.rmtree(folder / "checkpoints")
-        accelerator.wait_for_everyone()
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     accelerator.end_training()
-    return folder
+
+
+def _agreed(value: Any) -> Any:
+    """The first process' value, in all of them: disks and devices may differ."""
+    [value] = broadcast_object_list([value])
+    return value
 
 
 def _accelerator(preset: Preset, folder: Path) -> Accelerator:
@@ -173,16 +193,28 @@ def _accelerator(preset: Preset, folder: Path) -> Accelerator:
         project_dir=folder,
         kwargs_handlers=[parallel],
     )
-    if accelerator.mixed_precision == "fp16" or accelerator.distributed_type == "DEEPSPEED":
+    sharded_whole = accelerator.distributed_type == "FSDP" and not accelerator.is_fsdp2
+    if (
+        accelerator.mixed_precision not in ("no", "bf16")
+        or accelerator.distributed_type == "DEEPSPEED"
+        or accelerator.gradient_accumulation_steps != 1
+        or sharded_whole
+    ):
         raise PresetError(
-            "expected a configuration of accelerate with precision `no` or `bf16` and without "
-            f"DeepSpeed, found {accelerator.mixed_precision!r} and {accelerator.distributed_type}: "
-            "their states would not be in a checkpoint. Use bf16, and FSDP to shard states."
+            "expected a configuration of accelerate with precision `no` or `bf16`, without "
+            "DeepSpeed and accumulation, and FSDP only with `fsdp_version: 2`; found "
+            f"{accelerator.mixed_precision!r}, {accelerator.distributed_type}, accumulation "
+            f"{accelerator.gradient_accumulation_steps}. Accumulation belongs into the preset."
+        )
+    if accelerator.is_fsdp2 and accelerator.mixed_precision == "bf16":
+        plugin = accelerator.state.fsdp_plugin  # else unit vectors would be rounded to bf16
+        plugin.mixed_precision_policy = dataclasses.replace(
+            plugin.mixed_precision_policy, reduce_dtype=torch.float32, output_dtype=None
         )
     return accelerator
 
 
-def _launch(preset: Preset, variant: str, seed: int, accelerate: str, *, progress: bool) -> None:
+def _launch(preset: Preset, variant: str, seed: int, accelerate: str) -> None:
     """Train in the processes that a configuration of accelerate describes."""
     folder = preset_path("x").parent / "accelerate"
     config = folder / f"{accelerate}.yaml"
@@ -198,16 +230,24 @@ def _launch(preset: Preset, variant: str, seed: int, accelerate: str, *, progres
         resolved = Path(scratch) / f"{preset.name}.yaml"  # as it is, not as the file says
         resolved.write_text(yaml.safe_dump(preset.model_dump(mode="json")), encoding="utf-8")
         command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config)]
-        command += ["--main_process_port", "0"]  # any free one
+        if yaml.safe_load(config.read_text()).get("num_machines", 1) == 1:
+            command += ["--main_process_port", "0"]  # any free one
         command += ["-m", "codiemb_lib.training", "--preset", str(resolved)]
-        command += ["--variant", variant, "--seed", str(seed)]
-        command += [] if progress else ["--no-progress"]
-        threads = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
-        process = subprocess.run(command, env=os.environ | threads, stderr=subprocess.PIPE)
+        command += ["--variant", variant, "--seed", str(seed), "--no-progress"]
+        environment = {"OMP_NUM_THREADS": "1"} | os.environ
+        said: list[str] = []
+        with subprocess.Popen(
+            command, env=environment, stderr=subprocess.PIPE, text=True, errors="replace"
+        ) as process:
+            for line in process.stderr:
+                sys.stderr.write(line)
+                said.append(line)
     if process.returncode:
+        # torchrun ends with a traceback of its own, behind those of the ranks.
+        ranks = [line for line in said if line.startswith("[rank")]
         raise LaunchError(
             f"expected training by {config} to succeed, found exit status {process.returncode}. "
-            "The end of what it said:\n" + process.stderr.decode(errors="replace")[-3000:]
+            "The end of what it said:\n" + "".join((ranks or said)[-30:])
         )
 
 
@@ -294,7 +334,7 @@ class _Run:
     def loop(self, *, progress: bool, watch: Watch | None) -> None:
         if self.accelerator.is_main_process:
             (self.folder / "manifest.json").unlink(missing_ok=True)
-            for name in ("model", "log.csv", "dev.csv"):
+            for name in ("log.csv", "dev.csv"):
                 clear_scratch(self.folder / name)
         self._resume()
         if self.settings.trackers:
@@ -396,6 +436,7 @@ class _Run:
             details = {"step": self.step, "what": what, "found": str(found)}
             details |= {"texts": [list(text) for batch in batches for text in batch.texts]}
             write_json(where / "details.json", details)
+        self.accelerator.wait_for_everyone()  # whoever ends first takes the others down
         raise FloatingPointError(
             f"{self.folder}: expected a finite {what}, found {found} at step {self.step} on "
             f"{_common(batch.step.dataset for batch in batches) or 'mixed data'}. Its records are "
@@ -403,7 +444,7 @@ class _Run:
         )
 
     def _evaluate(self) -> None:
-        """Dev scores; the weights that do best on the variant's own tasks become `model/`.
+        """Dev scores; the weights that do best on the variant's own tasks are set aside.
 
         Every rank computes them, for the forward passes of a sharded model take all of them.
         """
@@ -414,15 +455,29 @@ class _Run:
         means = task_means(rows)
         for task, mean in means.items():
             self.accelerator.log({f"dev_{task}": mean}, step=self.step)
-        score = float(np.mean([means[task] for task in self.variant.tasks]))
+        shown = ", ".join(f"{task} {mean:.4f}" for task, mean in means.items())
+        logger.info("%s: step %d of %d, dev %s", self.folder, self.step, len(self.steps), shown)
+        score = _agreed(float(np.mean([means[task] for task in self.variant.tasks])))
         if self.step > 0 and score > self.best_score:
             self.best_score, self.best_step = score, self.step
             options = sharded.StateDictOptions(full_state_dict=True, cpu_offload=True)
             weights = sharded.get_model_state_dict(self.encoder.backbone, options=options)
             if self.accelerator.is_main_process:
-                self.encoder.save(self.folder / "model", weights)
+                self.encoder.save(self._best, weights)
         if self.accelerator.is_main_process:
             self._write_tables(self.folder)
+
+    @property
+    def _best(self) -> Path:
+        """The model with the best dev score: beside the checkpoint that says so, until the end."""
+        return self.folder / "checkpoints" / f"best-{self.best_step:08d}"
+
+    def keep_best(self) -> None:
+        """Make the best model the run's."""
+        model = self.folder / "model"
+        if self._best.is_dir():  # else a run that was killed just behind this had done it
+            shutil.rmtree(model, ignore_errors=True)
+            self._best.rename(model)
 
     def _write_tables(self, folder: Path) -> None:
         write_rows(folder / "log.csv", pd.DataFrame(self.log))
@@ -459,22 +514,22 @@ class _Run:
                     "seconds": self.seconds_before + time.perf_counter() - self.started,
                 },
             )
-        _keep_only(target)
+        _keep_only(target, self._best)
 
     def _resume(self) -> None:
         """Take up the newest checkpoint of the same settings, data and code, if there is one."""
-        found = [
-            path
-            for path in sorted((self.folder / "checkpoints").glob("[0-9]*"))
-            if (path / "state.json").is_file()
-            and read_json(path / "state.json")["fingerprint"] == self.fingerprint
-        ]
-        self.accelerator.wait_for_everyone()  # before anybody removes what another looks at
-        if not found:
+        states: list[Path] = []
+        if self.accelerator.is_main_process:  # the others might look while it clears up
+            states = sorted((self.folder / "checkpoints").glob("[0-9]*/state.json"))
+        found = [file for file in states if read_json(file)["fingerprint"] == self.fingerprint]
+        checkpoint = _agreed(found[-1].parent if found else None)
+        if checkpoint is None:
             if self.accelerator.is_main_process:
+                if states:
+                    logger.warning("%s: of other settings, data or code: removed", states[-1])
                 shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
             return
-        checkpoint, state = found[-1], read_json(found[-1] / "state.json")
+        state = read_json(checkpoint / "state.json")
         moments: dict[str, dict[str, torch.Tensor]] = {}
         for key, tensor in load_file(checkpoint / "optimizer.safetensors").items():
             name, _, part = key.rpartition("/")
@@ -498,9 +553,9 @@ class _Run:
         logger.info("%s: going on at step %d", self.folder, self.step)
 
 
-def _keep_only(checkpoint: Path) -> None:
-    for older in checkpoint.parent.iterdir():
-        if older != checkpoint:
+def _keep_only(*kept: Path) -> None:
+    for older in kept[0].parent.iterdir():
+        if older.is_dir() and older not in kept:
             shutil.rmtree(older)
 
 

@@ -121,8 +121,15 @@ def test_ranks_share_the_texts_and_each_has_at_least_one(make_encoder, world_siz
     assert min(len(share.order) for share in shares) >= 1
     if world_size < len(batch.texts):
         assert sum(len(share.order) for share in shares) == len(batch.texts)
-        longest = [max(f.lengths.sum() for f in share.forwards) for share in shares]
-        assert max(longest) <= 64
+        assert max(forward.ids.size for share in shares for forward in share.forwards) <= 64
+        encoded = [
+            tuple(row[:n])
+            for share in shares
+            for forward in share.forwards
+            for row, n in zip(forward.ids.tolist(), forward.lengths, strict=True)
+        ]
+        prompts, plain = zip(*batch.texts, strict=True)
+        assert sorted(encoded) == sorted(tuple(t.ids) for t in tokenizer(plain, prompts))
 
 
 def test_forward_passes_keep_to_their_budget_and_order_puts_texts_back(make_encoder):

@@ -27,7 +27,7 @@ from codiemb_lib.encoder import (
     Packaged,
     Tokens,
     micro_batches,
-    weights_hash,
+    model_hash,
 )
 
 TEXTS = ["the cat", "a", "the old dog is slow and the bus is fast", "the cat", "x " * 60]
@@ -231,7 +231,7 @@ def test_the_hub_is_asked_for_the_revision_and_for_code_only_if_trusted(hub, sav
     hub.append(saved)
     Encoder.load(EncoderSettings(name="organisation/model", revision="abc"))
     trusting = EncoderSettings(name="organisation/model", revision="abc", trust_remote_code=True)
-    assert weights_hash(trusting) == weights_hash(EncoderSettings(name=str(saved)))
+    assert model_hash(trusting) == model_hash(EncoderSettings(name=str(saved)))
     (name, options), (_, trusted) = hub[1:]
     assert (name, options["revision"]) == ("organisation/model", "abc")
     assert ["*.py" in o["allow_patterns"] for o in (options, trusted)] == [False, True]

@@ -14,6 +14,7 @@ import torch
 import yaml
 from made_up import ir_records, sts_records
 from safetensors.torch import load_file
+from transformers.models.bert.modeling_bert import BertLayer
 
 from codiemb_lib import training
 from codiemb_lib.config import (
@@ -137,7 +138,7 @@ def deadly(owner, name, left):
         return original(*arguments, **options)
     setattr(owner, name, wrapped)
 
-owners = {{"training": training, "Encoder": encoder.Encoder}}
+owners = {{"training": training, "Encoder": encoder.Encoder, "_Run": training._Run}}
 if int(os.environ.get("RANK", 0)) == 0:
     deadly(owners[{owner!r}], {name!r}, {at})
 training.train(load_preset("tiny"), "codiemb", 0, progress=False, accelerate="")
@@ -149,7 +150,8 @@ MOMENTS = [
     ("training", "save_file", 4, 4),  # the second: its weights are there, its optimiser is not
     ("training", "write_json", 3, 8),  # the third: all but its last file
     ("training", "_keep_only", 2, 8),  # two are there: the older is to be removed
-    ("Encoder", "save", 2, None),  # while better weights replace `model/`
+    ("Encoder", "save", 2, None),  # while better weights are set aside
+    ("_Run", "keep_best", 1, 20),  # the best weights are not the run's yet
     ("training", "backward", 16, 12),  # in the second epoch, between checkpoints
     ("training", "write_manifest", 1, 20),  # all is done but the manifest
 ]
@@ -206,9 +208,9 @@ def test_one_checkpoint_is_kept(project, monkeypatch):
         lambda run: (save(run), kept.append(sorted((run.folder / "checkpoints").iterdir()))),
     )
     train(load_preset("tiny"), "ir_only", 0, progress=False)
-    assert [[path.name for path in paths] for paths in kept] == [
-        [f"{step:08d}"] for step in (4, 8, 10)
-    ]
+    names = [[path.name for path in paths] for paths in kept]
+    assert [paths[0] for paths in names] == [f"{step:08d}" for step in (4, 8, 10)]
+    assert all(len(paths) == 2 and paths[1].startswith("best-") for paths in names)
 
 
 def change(project, **training_settings):
@@ -263,7 +265,7 @@ def test_two_processes_go_on_after_a_kill_to_the_same_bits(project, two_processe
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     process = subprocess.run(command, env=environment, timeout=240, capture_output=True)
     assert process.returncode != 0
-    assert [path.name for path in (folder / "checkpoints").iterdir()] == ["00000012"]
+    assert (folder / "checkpoints" / "00000012" / "state.json").is_file()
     train(preset, "codiemb", 0, progress=False, accelerate=two_processes)
     assert_same_run(folder, project / "whole")
 
@@ -280,10 +282,15 @@ def test_precision_comes_from_the_configuration(project, two_processes):
     assert 1e-6 < difference.max() < 0.5
 
 
-def test_gradient_checkpointing_changes_memory_alone(project, two_processes):
+def test_gradient_checkpointing_changes_memory_alone(project, two_processes, monkeypatch):
+    passes = []
+    forward = BertLayer.forward
+    monkeypatch.setattr(BertLayer, "forward", lambda *a, **o: passes.append(1) or forward(*a, **o))
     expected = books(train(load_preset("tiny"), "codiemb", 0, progress=False))[0]
+    once = len(passes)
     preset = change(project, gradient_checkpointing=True)
     found = books(train(preset, "codiemb", 0, progress=False))[0]
+    assert len(passes) - once > once  # layers are computed again
     pd.testing.assert_frame_equal(found, expected, rtol=1e-3, atol=1e-4)
 
 
@@ -351,10 +358,21 @@ def test_a_watch_sees_every_step(project):
     assert seen == [(n, n if n % 4 == 0 or n == 10 else n // 4 * 4) for n in range(1, 11)]
 
 
-def test_accumulation_sees_every_record_and_steps_on_a_short_last_group(project):
+def test_accumulation_sees_every_record_and_steps_on_a_short_last_group(project, monkeypatch):
+    seen = []
+    call = training.backward
+    monkeypatch.setattr(
+        training,
+        "backward",
+        lambda accelerator, model, share, *rest, **options: (
+            seen.extend(share.batch.step.indices)
+            or call(accelerator, model, share, *rest, **options)
+        ),
+    )
     preset = change(project, accumulation=4, epochs=1)
     log = pd.read_csv(train(preset, "ir_only", 0, progress=False) / "log.csv")
     assert len(log) == 2  # 40 records in 5 batches of 8: groups of 4 and 1
+    assert sorted(seen) == list(range(40))
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_batch(project, monkeypatch):
