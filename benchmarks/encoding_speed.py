@@ -1,6 +1,6 @@
 """Encoding: texts of mixed length per second against sentence-transformers' `encode`.
 
-    python benchmarks/encoding_speed.py [--data FOLDER] [--texts 1500] [--rounds 5]
+    python benchmarks/encoding_speed.py [--data FOLDER] [--texts 600] [--rounds 5]
 
 The same encoder (all-MiniLM-L6-v2 in fp32, texts cut at 256 tokens), the same texts in the same
 random order, equal results asserted. They take turns after a round that does not count; theirs at
@@ -58,7 +58,7 @@ def main() -> None:
     """Measure, print the ratio, keep the rows."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", default=os.environ.get("CODIEMB_DATA", ""))
-    parser.add_argument("--texts", type=int, default=1500)
+    parser.add_argument("--texts", type=int, default=600)
     parser.add_argument("--rounds", type=int, default=5)
     given = parser.parse_args()
     texts = mixed_texts(given.data, given.texts)

@@ -2,9 +2,9 @@
 
     python benchmarks/gradient_cache.py [--queries 64 256 1024]
 
-all-MiniLM-L6-v2, one positive and one hard negative a query, texts cut at 64 tokens, two steps, on
-api-docs and its own passages drawn again as often as needed. Each line is a process of its own, so
-that the peak is its own: the most memory held, less what was held before the first step.
+all-MiniLM-L6-v2, one positive and one hard negative a query, texts cut at 64 tokens, one step, on
+api-docs. Each line is a process of its own, so that the peak is its own: the most memory held, less
+what was held before the step.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from codiemb_lib.sources import load_split
 from codiemb_lib.step import backward, batch_loss, lean_embeddings
 
 SETTINGS = ObjectiveSettings(positives=1, negatives=1)
-STEPS = 2
+STEPS = 1
 
 
 def one(queries: int, cached: bool) -> None:

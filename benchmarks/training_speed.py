@@ -48,7 +48,7 @@ from codiemb_lib.sources import load_split
 from codiemb_lib.step import backward, batch_loss, lean_embeddings
 
 BATCH, MAX_LENGTH = 32, 96
-BATCHES = {"alone": 10, "mixed": 4}  # of each set
+BATCHES = {"alone": 4, "mixed": 2}  # of each set
 GPU = torch.cuda.is_available()
 OBJECTIVE = ObjectiveSettings(positives=1, negatives=1)
 

@@ -111,8 +111,8 @@ def train(
     if accelerate is None:
         accelerate = preset.training.accelerate
     folder = check_writable(run_folder(preset.name, variant, seed))
-    launched = int(os.environ.get("WORLD_SIZE", "1")) > 1  # then whoever launched us has the lock
-    with nullcontext() if launched else alone(folder):
+    one_of_several = int(os.environ.get("WORLD_SIZE", "1")) > 1  # which would wait for each other
+    with nullcontext() if one_of_several else alone(folder):
         if accelerate:
             _launch(preset, variant, seed, accelerate)
         else:
@@ -585,7 +585,10 @@ def main(argv: list[str] | None = None) -> None:
     given = parser.parse_args(argv)
     logging.basicConfig(format="%(message)s", level=logging.INFO)
     preset = load_preset(given.preset)
-    train(preset, given.variant, given.seed, accelerate="", progress=given.progress)
+    preset.variant(given.variant)
+    folder = check_writable(run_folder(preset.name, given.variant, given.seed))
+    # Without the lock of `train`: the process that launched these holds it.
+    _train_here(preset, given.variant, given.seed, folder, progress=given.progress, watch=None)
 
 
 if __name__ == "__main__":

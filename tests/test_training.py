@@ -14,7 +14,7 @@ import torch
 import yaml
 from made_up import ir_records, sts_records
 from safetensors.torch import load_file
-from transformers.models.bert.modeling_bert import BertLayer
+from transformers.models.bert.modeling_bert import BertOutput
 
 from codiemb_lib import training
 from codiemb_lib.config import (
@@ -284,8 +284,8 @@ def test_precision_comes_from_the_configuration(project, two_processes):
 
 def test_gradient_checkpointing_changes_memory_alone(project, two_processes, monkeypatch):
     passes = []
-    forward = BertLayer.forward
-    monkeypatch.setattr(BertLayer, "forward", lambda *a, **o: passes.append(1) or forward(*a, **o))
+    forward = BertOutput.forward  # a part of every layer
+    monkeypatch.setattr(BertOutput, "forward", lambda *a, **o: passes.append(1) or forward(*a, **o))
     expected = books(train(load_preset("tiny"), "codiemb", 0, progress=False))[0]
     once = len(passes)
     preset = change(project, gradient_checkpointing=True)
