@@ -116,7 +116,7 @@ class TrainingSettings(_Settings):
     gradient_cache: bool = False  # bounds memory at any batch size; a third slower
     gradient_checkpointing: bool = False  # computes layers twice, to save memory
     accelerate: str = ""  # a configuration of accelerate in presets/accelerate; "": this process
-    workers: Annotated[int, Field(ge=0)] = 1  # processes that draw and tokenise ahead
+    workers: Annotated[int, Field(ge=0)] = 0  # that draw and tokenise ahead; a GPU wants some
     trackers: tuple[str, ...] = ()  # of accelerate: tensorboard, trackio, wandb, ...
 
 
