@@ -6,7 +6,7 @@ Both train the same encoder (all-MiniLM-L6-v2, texts cut at 96 tokens, dropout o
 epoch of the same records in global batches of 32, with the same objectives: InfoNCE over in-batch
 and hard negatives (their MultipleNegativesRankingLoss), CoSENT, and fused AdamW with the gradient
 clipped. They take turns; a round is one of each, after a round that does not count. The clock runs
-from the first step's beginning to the last one's end. On a GPU both train in bf16, with workers that
+from the first step to the last. On a GPU both train in bf16, with workers that
 tokenise ahead; on a CPU without.
 
 With `--data` or CODIEMB_DATA, the sets are STS-B, SQuAD sentences and MedQuAD from that folder; a
