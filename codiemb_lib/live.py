@@ -10,8 +10,9 @@ import pandas as pd
 from IPython.display import DisplayHandle
 from matplotlib.figure import Figure
 
-from codiemb_lib.figures import TIMES_100
-from codiemb_lib.style import ROLES, SHEET, TASK_ROLES, WIDTH_2
+# Its own, of the house's palette: were they those of `style`, a changed figure would train anew.
+_COLOURS = {"ir": "#0173B2", "sts": "#DE8F05", "mixed": "#333333"}
+_LINES = {"ir": "o-", "sts": "s--"}
 
 
 class LivePlot:
@@ -47,18 +48,17 @@ def draw(log: pd.DataFrame, dev: pd.DataFrame) -> Figure:
             the untrained encoder.
     """
     kinds = sorted(log["task"].unique())
-    with plt.style.context(SHEET):
-        figure, axes = plt.subplots(1, len(kinds) + 1, figsize=(WIDTH_2, 2.0), layout="constrained")
-        for ax, kind in zip(axes, kinds, strict=False):
-            rows, role = log[log["task"] == kind], ROLES[TASK_ROLES.get(kind, "baseline")]
-            ax.plot(rows["step"], rows["loss"], ".", ms=3, color=role.colour, alpha=0.4)
-            ax.plot(rows["step"], rows["loss"].ewm(span=10).mean(), color=role.colour)
-            ax.set(title=f"loss, {kind.upper()} batches (↓)", xlabel="optimiser step")
-        for task, rows in dev.groupby("task"):
-            role, mean = ROLES[TASK_ROLES[task]], rows.groupby("step")["value"].mean()
-            gain = 100 * (mean - mean.iloc[0])
-            axes[-1].plot(gain, role.marker, ls=role.line, color=role.colour, label=task.upper())
-        axes[-1].set(title=f"gain on dev {TIMES_100}", xlabel="optimiser step")
-        axes[-1].axhline(0, color="#999999", lw=0.5)
-        axes[-1].legend()
+    figure, axes = plt.subplots(1, len(kinds) + 1, figsize=(6.8, 2.0), layout="constrained")
+    for ax, kind in zip(axes, kinds, strict=False):
+        rows, colour = log[log["task"] == kind], _COLOURS[kind]
+        ax.plot(rows["step"], rows["loss"], ".", ms=3, color=colour, alpha=0.4)
+        ax.plot(rows["step"], rows["loss"].ewm(span=10).mean(), color=colour)
+        ax.set(title=f"loss, {kind.upper()} batches (↓)", xlabel="optimiser step")
+    for task, rows in dev.groupby("task"):
+        mean = rows.groupby("step")["value"].mean()
+        gain = 100 * (mean - mean.iloc[0])
+        axes[-1].plot(gain, _LINES[task], ms=3, color=_COLOURS[task], label=task.upper())
+    axes[-1].set(title="gain on dev × 100 (↑)", xlabel="optimiser step")
+    axes[-1].axhline(0, color="#999999", lw=0.5)
+    axes[-1].legend()
     return figure

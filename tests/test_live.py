@@ -20,7 +20,7 @@ DEV = pd.DataFrame(
 def test_it_draws_the_losses_of_each_kind_and_the_mean_gain_of_each_task():
     figure = draw(pd.DataFrame(LOG), DEV)
     first, second, scores = figure.axes
-    assert first.get_title("left").startswith("loss, IR")
+    assert first.get_title().startswith("loss, IR")
     assert list(second.lines[0].get_ydata()) == [row["loss"] for row in LOG if row["task"] == "sts"]
     gains = {line.get_label(): list(line.get_ydata()) for line in scores.lines[:2]}
     assert gains["IR"] == pytest.approx([0, 8, 16])
