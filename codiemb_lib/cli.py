@@ -106,11 +106,11 @@ def mine_data(arguments: argparse.Namespace) -> None:
     from codiemb_lib.files import check_writable
     from codiemb_lib.mining import mine
     from codiemb_lib.readers import read_beir_corpus
-    from codiemb_lib.sources import load_dataset, load_split
+    from codiemb_lib.sources import load_dataset
 
     check_writable(arguments.out)
-    source = _source(arguments.source)
-    records = load_split(source, arguments.split)
+    dataset = load_dataset(_source(arguments.source))
+    records = dataset.split(arguments.split)
     mined = mine(
         Encoder.load(EncoderSettings(name=arguments.encoder)),
         records,
@@ -122,7 +122,7 @@ def mine_data(arguments: argparse.Namespace) -> None:
         depth=arguments.depth,
         progress=sys.stderr.isatty(),
     )
-    _write(arguments.out, {**load_dataset(source).splits, arguments.split: mined})
+    _write(arguments.out, {**dataset.splits, arguments.split: mined})
     found = sum(len(record.negatives) for record in mined)
     without = sum(not record.negatives for record in mined)
     print(f"{found:,} hard negatives for {len(mined):,} records, {without:,} of them without any")
