@@ -46,7 +46,13 @@ def one(queries: int, cached: bool) -> None:
         step = Step("ir", "api-docs", (tuple(generator.permutation(len(records))[:queries]),))
         prompts = {"api-docs": DatasetSettings(name="api-docs")}
         batch = make_batch(step, records, prompts, SETTINGS, generator)
-        share = make_share(batch, encoder.tokenizer, tokens_per_forward=1024, seed=[number])
+        share = make_share(
+            batch,
+            encoder.tokenizer,
+            tokens_per_forward=2048,
+            joined=encoder.joins_blocks,
+            seed=[number],
+        )
         began = time.perf_counter()
         loss = backward(
             accelerator,

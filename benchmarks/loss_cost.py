@@ -48,7 +48,9 @@ def main() -> None:
         generator = np.random.default_rng(number + 2)
         step = Step("sts", "all", (tuple(generator.permutation(len(records))[: given.pairs]),))
         batch = make_batch(step, records, prompts, SETTINGS, generator)
-        share = make_share(batch, encoder.tokenizer, tokens_per_forward=1024, seed=[0])
+        share = make_share(
+            batch, encoder.tokenizer, tokens_per_forward=2048, joined=encoder.joins_blocks, seed=[0]
+        )
         seconds = {}
         for objective in ("cosent", "codiemb") if number % 2 else ("codiemb", "cosent"):
             loss_seconds = 0.0

@@ -105,7 +105,8 @@ class Ours:
             {name: DatasetSettings(name=name) for name in sets},
             OBJECTIVE,
             seed=0,
-            tokens_per_forward=16384 if GPU else 1024,
+            tokens_per_forward=16384 if GPU else 2048,
+            joined=encoder.joins_blocks,
         )
         self.tokens = 0
 

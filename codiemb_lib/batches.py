@@ -16,7 +16,7 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from codiemb_lib.config import DatasetSettings, ObjectiveSettings
-from codiemb_lib.encoder import Padded, TextTokenizer, micro_batches
+from codiemb_lib.encoder import Padded, TextTokenizer, forward_passes
 from codiemb_lib.records import Record
 from codiemb_lib.sampling import MixedTaskPlan, SingleTaskPlan, Step
 
@@ -124,14 +124,14 @@ class Share:
 
     Attributes:
         batch: The global batch.
-        forwards: The padded texts of each forward pass, the longest texts first.
+        forwards: The blocks of padded texts of each forward pass, the longest texts first.
         order: (m,) for each text of the share its row in the joined output of the passes.
         seeds: One for each forward pass: its dropout is the same whenever it is repeated.
         tokens: Of the texts of this share, padding left out.
     """
 
     batch: Batch
-    forwards: list[Padded]
+    forwards: list[list[Padded]]
     order: np.ndarray
     seeds: list[int]
     tokens: int
@@ -143,18 +143,19 @@ def make_share(
     *,
     tokens_per_forward: int,
     seed: Sequence[int],
+    joined: bool = False,
     rank: int = 0,
     world_size: int = 1,
 ) -> Share:
     """Tokenise a rank's texts and cut them into forward passes of a token budget."""
     own = batch.texts[rank::world_size] or batch.texts[:1]  # as good as idle, but never without
     tokens = tokenizer([text for _, text in own], [prompt for prompt, _ in own])
-    places = micro_batches(tokens, tokens_per_forward)
+    passes = forward_passes(tokens, tokens_per_forward, joined=joined)
     return Share(
         batch,
-        [tokenizer.pad([tokens[i] for i in forward]) for forward in places],
-        np.argsort(np.concatenate(places)),
-        np.random.SeedSequence([*seed, rank]).generate_state(len(places)).tolist(),
+        [[tokenizer.pad([tokens[i] for i in block]) for block in blocks] for blocks in passes],
+        np.argsort([i for blocks in passes for block in blocks for i in block]),
+        np.random.SeedSequence([*seed, rank]).generate_state(len(passes)).tolist(),
         sum(len(text.ids) for text in tokens),
     )
 
@@ -176,6 +177,7 @@ class OptimizerSteps(Dataset):
         accumulation: Batches of an optimiser step.
         max_steps: Optimiser steps at most; 0: all.
         tokens_per_forward: Padded tokens of a forward pass, a bound on memory.
+        joined: Whether a pass takes blocks of several lengths; see `Encoder.joins_blocks`.
         rank, world_size: Which process this is, of how many.
     """
 
@@ -192,13 +194,14 @@ class OptimizerSteps(Dataset):
         accumulation: int = 1,
         max_steps: int = 0,
         tokens_per_forward: int = 2048,
+        joined: bool = False,
         rank: int = 0,
         world_size: int = 1,
     ):
         self.records, self.plan, self.tokenizer = records, plan, tokenizer
         self.prompts, self.objective, self.seed = prompts, objective, seed
         self.accumulation, self.tokens_per_forward = accumulation, tokens_per_forward
-        self.rank, self.world_size = rank, world_size
+        self.joined, self.rank, self.world_size = joined, rank, world_size
         self.per_epoch = -(-plan.length(world_size) // accumulation)
         self.length = min(epochs * self.per_epoch, max_steps or epochs * self.per_epoch)
         self._planned: tuple[int, list[Step]] = (-1, [])  # an epoch's plan, until the next is asked
@@ -233,6 +236,7 @@ class OptimizerSteps(Dataset):
                     self.tokenizer,
                     tokens_per_forward=self.tokens_per_forward,
                     seed=seed,
+                    joined=self.joined,
                     rank=self.rank,
                     world_size=self.world_size,
                 )

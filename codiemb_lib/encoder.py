@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
+from codiemb_lib import lean
 from codiemb_lib.config import EncoderSettings, LoraSettings, project_root, unknown
 from codiemb_lib.files import atomic_path, read_json, sha256_file, sha256_text, write_json
 
@@ -28,7 +29,8 @@ POOLING_KEYS = {
 }
 
 
-_BATCH_COST = 32  # what a forward pass costs besides its tokens, in tokens
+_PASS_COST = 32  # what a forward pass costs besides its tokens, in tokens
+_BLOCK_COST = 8  # and a block in a pass of several
 _CUT_AT_ONCE = 1024  # texts; sorted ones differ so little that larger pieces gain nothing
 
 
@@ -64,7 +66,7 @@ class Tokens(NamedTuple):
 
 
 class Padded(NamedTuple):
-    """Texts of similar length, padded on the right: what one forward pass takes."""
+    """A block: texts of similar length, padded on the right."""
 
     ids: np.ndarray  # (B, T)
     lengths: np.ndarray  # (B,)
@@ -150,6 +152,7 @@ class Encoder(nn.Module):
         self._no_split_modules = getattr(backbone, "_no_split_modules", None)  # for sharding
         if getattr(backbone, "pooler", None) is not None:  # BERT's head: in the file, never used
             backbone.pooler.requires_grad_(False)
+        self._joins_blocks = lean.prepare(backbone)
 
     @classmethod
     def load(cls, settings: EncoderSettings) -> Encoder:
@@ -238,23 +241,58 @@ class Encoder(nn.Module):
         """Length D of an embedding."""
         return self.backbone.config.hidden_size
 
-    def forward(self, batch: Padded, *, middle: bool = False) -> tuple[Tensor, ...]:
-        """Unit vectors of one padded batch: (final,), each (B, D); (final, middle) on demand.
+    @property
+    def joins_blocks(self) -> bool:
+        """Whether one forward pass of the backbone takes blocks of several lengths; see `lean`."""
+        return self._joins_blocks and self.device.type == "cpu"
+
+    def forward(self, blocks: Sequence[Padded], *, middle: bool = False) -> tuple[Tensor, ...]:
+        """Unit vectors of all blocks' texts: (final,), each (B, D); (final, middle) on demand.
 
         The middle layer is index L//2 of the L+1 hidden states (METHOD, "Objectives").
         """
-        ids, lengths, prompts = (torch.from_numpy(part).to(self.device) for part in batch)
-        positions = torch.arange(ids.shape[1], device=self.device)
-        mask = positions < lengths[:, None]  # (B, T)
+        padded = [[torch.from_numpy(part).to(self.device) for part in block] for block in blocks]
+        if self.joins_blocks:
+            states = self._joined(padded, middle)
+        else:
+            states = [self._alone(ids, lengths, middle) for ids, lengths, _ in padded]
+        pooled = []
+        for (ids, lengths, prompts), of_block in zip(padded, states, strict=True):
+            positions = torch.arange(ids.shape[1], device=ids.device)
+            mask = positions < lengths[:, None]  # (B, T)
+            if not self.include_prompt and self.pooling == "mean":
+                mask = mask & (positions >= prompts[:, None])
+            pooled.append([self._pool(state, mask) for state in of_block])
+        return tuple(
+            functional.normalize(torch.cat(parts), dim=-1) for parts in zip(*pooled, strict=True)
+        )
+
+    def _alone(self, ids: Tensor, lengths: Tensor, middle: bool) -> list[Tensor]:
+        """Token states (B, T, D) of one block by itself: [last], or [last, middle]."""
+        mask = torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]  # (B, T)
         output = self.backbone(
             input_ids=ids, attention_mask=mask.long(), output_hidden_states=middle
         )
-        if not self.include_prompt and self.pooling == "mean":
-            mask = mask & (positions >= prompts[:, None])
-        states = [output.last_hidden_state]
-        if middle:
-            states.append(output.hidden_states[len(output.hidden_states[1:]) // 2])
-        return tuple(functional.normalize(self._pool(state, mask), dim=-1) for state in states)
+        return _states(output, middle)
+
+    def _joined(self, padded: Sequence[Sequence[Tensor]], middle: bool) -> list[list[Tensor]]:
+        """Token states of each block, from one pass over the tokens of all."""
+        shapes = [ids.shape for ids, *_ in padded]
+        first = getattr(self.backbone.embeddings.position_embeddings, "padding_idx", None)
+        first = 0 if first is None else first + 1  # RoBERTa's lies behind the padding's
+        positions = [torch.arange(first, first + T).repeat(B) for B, T in shapes]
+        output = self.backbone(
+            input_ids=torch.cat([ids.flatten() for ids, *_ in padded])[None],  # (1, sum of B * T)
+            position_ids=torch.cat(positions)[None],
+            output_hidden_states=middle,
+            blocks=[lean.Block.of(ids, lengths) for ids, lengths, _ in padded],
+        )
+        sizes = [B * T for B, T in shapes]
+        pieces = zip(*(state[0].split(sizes) for state in _states(output, middle)), strict=True)
+        return [
+            [piece.unflatten(0, shape) for piece in of_block]
+            for of_block, shape in zip(pieces, shapes, strict=True)
+        ]
 
     def _pool(self, states: Tensor, mask: Tensor) -> Tensor:
         states = states.float()  # (B, T, D)
@@ -288,10 +326,11 @@ class Encoder(nn.Module):
         tokens = self.tokenizer(distinct, [prompt] * len(distinct))
         output = np.empty((len(distinct), self.dimension), dtype=np.float32)
         with tqdm(total=len(distinct), desc="encode", disable=not progress, leave=False) as bar:
-            for batch in micro_batches(tokens, tokens_per_forward):
-                (final,) = self(self.tokenizer.pad([tokens[i] for i in batch]))
-                output[batch] = final.float().cpu().numpy()
-                bar.update(len(batch))
+            for blocks in forward_passes(tokens, tokens_per_forward, joined=self.joins_blocks):
+                (final,) = self([self.tokenizer.pad([tokens[i] for i in b]) for b in blocks])
+                places = np.concatenate(blocks)
+                output[places] = final.float().cpu().numpy()
+                bar.update(len(places))
         self.train(training)
         row = {text: i for i, text in enumerate(distinct)}
         return output[[row[text] for text in texts]]
@@ -343,34 +382,59 @@ class Encoder(nn.Module):
         return folder
 
 
-def micro_batches(tokens: Sequence[Tokens], budget: int) -> list[list[int]]:
-    """Places of texts, the longest first, cut into batches of at most `budget` padded tokens.
+def forward_passes(tokens: Sequence[Tokens], budget: int, *, joined: bool) -> list[list[list[int]]]:
+    """Places of texts, the longest first, in forward passes of at most `budget` padded tokens.
 
-    Among all ways to cut the sorted texts, the one with the least padding, where a batch of its own
-    counts as much as `_BATCH_COST` tokens of padding. A text longer than the budget stands alone.
+    A pass is a list of blocks, a block the places of texts that are padded to one length. Where
+    passes are `joined` from blocks, blocks are cut finely, and passes filled with them; otherwise
+    each pass has one. A text longer than the budget stands alone.
+    """
+    blocks = _cut(tokens, budget, _BLOCK_COST if joined else _PASS_COST)
+    passes: list[list[list[int]]] = []
+    room = 0
+    for block in blocks:
+        size = len(block) * len(tokens[block[0]].ids)
+        if not joined or size > room:
+            passes.append([])
+            room = budget
+        passes[-1].append(block)
+        room -= size
+    return passes
+
+
+def _cut(tokens: Sequence[Tokens], budget: int, cost: int) -> list[list[int]]:
+    """The cut of the sorted texts with the least padding, a block counting as `cost` tokens of it.
+
     Of many texts each `_CUT_AT_ONCE` are cut for themselves.
     """
     order = np.argsort([-len(text.ids) for text in tokens], kind="stable")
-    batches = []
+    blocks = []
     for start in range(0, len(order), _CUT_AT_ONCE):
         piece = order[start : start + _CUT_AT_ONCE]
         lengths = np.array([len(tokens[i].ids) for i in piece])
-        cost = np.zeros(len(piece) + 1)  # of the best cut of the first n texts
-        begin = np.zeros(len(piece) + 1, dtype=int)  # where its last batch begins
+        total = np.zeros(len(piece) + 1)  # of the best cut of the first n texts
+        begin = np.zeros(len(piece) + 1, dtype=int)  # where its last block begins
         low = 0
         for n in range(1, len(piece) + 1):
             while low < n - 1 and lengths[low] * (n - low) > budget:
                 low += 1
             starts = np.arange(low, n)
-            costs = cost[low:n] + lengths[low:n] * (n - starts) + _BATCH_COST
-            best = int(costs.argmin())
-            cost[n], begin[n] = costs[best], low + best
+            totals = total[low:n] + lengths[low:n] * (n - starts) + cost
+            best = int(totals.argmin())
+            total[n], begin[n] = totals[best], low + best
         cut, n = [], len(piece)
         while n:
             cut.append(piece[begin[n] : n].tolist())
             n = begin[n]
-        batches += reversed(cut)
-    return batches
+        blocks += reversed(cut)
+    return blocks
+
+
+def _states(output, middle: bool) -> list[Tensor]:
+    states = [output.last_hidden_state]
+    if middle:
+        states.append(output.hidden_states[len(output.hidden_states[1:]) // 2])
+    return states
 
 
 def _locate(settings: EncoderSettings) -> Path:

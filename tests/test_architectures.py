@@ -25,7 +25,7 @@ def load(folder, **options) -> Encoder:
 
 def forward(encoder, texts, prompt="", **options):
     return encoder(
-        encoder.tokenizer.pad(encoder.tokenizer(texts, [prompt] * len(texts))), **options
+        [encoder.tokenizer.pad(encoder.tokenizer(texts, [prompt] * len(texts)))], **options
     )
 
 
@@ -117,7 +117,7 @@ def test_middle_is_at_half_depth(make_architecture, tmp_path, architecture, laye
     states = encoder.backbone(torch.from_numpy(tokens.ids), output_hidden_states=True).hidden_states
     assert len(states) == layers + 1
     expected = torch.nn.functional.normalize(states[middle].mean(1), dim=-1)
-    torch.testing.assert_close(encoder(tokens, middle=True)[1], expected)
+    torch.testing.assert_close(encoder([tokens], middle=True)[1], expected)
 
 
 def first_states(model, folder, texts):

@@ -121,24 +121,31 @@ def test_ranks_share_the_texts_and_each_has_at_least_one(make_encoder, world_siz
     assert min(len(share.order) for share in shares) >= 1
     if world_size < len(batch.texts):
         assert sum(len(share.order) for share in shares) == len(batch.texts)
-        assert max(forward.ids.size for share in shares for forward in share.forwards) <= 64
+        assert (
+            max(b.ids.size for share in shares for blocks in share.forwards for b in blocks) <= 64
+        )
         encoded = [
             tuple(row[:n])
             for share in shares
-            for forward in share.forwards
-            for row, n in zip(forward.ids.tolist(), forward.lengths, strict=True)
+            for blocks in share.forwards
+            for block in blocks
+            for row, n in zip(block.ids.tolist(), block.lengths, strict=True)
         ]
         prompts, plain = zip(*batch.texts, strict=True)
         assert sorted(encoded) == sorted(tuple(t.ids) for t in tokenizer(plain, prompts))
 
 
-def test_forward_passes_keep_to_their_budget_and_order_puts_texts_back(make_encoder):
+@pytest.mark.parametrize("joined", [True, False])
+def test_forward_passes_keep_to_their_budget_and_order_puts_texts_back(make_encoder, joined):
     batch = drawn(RECORDS, "mixed")
     tokenizer = make_encoder().tokenizer
-    share = make_share(batch, tokenizer, tokens_per_forward=50, seed=[0])
-    assert all(forward.ids.size <= 50 for forward in share.forwards)
+    share = make_share(batch, tokenizer, tokens_per_forward=50, seed=[0], joined=joined)
+    assert all(sum(block.ids.size for block in blocks) <= 50 for blocks in share.forwards)
     rows = [
-        row[:n].tolist() for f in share.forwards for row, n in zip(f.ids, f.lengths, strict=True)
+        row[:n].tolist()
+        for blocks in share.forwards
+        for block in blocks
+        for row, n in zip(block.ids, block.lengths, strict=True)
     ]
     prompts, plain = zip(*batch.texts, strict=True)
     assert [rows[i] for i in share.order] == [t.ids for t in tokenizer(plain, prompts)]

@@ -26,7 +26,8 @@ from codiemb_lib.encoder import (
     EncoderError,
     Packaged,
     Tokens,
-    micro_batches,
+    _cut,
+    forward_passes,
     model_hash,
 )
 
@@ -52,9 +53,9 @@ def test_forward_equals_one_text_at_a_time(make_encoder):
     encoder = make_encoder()
     prompts = ["", "query: ", "", "query: ", ""]
     tokens = encoder.tokenizer(TEXTS, prompts)
-    together = encoder(encoder.tokenizer.pad(tokens), middle=True)
+    together = encoder([encoder.tokenizer.pad(tokens)], middle=True)
     for i, text in enumerate(tokens):
-        alone = encoder(encoder.tokenizer.pad([text]), middle=True)
+        alone = encoder([encoder.tokenizer.pad([text])], middle=True)
         for states, state in zip(together, alone, strict=True):
             torch.testing.assert_close(states[i], state[0], atol=1e-6, rtol=0)
 
@@ -62,10 +63,10 @@ def test_forward_equals_one_text_at_a_time(make_encoder):
 def test_middle_is_the_layer_at_half_depth(make_encoder):
     encoder = make_encoder(layers=4)
     batch = encoder.tokenizer.pad(encoder.tokenizer(["the old cat"], [""]))
-    _, middle = encoder(batch, middle=True)
+    _, middle = encoder([batch], middle=True)
     shallow = make_encoder(layers=4)
     shallow.backbone.encoder.layer = shallow.backbone.encoder.layer[:2]
-    torch.testing.assert_close(middle, shallow(batch)[0])
+    torch.testing.assert_close(middle, shallow([batch])[0])
 
 
 def test_tokens_know_their_prompt_and_keep_to_the_length(make_encoder):
@@ -84,15 +85,25 @@ def test_padding_is_on_the_right(make_encoder):
     np.testing.assert_array_equal(batch.prompts, [1, 0])
 
 
-def test_micro_batches_hold_all_texts_and_keep_the_budget():
+@pytest.mark.parametrize("joined", [True, False])
+def test_forward_passes_hold_all_texts_and_keep_the_budget(joined):
     lengths = np.random.default_rng(0).integers(1, 50, 200)
     tokens = [Tokens([0] * length, 0) for length in lengths]
-    batches = micro_batches(tokens, 100)
-    assert sorted(i for batch in batches for i in batch) == list(range(200))
-    assert all(len(batch) * lengths[batch].max() <= 100 for batch in batches)
-    assert [len(batch) for batch in micro_batches(tokens[:3], 1)] == [1, 1, 1]  # never nothing
-    order = [lengths[i] for batch in batches for i in batch]
-    assert order == sorted(order, reverse=True)
+    passes = forward_passes(tokens, 100, joined=joined)
+    order = [i for blocks in passes for block in blocks for i in block]
+    assert sorted(order) == list(range(200))
+    assert [lengths[i] for i in order] == sorted(lengths, reverse=True)
+    sizes = [sum(len(block) * lengths[block].max() for block in blocks) for blocks in passes]
+    assert max(sizes) <= 100
+    assert (max(map(len, passes)) > 1) == joined
+    # never nothing
+    assert forward_passes(tokens[:2], 1, joined=joined) in ([[[0]], [[1]]], [[[1]], [[0]]])
+
+
+def test_joined_passes_are_filled_up():
+    tokens = [Tokens([0] * length, 0) for length in (40, 20, 20, 5)]
+    assert forward_passes(tokens, 85, joined=True) == [[[0], [1, 2], [3]]]
+    assert forward_passes(tokens, 84, joined=True) == [[[0], [1, 2]], [[3]]]
 
 
 def test_encode_puts_texts_in_order_whatever_the_budget(make_encoder):
@@ -334,7 +345,7 @@ def train(encoder, optimizer, seeds):
     for seed in seeds:
         torch.manual_seed(seed)
         optimizer.zero_grad()
-        (encoder(batch)[0] @ target).sum().backward()
+        (encoder([batch])[0] @ target).sum().backward()
         optimizer.step()
 
 
@@ -421,15 +432,14 @@ def test_adapters_of_unknown_layers_are_refused(saved):
         with_adapters(saved, targets=["querry"])
 
 
-def cost(lengths, batches):
-    own = encoder_module._BATCH_COST
-    return sum(max(lengths[i] for i in batch) * len(batch) + own for batch in batches)
+@pytest.mark.parametrize("price", [8, 32])
+@given(lengths=st.lists(st.integers(1, 70), min_size=1, max_size=9))
+def test_blocks_are_the_cheapest_cut_of_the_sorted_texts(price, lengths):
+    def cost(blocks):
+        return sum(max(lengths[i] for i in block) * len(block) + price for block in blocks)
 
-
-@given(st.lists(st.integers(1, 70), min_size=1, max_size=9))
-def test_micro_batches_are_the_cheapest_cut_of_the_sorted_texts(lengths):
-    batches = micro_batches([Tokens([0] * n, 0) for n in lengths], 100)
-    order = [i for batch in batches for i in batch]
+    blocks = _cut([Tokens([0] * n, 0) for n in lengths], 100, price)
+    order = [i for block in blocks for i in block]
     assert sorted(order) == list(range(len(lengths)))
     assert [lengths[i] for i in order] == sorted(lengths, reverse=True)
     cheapest = np.inf
@@ -438,13 +448,13 @@ def test_micro_batches_are_the_cheapest_cut_of_the_sorted_texts(lengths):
         for i, new in zip(order[1:], cuts, strict=True):
             cut = [*cut, [i]] if new else [*cut[:-1], [*cut[-1], i]]
         if all(len(b) == 1 or lengths[b[0]] * len(b) <= 100 for b in cut):
-            cheapest = min(cheapest, cost(lengths, cut))
-    assert cost(lengths, batches) == cheapest
+            cheapest = min(cheapest, cost(cut))
+    assert cost(blocks) == cheapest
 
 
 def test_many_texts_are_cut_piece_by_piece(monkeypatch):
     monkeypatch.setattr(encoder_module, "_CUT_AT_ONCE", 7)
     tokens = [Tokens([0] * (1 + i % 50), 0) for i in range(100)]
-    batches = micro_batches(tokens, 120)
-    assert sorted(i for batch in batches for i in batch) == list(range(100))
-    assert all(len(tokens[b[0]].ids) * len(b) <= 120 for b in batches)
+    blocks = _cut(tokens, 120, 8)
+    assert sorted(i for block in blocks for i in block) == list(range(100))
+    assert all(len(tokens[b[0]].ids) * len(b) <= 120 for b in blocks)

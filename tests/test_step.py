@@ -40,7 +40,13 @@ def gradient(encoder, batches, *, sts_objective="codiemb", settings=SETTINGS, bu
         backward(
             Accelerator(cpu=True),
             encoder,
-            make_share(batch, encoder.tokenizer, tokens_per_forward=budget, seed=[7]),
+            make_share(
+                batch,
+                encoder.tokenizer,
+                tokens_per_forward=budget,
+                seed=[7],
+                joined=encoder.joins_blocks,
+            ),
             lambda *a: batch_loss(*a, settings=settings, sts_objective=sts_objective),
             middle=needs_middle(batch, settings, sts_objective),
             scale=1 / len(batches),
@@ -159,7 +165,7 @@ def test_the_gradient_is_that_of_each_text_encoded_alone_at_each_of_its_places(
 
     def alone(row):
         prompt, text = batch.texts[row]
-        return encoder(encoder.tokenizer.pad(encoder.tokenizer([text], [prompt])), middle=middle)
+        return encoder([encoder.tokenizer.pad(encoder.tokenizer([text], [prompt]))], middle=middle)
 
     # Every place has an embedding of its own, even where two places have one text.
     places = [*batch.queries, *batch.positives.flat, *batch.negatives]

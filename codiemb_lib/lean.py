@@ -1,0 +1,205 @@
+"""Blocks of texts of unlike lengths in one forward pass, and dropout that costs little: for CPUs.
+
+A block is some texts padded to one length. All its tokens, behind each other with those of other
+blocks, are rows of one matrix: layers that look at a token alone (projections, activations, norms)
+take them all at once, as few large products, and attention goes block by block. So texts need not
+be padded to the length of the longest in the pass, nor passes be small to avoid it.
+
+On a CPU, dropout is a quarter of a training step where products are fast: its random numbers are
+drawn one by one, and attention with dropout falls back to an unfused chain of operations. Here
+random bits come by the word, and attention has its gradient in closed form.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+
+ARCHITECTURES = ("bert", "roberta", "xlm-roberta")  # attention looks both ways, at all tokens
+
+_NAME = "codiemb_blocks"
+
+
+class Block(NamedTuple):
+    """Texts of one padded length T, to attention: B * T rows of what it is given."""
+
+    texts: int  # B
+    length: int  # T
+    mask: Tensor | None  # (B, 1, 1, T), added to scores: -inf at padding, else 0; None: all 0
+
+    @classmethod
+    def of(cls, ids: Tensor, lengths: Tensor) -> Block:
+        """The block of padded ids (B, T), with the lengths (B,) of its texts."""
+        B, T = ids.shape
+        mask = None
+        if (lengths < T).any():
+            padding = torch.arange(T) >= lengths[:, None]
+            mask = torch.zeros(B, 1, 1, T).masked_fill_(padding[:, None, None], -torch.inf)
+        return cls(B, T, mask)
+
+
+def prepare(backbone: nn.Module) -> bool:
+    """Let a backbone drop out cheaply, and take blocks if it is of an architecture that can.
+
+    Returns:
+        Whether it takes them: its call then has a keyword `blocks`, a list of :class:`Block`,
+        beside `input_ids` and `position_ids` of shape (1, N), those of all blocks in a row.
+    """
+    for module in backbone.modules():
+        if type(module) is nn.Dropout:
+            module.__class__ = Dropout
+    takes_blocks = backbone.config.model_type in ARCHITECTURES
+    if takes_blocks:  # of this object alone: configurations are saved without it
+        backbone.config._attn_implementation = _NAME
+    return takes_blocks
+
+
+def keep_mask(shape: Sequence[int], p: float) -> tuple[Tensor, float]:
+    """Which entries dropout keeps, a boolean tensor, and the factor for those that it keeps.
+
+    Each entry is kept on its own, with a probability of 1 - p rounded to a multiple of 2^-16; the
+    factor is the inverse of that. The bits are those of SFC64, seeded by torch's generator: what
+    `torch.manual_seed` repeats, this repeats.
+    """
+    dropped = round(p * 2**16)
+    seed = int(torch.randint(2**62, ()))
+    count = int(np.prod(shape))
+    words = np.random.SFC64(seed).random_raw(-(-count // 4))  # four entries a word
+    bits = torch.from_numpy(words.view(np.int16)[:count]).view(*shape)
+    return bits >= dropped - 2**15, 2**16 / (2**16 - dropped)
+
+
+class _DropOut(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, p: float) -> Tensor:
+        kept, ctx.factor = keep_mask(x.shape, p)
+        ctx.save_for_backward(kept)
+        return (x * kept).mul_(ctx.factor)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
+        (kept,) = ctx.saved_tensors
+        return (gradient * kept).mul_(ctx.factor), None
+
+
+class Dropout(nn.Dropout):
+    """Dropout whose mask comes from :func:`keep_mask` where the tensor lies on a CPU."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Zero some entries and scale the others, in training alone."""
+        if self.training and 0 < self.p < 1 and input.device.type == "cpu":
+            return _DropOut.apply(input, self.p)
+        return super().forward(input)
+
+
+class _Attention(torch.autograd.Function):
+    """softmax(scale * Q K' + mask), with dropout, times V: tensors (N, H, d), block by block.
+
+    With weights A, and D = A with entries dropped and scaled: dV = D' dO; dD = dO V', of which dA
+    is what was kept, scaled; dS = A * (dA - rowsum(A * dA)); dQ = scale * dS K; dK = scale * dS' Q.
+    """
+
+    @staticmethod
+    def forward(ctx, query, key, value, blocks: Sequence[Block], scale, p) -> Tensor:
+        output = torch.empty_like(query)
+        saved, ctx.factors = [], []
+        for block, rows in _rows(blocks):
+            q, k, v = (_heads(x[rows], block).flatten(0, 1) for x in (query, key, value))
+            scores = torch.baddbmm(q.new_empty(()), q, k.transpose(1, 2), beta=0, alpha=scale)
+            if block.mask is not None:
+                _by_text(scores, block).add_(block.mask)
+            weights = torch.softmax(scores, -1)  # (B * H, T, T)
+            kept, factor = keep_mask(weights.shape, p)
+            mixed = torch.bmm(torch.mul(weights, kept, out=scores), v)
+            torch.mul(_by_text(mixed, block), factor, out=_heads(output[rows], block))
+            saved += [q, k, v, weights, kept]
+            ctx.factors.append(factor)
+        ctx.blocks, ctx.scale = blocks, scale
+        ctx.save_for_backward(*saved)
+        return output
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor):
+        dquery, dkey, dvalue = (torch.empty_like(gradient) for _ in range(3))
+        saved = iter(ctx.saved_tensors)
+        for (block, rows), factor in zip(_rows(ctx.blocks), ctx.factors, strict=True):
+            q, k, v, weights, kept = (next(saved) for _ in range(5))
+            g = (_heads(gradient[rows], block) * factor).flatten(0, 1)
+            work = weights * kept
+            dv = torch.bmm(work.transpose(1, 2), g)
+            dweights = torch.bmm(g, v.transpose(1, 2), out=work).mul_(kept)
+            dscores = torch._softmax_backward_data(dweights, weights, -1, weights.dtype)
+            dscores *= ctx.scale
+            for into, part in (
+                (dquery, torch.bmm(dscores, k)),
+                (dkey, torch.bmm(dscores.transpose(1, 2), q)),
+                (dvalue, dv),
+            ):
+                _heads(into[rows], block).copy_(_by_text(part, block))
+        return dquery, dkey, dvalue, None, None, None
+
+
+def _rows(blocks: Sequence[Block]) -> Iterator[tuple[Block, slice]]:
+    """Each block with its rows."""
+    start = 0
+    for block in blocks:
+        end = start + block.texts * block.length
+        yield block, slice(start, end)
+        start = end
+
+
+def _heads(x: Tensor, block: Block) -> Tensor:
+    """A block's rows (B * T, H, d) as (B, H, T, d)."""
+    return x.unflatten(0, (block.texts, block.length)).transpose(1, 2)
+
+
+def _by_text(x: Tensor, block: Block) -> Tensor:
+    """(B * H, T, ...) as (B, H, T, ...)."""
+    return x.unflatten(0, (block.texts, -1))
+
+
+def block_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    blocks: Sequence[Block] | None = None,
+    **others,
+) -> tuple[Tensor, None]:
+    """Attention with transformers' interface, of blocks: tensors (1, H, N, d) to (1, N, H, d).
+
+    Without blocks it is transformers' own.
+    """
+    if blocks is None:
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **others
+        )
+    scale = query.shape[3] ** -0.5 if scaling is None else scaling
+    query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))  # (N, H, d)
+    if dropout and query.dtype == torch.float32:
+        return _Attention.apply(query, key, value, blocks, scale, dropout)[None], None
+    outputs = []
+    for block, rows in _rows(blocks):
+        q, k, v = (_heads(x[rows], block) for x in (query, key, value))
+        mask = None if block.mask is None else block.mask.to(q.dtype)
+        mixed = functional.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, dropout_p=dropout, scale=scale
+        )
+        outputs.append(mixed.transpose(1, 2).flatten(0, 1))
+    return torch.cat(outputs)[None], None
+
+
+AttentionInterface.register(_NAME, block_attention)
+AttentionMaskInterface.register(_NAME, sdpa_mask)
