@@ -504,6 +504,12 @@ _RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
 }
 
 
+def options_of(method: str) -> dict[str, inspect.Parameter]:
+    """The options of a method by name, as in its signature."""
+    parameters = inspect.signature(METHODS[method]).parameters
+    return {name: p for name, p in parameters.items() if p.kind is p.KEYWORD_ONLY}
+
+
 def check_options(method: str, options: Mapping[str, Any], count: int | None = None) -> None:
     """Refuse what a method cannot take, before any work.
 
@@ -519,7 +525,7 @@ def check_options(method: str, options: Mapping[str, Any], count: int | None = N
     """
     if method not in METHODS:
         raise FusionError(_unknown("method", method, METHODS))
-    known = [*list(inspect.signature(METHODS[method]).parameters)[2:], "scale"]
+    known = [*options_of(method), "scale"]
     for name, value in options.items():
         if name not in known:
             raise FusionError(_unknown(f"option of {method}", name, known))
@@ -626,10 +632,9 @@ def merge(
 
     if sources:
         base, checkpoints = with_kept(base), [with_kept(model) for model in checkpoints]
-    parameters = inspect.signature(METHODS[method]).parameters.values()
-    missing = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is p.empty]
-    if missing := [name for name in missing if name not in options]:
-        raise FusionError(f"{method}: expected the option {missing[0]!r}, found none.")
+    for name, option in options_of(method).items():
+        if option.default is option.empty and name not in options:
+            raise FusionError(f"{method}: expected the option {name!r}, found none.")
     merged = METHODS[method](base, checkpoints, **options)
 
     def scaled(name: str) -> Tensor:
