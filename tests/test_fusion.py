@@ -231,12 +231,33 @@ def test_layer_of(name, layer):
 # Algebra of merging
 
 
-@every_method(but="permuted")
-def test_order_of_ingredients_does_not_matter(options):
+@settings(max_examples=100, deadline=None)
+@given(
+    options=st.sampled_from([o for o in EVERY_METHOD if name_of(o) not in DIFFERS["permuted"]]),
+    sizes=st.lists(st.sampled_from([0.0, 1e-3, 0.1, 3.0]), min_size=2, max_size=4),
+    data=st.data(),
+)
+def test_order_of_ingredients_does_not_matter(options, sizes, data):
+    count = len(sizes)
+    models = [make_model(j, BASE, size=size) for j, size in enumerate(sizes)]
+    order = data.draw(st.permutations(range(count)))
     turned = dict(options)
     if "weights" in options:  # they go with their models
-        turned["weights"] = options["weights"][::-1]
-    assert_equal_models(fuse(BASE, CHECKPOINTS[::-1], **turned), fuse(BASE, CHECKPOINTS, **options))
+        options = options | {"weights": [*options["weights"], 1.5][:count]}
+        turned["weights"] = [options["weights"][j] for j in order]
+    expected = fuse(BASE, models, **options)
+    assert_equal_models(fuse(BASE, [models[j] for j in order], **turned), expected)
+
+
+@settings(max_examples=100, deadline=None)
+@given(options=st.sampled_from(DELTA_OPTIONS), seeds=st.lists(st.integers(1, 9), max_size=4))
+def test_a_mean_of_deltas_lies_among_its_ingredients(options, seeds):
+    models = [make_model(seed, BASE) for seed in (1, *seeds)]
+    merged = fuse(BASE, models, **options)
+    for name in SHAPES:
+        values = torch.stack([model[name] for model in models])
+        assert (merged[name] >= values.amin(dim=0) - 1e-9).all()
+        assert (merged[name] <= values.amax(dim=0) + 1e-9).all()
 
 
 @every_method(but="alone")

@@ -266,6 +266,17 @@ def test_damaged_files_are_refused(folders, tmp_path, damage):
         fuse(base, runs, output=tmp_path / "fused")
 
 
+@pytest.mark.parametrize("odd", range(1, 8))
+def test_tensors_may_begin_anywhere_in_a_file(tmp_path, odd):
+    expected = {"x": torch.arange(5.0), "y": torch.arange(3), "z": torch.zeros(0, 2)}
+    save_file(expected, tmp_path / "model.safetensors")
+    content = (tmp_path / "model.safetensors").read_bytes()
+    length = int.from_bytes(content[:8], "little") + odd  # as the first writers of the form did
+    header, tensors = content[8 : 8 + length - odd] + b" " * odd, content[8 + length - odd :]
+    (tmp_path / "model.safetensors").write_bytes(length.to_bytes(8, "little") + header + tensors)
+    assert_equal_models(Folder(tmp_path), expected, rtol=0, atol=0)
+
+
 def test_types_of_numbers_that_cannot_be_merged_are_refused(folders, tmp_path):
     base, *runs = folders
     save_file({"x": torch.zeros(2).to(torch.float8_e5m2)}, runs[0] / "model.safetensors")
@@ -410,4 +421,5 @@ def test_a_kill_leaves_no_half_written_model(large, tmp_path):
     process.send_signal(signal.SIGKILL)
     process.communicate(timeout=240)
     assert not (tmp_path / "out" / "fused").exists()
-    assert fuse(large[0], large[1:], output=tmp_path / "out" / "fused").is_dir()
+    fuse(large[0], large[1:], output=tmp_path / "out" / "fused")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["fused"]
