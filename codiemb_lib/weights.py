@@ -1,0 +1,579 @@
+"""Weights on disk: model folders as mappings that read one tensor at a time, and their writer.
+
+A folder is any model of transformers or sentence-transformers with weights in safetensors, whole or
+in shards, or a LoRA adapter of peft on top of a base. Nothing here knows an architecture.
+
+Memory: a tensor is a view of its file's pages, which leave the process with the tensor. So whoever
+walks through models in step holds one tensor of each, never a model.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import mmap
+import re
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from codiemb_lib.files import atomic_path, clear_scratch, read_json, sha256_file
+
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+_INDEX = ".safetensors.index.json"  # says which tensor lies in which shard
+_PICKLES = {".bin", ".pt", ".pth", ".ckpt"}
+_COPIED_SUFFIXES = {".json", ".txt", ".model", ".jinja", ".py"}
+
+# What the settings of two checkpoints of one run may differ in: library versions, the state in
+# which a tokenizer was saved, and the type of numbers in the file.
+_VOLATILE_KEYS = {"__version__", "truncation", "padding"}
+_VOLATILE_KEYS |= {"transformers_version", "dtype", "torch_dtype", "_name_or_path"}
+
+
+class FusionError(ValueError):
+    """Models, or what is asked of them, do not fit together."""
+
+
+class Lazy(Mapping[str, Tensor]):
+    """A model whose tensors are worked out when they are asked for, each time anew.
+
+    Args:
+        names: Of its tensors, in order.
+        work_out: From a name to its tensor.
+        like: The model whose folder it has in messages, and whose list of kept models.
+    """
+
+    def __init__(
+        self,
+        names: Iterable[str],
+        work_out: Callable[[str], Tensor],
+        *,
+        like: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        self._names = dict.fromkeys(names)
+        self._work_out = work_out
+        self.folder: Path | None = getattr(like, "folder", None)
+        self.kept: list[int] | None = getattr(like, "kept", None)
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._names:
+            raise KeyError(name)
+        return self._work_out(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+class Place(NamedTuple):
+    """Where a tensor lies on disk."""
+
+    file: Path
+    key: str  # its name in the file
+    start: int  # of its bytes
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+
+# Reading
+
+
+class Folder(Mapping[str, Tensor]):
+    """The weights of a model folder; a tensor is read from disk each time it is asked for.
+
+    A tensor's name has its subfolder in front, as in "2_Dense/linear.weight".
+
+    Raises:
+        FileNotFoundError: There is no such folder.
+        FusionError: Its weights are pickled, damaged, missing or stand twice; or weights that
+            its configuration ties together differ.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        if not self.folder.is_dir():
+            raise FileNotFoundError(f"{folder}: expected a model folder, found none.")
+        self.files = sorted(self.folder.rglob("*.safetensors"))
+        if not self.files:
+            pickles = [path for path in self.folder.rglob("*") if path.suffix in _PICKLES]
+            found = f"pickled weights ({pickles[0].name}), which run code" if pickles else "none"
+            raise FusionError(
+                f"{folder}: expected weights in safetensors, found {found}. Save the model again "
+                "with sentence-transformers, which writes safetensors."
+            )
+        self.places: dict[str, Place] = {}
+        for file in self.files:
+            subfolder = file.parent.relative_to(self.folder).as_posix()
+            for place in read_places(file):
+                if place.key.endswith("position_ids"):
+                    continue  # 0, 1, 2, ...: older libraries stored it, newer ones count
+                name = place.key if subfolder == "." else f"{subfolder}/{place.key}"
+                if name in self.places:
+                    raise FusionError(
+                        f"{folder}: expected each tensor once, found {name} in "
+                        f"{self.places[name].file.name} and in {file.name}. Remove the file that "
+                        "is out of date."
+                    )
+                self.places[name] = place
+        self._check_ties()
+
+    def __getitem__(self, name: str) -> Tensor:
+        return read_tensor(self.places[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.places)
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def _check_ties(self) -> None:
+        """Refuse a head that should be the embedding table, and is not."""
+        config = self.folder / "config.json"
+        if not (config.is_file() and read_json(config).get("tie_word_embeddings")):
+            return
+        heads = [name for name in self if name.endswith(("lm_head.weight", ".decoder.weight"))]
+        for head in heads:
+            for table in self:
+                is_table = table.endswith(("embed_tokens.weight", "word_embeddings.weight"))
+                if is_table and not torch.equal(self[head], self[table]):
+                    raise FusionError(
+                        f"{self.folder}: expected {head} and {table} to be equal, since its "
+                        "config.json has `tie_word_embeddings: true`, found that they differ. "
+                        "Remove the one that was not trained, or write `false` there."
+                    )
+
+
+def read_places(file: Path) -> list[Place]:
+    """The tensors of a safetensors file, in the order of their bytes, from its header.
+
+    Layout: 8 bytes, the header's length; the header in JSON; the tensors' bytes.
+
+    Raises:
+        FusionError: It is no such file, or has a type of number that cannot be merged.
+    """
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        size = file.stat().st_size
+        try:
+            if not 0 < length <= size - 8:
+                raise ValueError(f"a header of {length} bytes in a file of {size}")
+            header = json.loads(stream.read(length))
+            header.pop("__metadata__", None)
+            places = []
+            for key, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+                begin, end = entry["data_offsets"]
+                shape, dtype = tuple(entry["shape"]), DTYPES[entry["dtype"]]
+                if end - begin != math.prod(shape) * dtype.itemsize or 8 + length + end > size:
+                    raise ValueError(f"bytes {begin} to {end} for {key}")
+                places.append(Place(file, key, 8 + length + begin, dtype, shape))
+        except (ValueError, KeyError, TypeError) as error:
+            raise FusionError(
+                f"{file}: expected whole weights in safetensors, of the types {', '.join(DTYPES)}, "
+                f"found {error}. Copy or save the model again."
+            ) from error
+    return places
+
+
+def read_tensor(place: Place) -> Tensor:
+    """One tensor as a view of its file's pages: what is not looked at is not read.
+
+    Written to, it changes for this process alone.
+    """
+    count = math.prod(place.shape)
+    if not count:
+        return torch.empty(place.shape, dtype=place.dtype)
+    before = place.start % mmap.ALLOCATIONGRANULARITY  # where a map may begin
+    with place.file.open("rb") as stream:
+        pages = mmap.mmap(
+            stream.fileno(),
+            before + count * place.dtype.itemsize,
+            offset=place.start - before,
+            access=mmap.ACCESS_COPY,
+        )
+    tensor = torch.frombuffer(pages, dtype=place.dtype, count=count, offset=before)
+    return tensor.view(place.shape)
+
+
+# Adapters
+
+
+class Adapter(Folder):
+    r"""A base with a LoRA adapter of peft added: W + scaling B A where layers are adapted.
+
+    The scaling is alpha / r, or alpha / sqrt(r) for rank-stabilised adapters (Hu et al.,
+    arXiv 2106.09685; Kalajdzievski, arXiv 2312.03732). The sum is in float32 or wider.
+
+    Args:
+        folder: With adapter_config.json and adapter_model.safetensors.
+        base: The model that the adapter was trained on.
+
+    Raises:
+        FusionError: The adapter does something else, fits another base, or is pickled.
+    """
+
+    def __init__(self, folder: str | Path, base: Folder) -> None:
+        self.folder, self.base = Path(folder), base
+        self.files, self.places = base.files, base.places
+        config = read_json(self.folder / "adapter_config.json")
+        self._check_kind(config)
+        file = self.folder / "adapter_model.safetensors"
+        if not file.is_file():
+            raise FusionError(
+                f"{folder}: expected adapter_model.safetensors, found none. Save the adapter again "
+                "with peft, which writes safetensors."
+            )
+        self._added: dict[str, tuple[Place, Place, float]] = {}  # A (r, in), B (out, r), scaling
+        self._replaced: dict[str, Place] = {}
+        by_key = {place.key.removeprefix("base_model.model."): place for place in read_places(file)}
+        for key, place in by_key.items():
+            module, is_down, _ = key.partition(".lora_A.")
+            if is_down:
+                up = by_key[key.replace(".lora_A.", ".lora_B.")]
+                name = self._in_base(f"{module}.weight", (up.shape[0], place.shape[1]))
+                self._added[name] = place, up, _scaling(config, module, place.shape[0])
+            elif ".lora_" not in key:  # of modules_to_save
+                self._replaced[self._in_base(key, place.shape)] = place
+            elif ".lora_B." not in key:
+                raise FusionError(f"{folder}: expected LoRA of linear layers, found {key}.")
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name in self._replaced:
+            return read_tensor(self._replaced[name])
+        weight = self.base[name]
+        if name in self._added:
+            *factors, scaling = self._added[name]
+            dtype = torch.promote_types(weight.dtype, torch.float32)
+            down, up = (read_tensor(place).to(dtype) for place in factors)
+            weight = torch.addmm(weight.to(dtype), up, down, alpha=scaling)
+        return weight
+
+    def _in_base(self, key: str, shape: tuple[int, ...]) -> str:
+        """The base's name of a parameter: either may have a prefix, such as `model.`."""
+        found = key
+        while found not in self.base and "." in found:
+            found = found.partition(".")[2]
+        names = [found] if found in self.base else [n for n in self.base if n.endswith(f".{key}")]
+        if len(names) != 1 or self.base.places[names[0]].shape != shape:
+            raise FusionError(
+                f"{self.folder}: expected an adapter of {self.base.folder}, found one of {key} "
+                f"with shape {shape}, which that has not. Name the base of its training."
+            )
+        return names[0]
+
+    def _check_kind(self, config: Mapping[str, Any]) -> None:
+        if config.get("peft_type") != "LORA":
+            raise FusionError(
+                f"{self.folder}: expected an adapter of type LORA, found "
+                f"{config.get('peft_type')}. Merge it into its base with peft, and fuse the result."
+            )
+        strange = [key for key in _STRANGE_ADAPTERS if config.get(key)]
+        strange += ["bias"] if config.get("bias", "none") != "none" else []
+        if config.get("init_lora_weights") not in _PLAIN_STARTS:  # these change the base as well
+            strange.append("init_lora_weights")
+        if strange:
+            raise FusionError(
+                f"{self.folder}: expected a plain LoRA adapter, found "
+                f"{', '.join(f'{key}: {config[key]}' for key in strange)}. Merge it into its base "
+                "with peft's `merge_and_unload`, and fuse the result."
+            )
+
+
+_PLAIN_STARTS = (None, True, False, "gaussian", "eva", "orthogonal")
+_STRANGE_ADAPTERS = (
+    "use_dora",
+    "fan_in_fan_out",
+    "lora_bias",
+    "use_qalora",
+    "use_bdlora",
+    "layer_replication",
+    "target_parameters",
+    "trainable_token_indices",
+    "alora_invocation_tokens",
+    "megatron_config",
+    "velora_config",
+    "monteclora_config",
+    "arrow_config",
+    "kasa_config",
+)
+
+
+def _scaling(config: Mapping[str, Any], module: str, rank: int) -> float:
+    """What B A is multiplied by in one module; the rank is that of its own matrices."""
+    patterns = config.get("alpha_pattern") or {}
+    own = [a for key, a in patterns.items() if re.match(rf"(.*\.)?({key})$", module)]
+    alpha = own[0] if own else config["lora_alpha"]
+    return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+
+
+def open_models(
+    base: Mapping[str, Tensor] | str | Path, models: Sequence[Mapping[str, Tensor] | str | Path]
+) -> tuple[Mapping[str, Tensor], list[Mapping[str, Tensor]]]:
+    """Folders opened as mappings, adapters on top of the base; mappings as they are.
+
+    A base that was saved with a head, so that its names have a prefix (`model.`, `roberta.`), is
+    seen without either where models that were saved alone have neither.
+
+    Raises:
+        FusionError: There is no model, or as for :class:`Folder` and :class:`Adapter`.
+        FileNotFoundError: A folder is missing.
+        TypeError: A single model stands where a list should.
+    """
+    if isinstance(models, str | Path | Mapping):
+        raise TypeError("checkpoints: expected a list of models, found a single one.")
+    if not models:
+        raise FusionError("checkpoints: expected one model or more, found none.")
+
+    def opened(model: Mapping[str, Tensor] | str | Path) -> Mapping[str, Tensor] | Path:
+        if isinstance(model, Mapping):
+            return model
+        is_adapter = (Path(model) / "adapter_config.json").is_file()
+        return Path(model) if is_adapter else Folder(model)
+
+    base, *models = map(opened, (base, *models))
+    if not isinstance(base, Mapping):
+        raise FusionError(f"{base}: expected a whole model as the base, found an adapter.")
+    whole = [model for model in models if isinstance(model, Mapping)]
+    if whole and isinstance(base, Folder):
+        for prefix in {name.partition(".")[0] + "." for name in base}:
+            inside = {
+                n.removeprefix(prefix): p for n, p in base.places.items() if n.startswith(prefix)
+            }
+            if inside.keys() == {*whole[0]}:
+                base.places = inside
+    if len(whole) < len(models) and not isinstance(base, Folder):
+        raise FusionError("base: expected a folder, for adapters are folders, found a mapping.")
+    return base, [m if isinstance(m, Mapping) else Adapter(m, base) for m in models]
+
+
+# Checking
+
+
+def check_alike(base: Mapping[str, Tensor], models: Sequence[Mapping[str, Tensor]]) -> None:
+    """Refuse models that were not trained from the base, as far as one sees.
+
+    Raises:
+        FusionError: Names, shapes, kinds of numbers, or integers differ.
+    """
+    expected = _described(base)
+    for label, model in zip(labels(base, models)[1:], models, strict=True):
+        found = _described(model)
+        problems = [
+            f"{name} ({found.get(name, 'missing')} beside {expected.get(name, 'missing')})"
+            for name in sorted(expected.keys() | found.keys())
+            if expected.get(name) != found.get(name)
+        ]
+        if problems:
+            shown = ", ".join(problems[:8]) + (", ..." if len(problems) > 8 else "")
+            raise FusionError(
+                f"{label}: expected the names, shapes and kinds of the base's tensors, found "
+                f"{len(problems)} that differ: {shown}. Fuse checkpoints of this very base."
+            )
+        for name, description in expected.items():
+            if description.startswith("integer") and not torch.equal(model[name], base[name]):
+                raise FusionError(
+                    f"{label}: expected the integers of the base, found others in {name}. Integer "
+                    "tensors cannot be merged; these models do not have one origin."
+                )
+
+
+def _described(model: Mapping[str, Tensor]) -> dict[str, str]:
+    """By name, the kind and shape of a tensor."""
+    tensors = model.places if isinstance(model, Folder) else model
+    return {
+        name: f"{'floating' if t.dtype.is_floating_point else 'integer'} {[*t.shape]}"
+        for name, t in tensors.items()
+    }
+
+
+def labels(base: Mapping[str, Tensor], models: Sequence[Mapping[str, Tensor]]) -> list[str]:
+    """What messages call the base and the models."""
+    names = ["base", *(f"checkpoint {j}" for j in range(len(models)))]
+    folders = [getattr(model, "folder", None) for model in (base, *models)]
+    return [f"{n} ({folder})" if folder else n for n, folder in zip(names, folders, strict=True)]
+
+
+def pick(models: Sequence[Mapping[str, Tensor]], number: Any, option: str) -> Mapping[str, Tensor]:
+    """The model of a number that an option names.
+
+    Raises:
+        FusionError: There is none.
+    """
+    if not isinstance(number, int) or not 0 <= number < len(models):
+        raise FusionError(
+            f"{option}: expected 'base' or the number of a checkpoint, 0 to {len(models) - 1}, "
+            f"found {number!r}."
+        )
+    return models[number]
+
+
+def layout(base: Folder, models: Sequence[Folder]) -> Folder:
+    """The model whose files of weights the result has: the first that is no adapter."""
+    return next((model for model in models if not isinstance(model, Adapter)), base)
+
+
+def settings_folder(
+    base: Folder, models: Sequence[Folder], source: str | int | None = None
+) -> Path:
+    """The folder whose tokenizer, pooling, prompts and configurations the result takes.
+
+    Args:
+        base: The base.
+        models: The models.
+        source: "base", or the number of a model; None: that of the first that is no adapter (else
+            the base), if all such agree.
+
+    Raises:
+        FusionError: They do not agree, or there is no such model.
+    """
+    if source is None:
+        check_same_settings([m.folder for m in models if not isinstance(m, Adapter)])
+        return layout(base, models).folder
+    chosen = base if source == "base" else pick(models, source, "settings_from")
+    return (base if isinstance(chosen, Adapter) else chosen).folder
+
+
+def check_empty(output: str | Path) -> None:
+    """Refuse an output that would replace something.
+
+    Raises:
+        FileExistsError: It is a file, or a folder with content.
+    """
+    output = Path(output)
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise FileExistsError(
+            f"{output}: expected a new or an empty folder, found content. Remove it or choose "
+            "another folder."
+        )
+
+
+def check_same_settings(folders: Sequence[Path]) -> None:
+    """Refuse models that would not encode a text alike, were their weights equal.
+
+    Raises:
+        FusionError: Two differ in modules, pooling, prompts, lengths or tokenizer.
+    """
+    patterns = (
+        "config.json",
+        "modules.json",
+        "config_sentence_transformers.json",
+        "sentence_bert_config.json",
+        "tokenizer.json",
+        "vocab.txt",
+        "*.model",
+        "*/config.json",
+    )
+    settings = [
+        {
+            path.relative_to(folder).as_posix(): _stable(path)
+            for pattern in patterns
+            for path in folder.glob(pattern)
+        }
+        for folder in folders
+    ]
+    for folder, found in zip(folders, settings, strict=True):
+        for file in sorted(settings[0].keys() | found.keys()):
+            if settings[0].get(file) != found.get(file):
+                raise FusionError(
+                    f"{folder}: expected the {file} of {folders[0]}, found another or none. Models "
+                    "that differ in modules, pooling, prompts or tokenizer do not encode alike: "
+                    "name the one whose settings the result takes with `settings_from`."
+                )
+
+
+def _stable(path: Path) -> Any:
+    """The content of a file of settings, without what one and the same model may differ in."""
+    if path.suffix != ".json":
+        return sha256_file(path)
+    content = read_json(path)
+    if not isinstance(content, dict):
+        return content
+    return {key: value for key, value in content.items() if key not in _VOLATILE_KEYS}
+
+
+# Writing
+
+
+def write_model(
+    output: str | Path,
+    weights: Mapping[str, Tensor],
+    *,
+    like: Folder,
+    settings: Path,
+    texts: Mapping[str, str] | None = None,
+) -> Path:
+    """Write a model folder tensor by tensor, whole or not at all.
+
+    Args:
+        output: The folder, absent or empty.
+        weights: By the names of `like`.
+        like: The model whose files, order and types of numbers are kept.
+        settings: The folder whose configurations, tokenizer and modules are copied.
+        texts: Contents of further files by their names, such as a card.
+
+    Raises:
+        FileExistsError: The output is not empty.
+        UnwritableError: The output cannot be written.
+    """
+    check_empty(output)
+    clear_scratch(output)
+    with atomic_path(output) as temporary:
+        temporary.mkdir()
+        for path in sorted(settings.rglob("*")):  # a folder comes before what is in it
+            target = temporary / path.relative_to(settings)
+            if path.is_dir():  # kept even when empty: a module may have no file (Normalize)
+                target.mkdir()
+            elif path.suffix in _COPIED_SUFFIXES and not path.name.endswith(_INDEX):
+                shutil.copyfile(path, target)
+        for index in like.folder.rglob(f"*{_INDEX}"):
+            shutil.copyfile(index, temporary / index.relative_to(like.folder))
+        for file in like.files:
+            target = temporary / file.relative_to(like.folder)
+            target.parent.mkdir(exist_ok=True, parents=True)
+            contents = {name: place for name, place in like.places.items() if place.file == file}
+            write_tensors(target, contents, weights)
+        for name, text in (texts or {}).items():
+            (temporary / name).write_text(text, encoding="utf-8")
+    return Path(output)
+
+
+def write_tensors(file: Path, contents: Mapping[str, Place], weights: Mapping[str, Tensor]) -> None:
+    """Write a safetensors file, asking for one tensor after the other.
+
+    Args:
+        file: Where to.
+        contents: By the tensor's name among the weights, its key, type and shape in the file.
+        weights: The tensors.
+    """
+    names = {dtype: name for name, dtype in DTYPES.items()}
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for place in contents.values():
+        begin, end = end, end + math.prod(place.shape) * place.dtype.itemsize
+        entry = {"dtype": names[place.dtype], "shape": place.shape, "data_offsets": [begin, end]}
+        header[place.key] = entry
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)  # so that the tensors begin at a multiple of eight
+    with file.open("wb", buffering=0) as stream:
+        stream.write(len(text).to_bytes(8, "little") + text)
+        for name, place in contents.items():
+            tensor = weights[name].to(place.dtype).contiguous()
+            rest = memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
+            while rest:
+                rest = rest[stream.write(rest) :]  # a single call writes two gigabytes at most
