@@ -28,7 +28,7 @@ from codiemb_lib.readers import read_beir, read_pairs, read_sts_table
 from codiemb_lib.runs import hardware, versions, write_rows
 from codiemb_lib.sources import load_split
 
-TOKENS = 1024  # of a forward pass
+TOKENS = 2048  # of a forward pass
 THEIR_BATCHES = (32, 8)
 
 

@@ -23,6 +23,16 @@ def project_root() -> Path:
     return Path(os.environ.get("CODIEMB_ROOT") or Path(__file__).resolve().parents[1])
 
 
+def data_root(named: str = "") -> Path | None:
+    """The folder in which the files of public data sets are looked for first, or None.
+
+    The environment variable `CODIEMB_DATA` names it, else `named`, which is a preset's `data_root`;
+    both are relative to the project's folder.
+    """
+    named = os.environ.get("CODIEMB_DATA") or named
+    return project_root() / named if named else None
+
+
 class PresetError(ValueError):
     """A preset is unknown, or says something that cannot be run."""
 
@@ -74,6 +84,7 @@ class DatasetSettings(Prompts):
     train: Annotated[int, Field(ge=0)] | None = None  # null: all records; 0: none
     dev: Annotated[int, Field(ge=0)] | None = None
     test: Annotated[int, Field(ge=0)] | None = None
+    corpus: Annotated[int, Field(ge=0)] | None = None  # passages of the test beyond its records'
 
 
 class ObjectiveSettings(_Settings):
@@ -185,7 +196,9 @@ class Preset(_Settings):
     description: str
     seeds: Annotated[tuple[int, ...], Field(min_length=1)]
     encoder: EncoderSettings
+    data_root: str = ""  # a folder with files of public sets; the variable CODIEMB_DATA goes first
     datasets: Annotated[tuple[DatasetSettings, ...], Field(min_length=1)]
+    remove_leaks: bool = False  # records of train that stand in dev or test; see `leaks`
     objective: ObjectiveSettings = ObjectiveSettings()
     training: TrainingSettings
     variants: Annotated[dict[str, VariantSettings], Field(min_length=1)]

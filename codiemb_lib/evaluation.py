@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import pandas as pd
@@ -31,8 +33,8 @@ class EvaluationError(ValueError):
 class EncodedDataset:
     """The embeddings of one data set, and what is true about them.
 
-    For retrieval `passages` (m, D) are the distinct passages of all records and `gold` holds, for
-    each query, the rows of its positives. For similarity `passages` (n, D) are the partners of
+    For retrieval `passages` (m, D) are the distinct passages that are searched and `gold` holds,
+    for each query, the rows of its positives. For similarity `passages` (n, D) are the partners of
     `queries` (n, D) and `gold` their scores.
     """
 
@@ -49,12 +51,14 @@ def encode_dataset(
     encoder: Encoder,
     settings: DatasetSettings,
     records: Sequence[Record],
+    corpus: Iterable[str] = (),
     *,
     progress: bool = False,
 ) -> EncodedDataset:
     """Encode the records of one data set with its prompts.
 
-    The corpus of a retrieval set is the distinct positives and negatives of its records.
+    What a retrieval set is searched in are the distinct positives and negatives of its records, and
+    after them the further passages of `corpus`.
 
     Raises:
         EvaluationError: There are no records, or they belong to several tasks.
@@ -68,7 +72,7 @@ def encode_dataset(
     queries = [record.query for record in records]
     if task == "ir":
         texts = (text for record in records for text in (*record.positives, *record.negatives))
-        row = {text: i for i, text in enumerate(dict.fromkeys(texts))}
+        row = {text: i for i, text in enumerate(dict.fromkeys(chain(texts, corpus)))}
         passages = list(row)
         gold = [[row[text] for text in dict.fromkeys(record.positives)] for record in records]
         passage_prompt = settings.passage_prompt
@@ -239,9 +243,15 @@ def evaluate(
     encoder: Encoder,
     datasets: Iterable[DatasetSettings],
     records: Mapping[str, Sequence[Record]],
+    corpora: Mapping[str, Sequence[str]] = MappingProxyType({}),
 ) -> pd.DataFrame:
-    """The scores of an encoder on data sets by name, as `score_dataset` gives them."""
-    encoded = (encode_dataset(encoder, d, records[d.name]) for d in datasets)
+    """The scores of an encoder on data sets by name, as `score_dataset` gives them.
+
+    `corpora` holds, for retrieval sets that have some, the further passages of `encode_dataset`.
+    """
+    encoded = (
+        encode_dataset(encoder, d, records[d.name], corpora.get(d.name, ())) for d in datasets
+    )
     return pd.concat([score_dataset(e) for e in encoded], ignore_index=True)
 
 

@@ -9,6 +9,7 @@ import csv
 import io
 import logging
 import math
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -72,7 +73,7 @@ def read_path(
         stem = path.name.split(".")[0]
         split = next((split for split, stems in _STEMS.items() if stem in stems), "train")
         return {split: _read_file(path, **form)}
-    if _find(path, ("corpus",), _JSON):
+    if is_beir(path):
         if columns or scale or task == "sts":
             raise RecordError(
                 f"{path}: expected no columns, scale or STS task for a BEIR folder, found {form}."
@@ -274,6 +275,42 @@ def read_pairs(
     return _answers(path, *_table(path, columns, delimiter), dataset)
 
 
+def read_aligned(queries: str | Path, passages: str | Path, *, dataset: str = "") -> list[Record]:
+    """Read two files of which line i of one asks for line i of the other, as IR records.
+
+    The tokens of the Penn Treebank are undone that stand for brackets and double quotation marks:
+    `-lrb-` becomes `(`, two grave accents `"`. Each line is a record; its id is the number of the
+    line.
+
+    Raises:
+        RecordError: The files differ in their number of lines, or a line is blank.
+    """
+    lines = [_untokenised(file) for file in (queries, passages)]
+    if len(lines[0]) != len(lines[1]):
+        raise RecordError(
+            f"{passages}: expected as many lines as {queries} has, {len(lines[0])}, found "
+            f"{len(lines[1])}. Take both from one release."
+        )
+    rows = ((i, (str(i), *pair)) for i, pair in enumerate(zip(*lines, strict=True), start=1))
+
+    def convert(row: tuple[str, str, str]) -> Record:
+        number, query, passage = row
+        return Record("ir", query, (passage,), dataset=dataset, id=number)
+
+    return [record for _, record in convert_rows(queries, rows, convert)]
+
+
+_TREEBANK = {"-lrb-": "(", "-rrb-": ")", "-lsb-": "[", "-rsb-": "]", "-lcb-": "{", "-rcb-": "}"}
+_TREEBANK |= {"``": '"', "''": '"'}
+_TOKEN = re.compile("|".join(_TREEBANK))
+
+
+def _untokenised(file: str | Path) -> list[str]:
+    lines = read_text(file).removesuffix("\n").split("\n")
+    # A token may stick to others, where a tokeniser took a mark for a part of them.
+    return [" ".join(_TOKEN.sub(lambda m: _TREEBANK[m[0]], line).split()) for line in lines]
+
+
 def check_columns(source: str | Path, task: Task, columns: Columns, scale: Scale | None) -> Columns:
     """The columns, if they and the scale say how a row becomes a record of the task.
 
@@ -453,6 +490,11 @@ def read_beir(folder: str | Path, *, dataset: str = "") -> dict[str, list[Record
             "none."
         )
     return {split: _judged(file, corpus, queries, dataset) for split, file in found.items() if file}
+
+
+def is_beir(path: str | Path) -> bool:
+    """Whether a path is a folder with a corpus."""
+    return _find(Path(path), ("corpus",), _JSON) is not None
 
 
 def read_beir_corpus(path: str | Path) -> dict[str, str]:

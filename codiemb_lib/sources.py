@@ -1,24 +1,25 @@
-"""Data sets by name or path: the registry, what it reads from packages, and splits."""
+"""Data sets by name or path: the registry, what it reads and from where, and splits."""
 
 from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib import metadata
 from importlib.util import find_spec
 from itertools import accumulate
 from pathlib import Path
 from statistics import median
 from types import MappingProxyType
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from codiemb_lib import docstrings
-from codiemb_lib.config import project_root, unknown
+from codiemb_lib.config import data_root, project_root, unknown
 from codiemb_lib.docstrings import Documented, documented, normalise
 from codiemb_lib.files import sha256_file, sha256_text
 from codiemb_lib.readers import (
@@ -26,10 +27,26 @@ from codiemb_lib.readers import (
     MissingSourceError,
     Scale,
     check_columns,
+    is_beir,
+    read_aligned,
+    read_beir,
+    read_beir_corpus,
     read_hub,
+    read_pairs,
     read_path,
+    read_sts_table,
 )
-from codiemb_lib.records import Record, RecordError, Task, read_jsonl, to_json, write_jsonl
+from codiemb_lib.records import (
+    Record,
+    RecordError,
+    Task,
+    read_jsonl,
+    read_rows,
+    to_json,
+    write_jsonl,
+)
+
+T = TypeVar("T")
 
 
 class UnknownDatasetError(ValueError):
@@ -147,8 +164,74 @@ class HubEntry(Entry):
         return self
 
 
+class PublicFile(SourceFile):
+    """A file of a public data set: its place in the data root, and where else it may come from."""
+
+    url: str = ""  # empty: it is not fetched
+
+
+class RatedPairsEntry(Entry):
+    """Rated pairs, a table for each split."""
+
+    reader: Literal["rated_pairs"]
+    files: dict[Literal["train", "dev", "test"], PublicFile]
+    columns: tuple[str, str, str] | tuple[int, int, int]
+    scale: Scale
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The names of its splits."""
+        return tuple(self.files)
+
+
+class CutDevEntry(Entry):
+    """A retrieval set with train and test, of which we take dev out of train."""
+
+    dev: Annotated[float, Field(gt=0, lt=1)]  # its share of train
+    splits: ClassVar[tuple[str, ...]] = SPLITS
+
+
+class AlignedFiles(_Strict):
+    """Questions, and the passage that answers each on the same line of another file."""
+
+    queries: PublicFile
+    passages: PublicFile
+
+
+class AlignedEntry(CutDevEntry):
+    """Retrieval of the passages that stand beside questions."""
+
+    reader: Literal["aligned"]
+    files: dict[Literal["train", "test"], AlignedFiles]
+
+
+class BeirEntry(CutDevEntry):
+    """A BEIR folder of the data root."""
+
+    reader: Literal["beir"]
+    files: Annotated[tuple[PublicFile, ...], Field(min_length=1)]  # the corpus first
+
+
+class QuestionsEntry(CutEntry):
+    """Questions and answers in groups, about one matter each, which no split divides."""
+
+    reader: Literal["questions"]
+    file: PublicFile
+    columns: tuple[str, str]  # question, answer
+    group: str  # the column that names the matter
+    negatives: Annotated[int, Field(ge=0)]  # at most: answers to other questions of the group
+
+
 AnyEntry = Annotated[
-    DocstringsEntry | LeeNewsEntry | WordPairsEntry | LeeSimilarityEntry | HubEntry,
+    DocstringsEntry
+    | LeeNewsEntry
+    | WordPairsEntry
+    | LeeSimilarityEntry
+    | RatedPairsEntry
+    | AlignedEntry
+    | BeirEntry
+    | QuestionsEntry
+    | HubEntry,
     Field(discriminator="reader"),
 ]
 
@@ -196,7 +279,9 @@ class Dataset:
         splits: The records of "train", "dev" and "test".
         licence: What is known of it.
         provenance: Where the texts come from.
-        content_hash: SHA-256 over the records of all splits.
+        content_hash: SHA-256 over the records of all splits, and the corpus.
+        corpus: Passages in which the queries of a retrieval set are searched, beyond those of their
+            own records.
     """
 
     name: str
@@ -205,6 +290,7 @@ class Dataset:
     licence: str
     provenance: str
     content_hash: str
+    corpus: tuple[str, ...] = ()
 
     def split(self, split: str, *, limit: int | None = None, seed: int = 0) -> list[Record]:
         """The records of one split, or a subsample that `seed` alone decides.
@@ -228,28 +314,65 @@ class Dataset:
             where = f"of data set {self.name!r}"
             raise UnknownDatasetError(unknown("split", split, self.splits, where))
         records = self.splits[split]
-        if limit is None or limit >= len(records):
-            return list(records)
-        keys = [sha256_text(str(seed), record.id or str(i)) for i, record in enumerate(records)]
-        kept = sorted(sorted(range(len(records)), key=keys.__getitem__)[:limit])
-        return [records[i] for i in kept]
+        return _sample(records, [r.id or str(i) for i, r in enumerate(records)], limit, seed)
+
+    def sample_corpus(self, limit: int | None = None, *, seed: int = 0) -> list[str]:
+        """The corpus, or a nested subsample of it; `limit` and `seed` are those of `split`.
+
+        Raises:
+            ValueError: A negative limit.
+        """
+        if limit is not None and limit < 0:
+            raise ValueError(f"limit: expected None or a number >= 0, found {limit}.")
+        return _sample(self.corpus, self.corpus, limit, seed)
+
+    def without(self, split: str, places: Collection[int]) -> Dataset:
+        """The data set less the records that stand at some places of a split."""
+        kept = (record for i, record in enumerate(self.splits[split]) if i not in places)
+        splits = {**self.splits, split: tuple(kept)}
+        content = _content_hash(splits, self.corpus)
+        return replace(self, splits=MappingProxyType(splits), content_hash=content)
+
+
+def _sample(items: Sequence[T], names: Sequence[str], limit: int | None, seed: int) -> list[T]:
+    """All items, or `limit` of them by the hashes of their names, in their order."""
+    if limit is None or limit >= len(items):
+        return list(items)
+    keys = [sha256_text(str(seed), name) for name in names]
+    kept = sorted(sorted(range(len(items)), key=keys.__getitem__)[:limit])
+    return [items[i] for i in kept]
+
+
+def _content_hash(splits: Mapping[str, Iterable[Record]], corpus: Iterable[str]) -> str:
+    # Hashed without the name, so that a moved folder keeps its hash.
+    records = (replace(record, dataset="") for split in splits for record in splits[split])
+    places = (split for split in splits for _ in splits[split])
+    lines = [f"{place} {to_json(r)}" for place, r in zip(places, records, strict=True)]
+    return sha256_text(*lines, *corpus)
 
 
 def load_dataset(
-    name: str, *, cache: str | Path | None = None, registry: str | Path | None = None
+    name: str,
+    *,
+    root: str = "",
+    cache: str | Path | None = None,
+    registry: str | Path | None = None,
 ) -> Dataset:
     """Load a data set of the registry, or local records.
 
     Args:
         name: A name in the registry, or the path of a file or folder that `readers.read_path`
             reads.
-        cache: The folder for records that take seconds to build; by default `data/cache`.
+        root: Where the files of public sets are looked for, a preset's `data_root`; the environment
+            variable `CODIEMB_DATA` goes before it. What is not there is fetched.
+        cache: The folder for records that take seconds to build, and for files that were fetched;
+            by default `data/cache`.
         registry: Another registry than `data/registry.yaml`.
 
     Raises:
         UnknownDatasetError: Neither the registry nor the disk knows the name.
-        MissingSourceError: The package that carries the data is not installed, the Hub cannot be
-            reached, or the folder holds nothing known.
+        MissingSourceError: The package that carries the data is not installed, the Hub or the
+            address of a file cannot be reached, or the folder holds nothing known.
         ChecksumError: A source file is not the one that the registry pins.
         RecordError: A local file has a line that is no record, or records of both tasks.
     """
@@ -257,10 +380,11 @@ def load_dataset(
     if name in entries:
         entry = entries[name]
         folder = Path(cache) if cache else project_root() / "data" / "cache"
-        splits = _read_entry(entry, folder)
+        splits, corpus = _read_entry(entry, data_root(root), folder)
         task, licence, provenance = entry.task, entry.licence, entry.provenance
     elif (local := project_root() / name).exists():
         splits = read_path(local)
+        corpus = read_beir_corpus(local).values() if is_beir(local) else ()
         task, licence, provenance = _one_task(name, splits), "see source", f"local: {name}"
     else:
         remedy = " A path is read too: of a file of records, or of a folder with train.jsonl, "
@@ -270,9 +394,9 @@ def load_dataset(
         split: tuple(replace(record, dataset=name) for record in records)
         for split, records in splits.items()
     }
-    # Hashed without the name, so that a moved folder keeps its hash.
-    lines = [f"{split} {to_json(record)}" for split in splits for record in splits[split]]
-    return Dataset(name, task, MappingProxyType(named), licence, provenance, sha256_text(*lines))
+    corpus = tuple(dict.fromkeys(corpus))
+    content = _content_hash(splits, corpus)
+    return Dataset(name, task, MappingProxyType(named), licence, provenance, content, corpus)
 
 
 def load_split(
@@ -281,10 +405,11 @@ def load_split(
     *,
     limit: int | None = None,
     seed: int = 0,
+    root: str = "",
     cache: str | Path | None = None,
 ) -> list[Record]:
     """The records of one split of a data set by name; see `load_dataset` and `Dataset.split`."""
-    return load_dataset(name, cache=cache).split(split, limit=limit, seed=seed)
+    return load_dataset(name, root=root, cache=cache).split(split, limit=limit, seed=seed)
 
 
 def _one_task(name: str, splits: Mapping[str, Iterable[Record]]) -> Task:
@@ -297,7 +422,22 @@ def _one_task(name: str, splits: Mapping[str, Iterable[Record]]) -> Task:
     return tasks[0]
 
 
-def _read_entry(entry: Entry, cache: Path) -> dict[str, list[Record]]:
+def _read_entry(
+    entry: Entry, root: Path | None, cache: Path
+) -> tuple[dict[str, list[Record]], Iterable[str]]:
+    """The splits of an entry, and its corpus."""
+    if type(entry) in _PUBLIC_READERS:
+        find = partial(find_file, root=root, fetched=cache / "files")
+        splits, corpus = _PUBLIC_READERS[type(entry)](entry, find)
+        named = {  # so that a subsample does not hang on what else is there
+            split: [replace(r, id=r.id or f"{split}-{i}") for i, r in enumerate(records)]
+            for split, records in splits.items()
+        }
+        return named, corpus
+    return _read_packaged(entry, cache), ()
+
+
+def _read_packaged(entry: Entry, cache: Path) -> dict[str, list[Record]]:
     if isinstance(entry, HubEntry):
         options = entry.model_dump(include={"task", "columns", "scale", "config", "revision"})
         return {
@@ -475,11 +615,7 @@ def _source_lines(entry: Entry, package: str, source: SourceFile) -> list[str]:
     path = _package_folder(entry, package) / source.path
     if not path.is_file():
         raise MissingSourceError(_missing(entry, package, f"no file {path}"))
-    if (found := sha256_file(path)) != source.sha256:
-        raise ChecksumError(
-            f"{path}: expected sha256 {source.sha256}, found {found}. Reinstall {package}; if its "
-            f"file has changed on purpose, look at it, then correct data/registry.yaml."
-        )
+    _check_bytes(path, source, f"Reinstall {package}")
     # Latin-1, as the Lee files are; the word lists are plain ASCII.
     return path.read_text(encoding="latin-1").strip("\n").split("\n")
 
@@ -655,6 +791,133 @@ def _drop_ambiguous_passages(items: list[Documented]) -> None:
         ]
 
 
+# --- Public files ---------------------------------------------------------------------------------
+
+
+Public = tuple[dict[str, list[Record]], Iterable[str]]
+Find = Callable[[PublicFile], Path]
+
+
+def find_file(file: PublicFile, root: Path | None, fetched: Path) -> Path:
+    """A public file: of the data root, else of those fetched before, else fetched from its URL.
+
+    Raises:
+        MissingSourceError: It is in neither folder and has no URL, or that cannot be reached.
+        ChecksumError: Its bytes are not those that the registry pins.
+    """
+    if root and (path := root / file.path).is_file():
+        _check_bytes(path, file, "Take the file of the release that data/README.md names")
+        return path
+    path = fetched / file.path
+    if not path.is_file():
+        if not file.url:
+            where = root or "a data root, for none is named"
+            raise MissingSourceError(
+                f"{file.path}: expected this file in the data root, found none in {where}. Set "
+                "CODIEMB_DATA, or the preset's `data_root`, to a folder that has it; "
+                "data/README.md says how it was made."
+            )
+        _fetch(file, path)
+    _check_bytes(path, file, "Remove it, to have it fetched again")
+    return path
+
+
+def _check_bytes(path: Path, source: SourceFile, remedy: str) -> None:
+    if (found := sha256_file(path)) != source.sha256:
+        raise ChecksumError(
+            f"{path}: expected sha256 {source.sha256}, found {found}. {remedy}; if the file has "
+            "changed on purpose, look at it, then correct data/registry.yaml."
+        )
+
+
+def _fetch(file: PublicFile, path: Path) -> None:
+    import pooch  # only here: whoever has the files needs no network
+
+    try:
+        pooch.retrieve(file.url, f"sha256:{file.sha256}", fname=path.name, path=path.parent)
+    except OSError as error:  # those of requests are such
+        raise MissingSourceError(
+            f"{file.url}: expected a file to fetch, found: {error}. Without a connection, put it "
+            f"into the data root as {file.path}, and name that folder by CODIEMB_DATA."
+        ) from error
+    except ValueError as error:  # other bytes, which pooch does not keep
+        raise ChecksumError(f"{file.url}: expected sha256 {file.sha256}, found: {error}") from error
+
+
+def read_rated_pairs(entry: RatedPairsEntry, find: Find) -> Public:
+    """The official splits of a set of rated pairs."""
+    options = {"columns": entry.columns, "scale": entry.scale}
+    return {split: read_sts_table(find(file), **options) for split, file in entry.files.items()}, ()
+
+
+def read_aligned_lines(entry: AlignedEntry, find: Find) -> Public:
+    """Questions and their passages, line by line; the corpus is the passages of all splits."""
+    splits = {
+        split: read_aligned(find(files.queries), find(files.passages))
+        for split, files in entry.files.items()
+    }
+    return cut_dev(splits, entry.dev), _passages(splits)
+
+
+def read_beir_folder(entry: BeirEntry, find: Find) -> Public:
+    """The judgements of a BEIR folder, and its whole corpus."""
+    corpus, *_ = [find(file) for file in entry.files]  # all of them, each checked
+    splits = read_beir(corpus.parent)
+    return cut_dev(splits, entry.dev), read_beir_corpus(corpus.parent).values()
+
+
+def read_questions(entry: QuestionsEntry, find: Find) -> Public:
+    """Questions and answers; all of a group fall in one split, by the hash of the group's name.
+
+    Hard negatives are first answers to other questions of the group, in the order of hashes. A
+    question without a group is a group of its own. The corpus is the answers of all splits.
+    """
+    path = find(entry.file)
+    question, _ = entry.columns
+    groups = {row[question].strip(): normalise(row[entry.group]) for _, row in read_rows(path)}
+    members: dict[str, list[Record]] = defaultdict(list)
+    for record in read_pairs(path, columns=entry.columns):
+        members[groups[record.query] or normalise(record.query)].append(record)
+    splits: dict[str, list[Record]] = {split: [] for split in SPLITS}
+    for group, records in members.items():
+        splits[split_of(group, entry.fractions)] += [
+            _with_siblings(record, records, entry.negatives) for record in records
+        ]
+    return splits, _passages(splits)
+
+
+def _with_siblings(record: Record, members: list[Record], most: int) -> Record:
+    own = set(map(normalise, record.positives))
+    others = sorted(members, key=lambda member: sha256_text(record.query, member.query))
+    answers = dict.fromkeys(m.positives[0] for m in others if m is not record)
+    negatives = [text for text in answers if normalise(text) not in own]
+    return replace(record, negatives=tuple(negatives[:most]))
+
+
+def cut_dev(splits: Mapping[str, Sequence[Record]], share: float) -> dict[str, list[Record]]:
+    """Take dev out of train, by the hash of a record's first passage: those of one stay together.
+
+    A record that shares a passage with test stays in train, so that dev has none of test's.
+    """
+    test = set(map(normalise, _passages({"test": splits["test"]})))
+    cut: dict[str, list[Record]] = {"train": [], "dev": [], "test": list(splits["test"])}
+    for record in splits["train"]:
+        passages = sorted(map(normalise, record.positives))
+        place = split_of(passages[0], {"train": 1 - share, "dev": share})
+        cut["train" if test.intersection(passages) else place].append(record)
+    return cut
+
+
+def _passages(splits: Mapping[str, Iterable[Record]]) -> Iterator[str]:
+    return (text for split in splits for record in splits[split] for text in record.positives)
+
+
+_PUBLIC_READERS: dict[type[Entry], Callable[..., Public]] = {
+    RatedPairsEntry: read_rated_pairs,
+    AlignedEntry: read_aligned_lines,
+    BeirEntry: read_beir_folder,
+    QuestionsEntry: read_questions,
+}
 _READERS: dict[type[Entry], Callable[..., Iterable[tuple[str, Record]]]] = {
     WordPairsEntry: read_word_pairs,
     LeeSimilarityEntry: read_lee_similarity,

@@ -46,10 +46,11 @@ from codiemb_lib.files import (
     write_json,
 )
 from codiemb_lib.imports import source_hash
+from codiemb_lib.leaks import load_datasets
 from codiemb_lib.records import write_jsonl
 from codiemb_lib.runs import is_complete, run_folder, versions, write_manifest, write_rows
 from codiemb_lib.sampling import MixedTaskPlan, SingleTaskPlan
-from codiemb_lib.sources import Dataset, load_dataset
+from codiemb_lib.sources import Dataset
 from codiemb_lib.step import Loss, backward, batch_loss, lean_embeddings, needs_middle
 
 logger = logging.getLogger(__name__)
@@ -125,7 +126,7 @@ def _train_here(
 ) -> None:
     """Train in this process, which may be one of several."""
     settings = preset.variant(variant)
-    datasets = {dataset.name: load_dataset(dataset.name) for dataset in preset.datasets}
+    datasets = load_datasets(preset)
     scored = {datasets[d.name].task for d in preset.datasets if d.dev != 0}
     if missing := {"ir", "sts"} - scored:
         raise PresetError(

@@ -4,7 +4,14 @@ import pytest
 import yaml
 from accelerate.commands.config.config_args import ClusterConfig
 
-from codiemb_lib.config import FusionSettings, PresetError, load_preset, preset_path
+from codiemb_lib.config import (
+    FusionSettings,
+    PresetError,
+    data_root,
+    load_preset,
+    preset_path,
+    project_root,
+)
 
 SHIPPED = sorted(path.stem for path in preset_path("x").parent.glob("*.yaml"))
 ACCELERATE = preset_path("x").parent / "accelerate"
@@ -141,6 +148,26 @@ def test_a_file_that_is_no_yaml_or_no_mapping_is_refused(tmp_path):
     path.write_text("- 1")
     with pytest.raises(PresetError, match="expected a mapping"):
         load_preset(str(path))
+
+
+def test_the_variable_goes_before_the_data_root_of_a_preset(monkeypatch):
+    monkeypatch.delenv("CODIEMB_DATA", raising=False)
+    assert data_root() is None
+    assert data_root("../sets") == project_root() / "../sets"
+    monkeypatch.setenv("CODIEMB_DATA", "/elsewhere")
+    assert str(data_root("../sets")) == "/elsewhere"
+
+
+def test_the_english_presets_differ_in_size_alone():
+    small, full = load_preset("english"), load_preset("english-full")
+    assert [d.name for d in small.datasets] == [d.name for d in full.datasets]
+    assert small.variants == full.variants
+    assert small.fusion == full.fusion
+    assert (len(small.seeds), len(full.seeds)) == (3, 5)
+    assert small.remove_leaks
+    assert full.remove_leaks
+    for dataset in full.datasets:  # all there is
+        assert (dataset.train, dataset.dev, dataset.test, dataset.corpus) == (None,) * 4
 
 
 def test_models_of_a_preset_and_their_seeds():

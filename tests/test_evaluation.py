@@ -114,6 +114,22 @@ def test_a_retrieval_set_is_encoded_once_with_its_relevance(make_encoder):
     assert encoded.gold == [[0, 1], [3], [4]]
 
 
+def test_a_corpus_is_searched_after_the_passages_of_the_records(make_encoder):
+    encoder, settings = make_encoder(), DatasetSettings(name="d", passage_prompt="find ")
+    corpus = ["red bus", "a new car", "a cat is a cat", "a new car"]  # two are there already
+    encoded = encode_dataset(encoder, settings, IR, corpus)
+    plain = encode_dataset(encoder, settings, IR)
+    assert encoded.passage_texts == [*plain.passage_texts, "a new car"]
+    assert encoded.gold == plain.gold
+    np.testing.assert_array_equal(
+        encoded.passages[-1:], encoder.encode(["a new car"], prompt="find ")
+    )
+    rival = [IR[2].query]  # as near to its query as a text can be
+    rows = evaluate(encoder, [DatasetSettings(name="d")], {"d": IR}, {"d": rival})
+    without = evaluate(encoder, [DatasetSettings(name="d")], {"d": IR})
+    assert task_means(rows)["ir"] < task_means(without)["ir"]
+
+
 def test_prompts_go_where_they_belong(make_encoder):
     encoder = make_encoder()
     settings = DatasetSettings(name="d", query_prompt="query: ", passage_prompt="find ")

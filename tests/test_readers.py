@@ -12,6 +12,8 @@ import pytest
 
 from codiemb_lib.readers import (
     MissingSourceError,
+    is_beir,
+    read_aligned,
     read_beir,
     read_beir_corpus,
     read_hub,
@@ -253,6 +255,26 @@ def test_a_bad_answer_is_refused_with_its_line(tmp_path, row, message):
     path = write(tmp_path / "qa.jsonl", {"q": "who?", "a": "me"}, row)
     with pytest.raises(RecordError, match=rf"qa\.jsonl:2: {message}"):
         read_pairs(path, columns=("q", "a"))
+
+
+# --- Aligned files ---
+
+
+def test_aligned_files_become_records_without_tokens_of_the_treebank(tmp_path):
+    queries = write(tmp_path / "tgt.txt", "who won ?", "what is `` super bowl l '' ?")
+    passages = write(tmp_path / "src.txt", "broncos -lrb- afc -rrb- won . ", "a -lsb- 1 -rsb- name")
+    assert read_aligned(queries, passages, dataset="d") == [
+        Record("ir", "who won ?", ("broncos ( afc ) won .",), dataset="d", id="1"),
+        Record("ir", 'what is " super bowl l " ?', ("a [ 1 ] name",), dataset="d", id="2"),
+    ]
+
+
+def test_aligned_files_that_do_not_fit_are_refused(tmp_path):
+    queries = write(tmp_path / "tgt.txt", "who ?", "what ?")
+    with pytest.raises(RecordError, match=r"src\.txt: expected as many lines as .*2, found 1"):
+        read_aligned(queries, write(tmp_path / "src.txt", "him"))
+    with pytest.raises(RecordError, match=r"tgt\.txt:2: field 'positives'"):
+        read_aligned(queries, write(tmp_path / "src.txt", "him", " "))
 
 
 # --- BEIR ---
@@ -534,3 +556,9 @@ def test_real_flagembedding(name, negatives):
         read_records(path)
     with pytest.raises(RecordError, match=":1: field 'positive"):
         read_records(path, task="sts")
+
+
+def test_a_folder_with_a_corpus_is_one_of_beir(tmp_path):
+    assert not is_beir(tmp_path)
+    write(tmp_path / "corpus.jsonl", {"_id": "1", "text": "a"}, pack=False)
+    assert is_beir(tmp_path)

@@ -36,6 +36,7 @@ from codiemb_lib.sources import (
 )
 
 NAMES = ["api-docs", "lee-news", "simlex-999", "wordsim-353", "lee-similarity"]
+PUBLIC = ["stsb", "sick", "squad-sentences", "scifact", "medquad"]  # see test_public_sets
 
 
 @pytest.fixture(scope="module")
@@ -75,8 +76,10 @@ def test_the_registry_lists_every_data_set_with_its_origin():
     embedded = entries[: len(NAMES)]
     assert [entry.name for entry in embedded] == NAMES
     assert [entry.task for entry in embedded] == ["ir", "ir", "sts", "sts", "sts"]
-    assert all(entry.splits == SPLITS for entry in embedded)
-    for entry in entries[len(NAMES) :]:
+    public = entries[len(NAMES) : len(NAMES) + len(PUBLIC)]
+    assert [entry.name for entry in public] == PUBLIC
+    assert all(entry.splits == SPLITS for entry in embedded + public)
+    for entry in entries[len(NAMES) + len(PUBLIC) :]:
         assert isinstance(entry, HubEntry)
         assert entry.name.startswith("cmteb-")
         assert len(entry.revision) == 40  # pinned
