@@ -1,97 +1,540 @@
-r"""Merging checkpoints of one pre-trained model by how far each of them moved.
+r"""Merging models that were trained from one base: the methods, each a small pure function.
 
-The paper's equation is not public. This is the family that its public fragments allow: with
-:math:`\delta_j = \theta_j - \theta_0` the deviation of checkpoint j from the initialisation,
+Notation: :math:`\theta_0` is the base, :math:`\theta_1 \dots \theta_J` the models (checkpoints,
+runs), :math:`\delta_j = \theta_j - \theta_0` how far model j moved. A method takes mappings from
+names to tensors, and returns such a mapping; a tensor is worked out when it is asked for, so models
+larger than the memory can be merged. `METHODS` lists them; a new one is one function more.
 
-.. math:: \theta = \theta_0 + \text{scale} \sum_j w_j \delta_j, \quad
-          w_j = \lVert \delta_j \rVert^p \Big/ \sum_i \lVert \delta_i \rVert^p
-
-with the norm over the whole model, a layer, a tensor or a single element. p = 0 is the uniform soup
-(Wortsman et al., ICML 2022); p = 2 a tensor is FuseChat's VaRM; p = 2 over the model is MetaGPT's
-coefficient.
-
-Models are mappings from names to tensors, or folders of sentence-transformers models, whose tensors
-are read one at a time. A method is one function in `METHODS`.
+CoDiEmb's own equation is not public. `delta` is the family that its public fragments allow.
 """
 
 from __future__ import annotations
 
+import copy
 import difflib
+import fnmatch
+import inspect
 import math
 import re
-import shutil
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from codiemb_lib.files import atomic_path, read_json
+from codiemb_lib.files import sha256_text
+from codiemb_lib.weights import (
+    Folder,
+    FusionError,
+    Lazy,
+    check_alike,
+    check_empty,
+    labels,
+    layout,
+    open_models,
+    pick,
+    settings_folder,
+    write_model,
+)
 
-Model = Mapping[str, Tensor] | str | Path
-PerTensor = Callable[[str, Tensor], Tensor]  # takes a tensor's name and its deltas (J, *shape)
+Weights = Mapping[str, Tensor]
+Model = Weights | str | Path
 
 GRANULARITIES = ("model", "layer", "tensor", "element")
+WEIGHTINGS = ("power", "softmax")
 
-# What the settings of two checkpoints of one run may differ in: library versions, and the state in
-# which a tokenizer was saved.
-_VOLATILE_KEYS = {"__version__", "truncation", "padding"}
-_COPIED_SUFFIXES = {".json", ".txt", ".model", ".jinja", ".py"}
+_BLOCK = 1 << 17  # elements; the blocks of a few models stay in the processor's cache
 
 
-@torch.no_grad()
-def delta_guided_weights(
-    base: Model,
-    checkpoints: Sequence[Model],
-    *,
-    granularity: str = "tensor",
-    power: float = 1.0,
-) -> dict[str, Tensor]:
-    """Merging weights of J checkpoints from the norms of their deltas, for each float tensor.
+class Moves:
+    """One tensor in the base and in J models, gone through in blocks of its n elements.
 
-    Where all deltas are zero the weights are equal. With a negative power, the checkpoints that did
-    not move at all share the whole weight, which is the limit of ever smaller deltas.
+    Blocks come in float32, or in float64 where the tensors do, whatever the models are stored in;
+    a block is overwritten by the next.
 
     Args:
-        base: The initialisation that all checkpoints share.
-        checkpoints: J models with its names and shapes.
-        granularity: Over what a norm is taken: "model"; "layer", see :func:`layer_of`; "tensor";
-            "element".
-        power: The exponent p. 0 gives equal weights, 2 favours what moved far, -1 what stayed near.
-
-    Returns:
-        By name, weights that sum to one over their first dimension: (J,), or (J, *shape) by
-        element.
+        name: The tensor's.
+        base: The base.
+        models: The J models.
 
     Raises:
-        ValueError: Names or shapes differ, a value is not finite, integer tensors differ, no
-            checkpoint is given, or the granularity or the power is unknown.
+        FusionError: When they are gone through: a value is not finite.
     """
-    base, checkpoints = _open(base, checkpoints)
-    weigh = _weigher(base, checkpoints, granularity, power)
-    return {name: weigh(name, deltas) for name, deltas in _all_deltas(base, checkpoints)}
+
+    def __init__(self, name: str, base: Weights, models: Sequence[Weights]) -> None:
+        self.name = name
+        self.origin = base[name]  # (*shape)
+        self.tensors = [model[name] for model in models]
+        self._labels = labels(base, models)
+
+    def only(self, j: int) -> Moves:
+        """Those of model j alone."""
+        alone = copy.copy(self)
+        alone.tensors, alone._labels = [self.tensors[j]], [self._labels[0], self._labels[1 + j]]
+        return alone
+
+    def weights(self) -> Iterator[tuple[slice, Tensor]]:
+        r"""Blocks of :math:`\theta_j`, (J, block), and where each lies."""
+        flat = [tensor.reshape(-1) for tensor in self.tensors]
+        for where, block in self._blocks():
+            for row, tensor in zip(block, flat, strict=True):
+                row.copy_(tensor[where])
+            self._check_finite(block)
+            yield where, block
+
+    def deltas(self) -> Iterator[tuple[slice, Tensor]]:
+        r"""Blocks of :math:`\delta_j`, (J, block), and where each lies."""
+        origin, flat = self.origin.reshape(-1), [tensor.reshape(-1) for tensor in self.tensors]
+        for where, block in self._blocks():
+            start = origin[where].to(block.dtype)
+            for row, tensor in zip(block, flat, strict=True):
+                torch.sub(tensor[where].to(block.dtype), start, out=row)
+            self._check_finite(block)
+            yield where, block
+
+    def norms(self) -> Tensor:
+        """Euclidean norms of the deltas, (J,), in float64."""
+        # In float32 the sum over a large tensor (an embedding table) is off by a thousandth.
+        squares = torch.zeros(len(self.tensors), dtype=torch.float64)
+        for _, deltas in self.deltas():
+            squares += torch.linalg.vector_norm(deltas, dim=1).double().square()
+        return squares.sqrt()
+
+    def move(self, rule: Callable[[Tensor], Tensor]) -> Tensor:
+        """The base plus `rule(deltas)`, a function from (J, block) to (block,)."""
+        origin = self.origin.reshape(-1)
+        merged = self._empty()
+        for where, deltas in self.deltas():
+            torch.add(origin[where], rule(deltas), out=merged[where])
+        return merged.view(self.origin.shape)
+
+    def mix(self, coefficients: Sequence[float]) -> Tensor:
+        r"""The sum of :math:`c_j \theta_j`; the base is not read."""
+        merged = self._empty()
+        coefficients = torch.tensor(coefficients, dtype=merged.dtype)
+        for where, weights in self.weights():
+            torch.mv(weights.T, coefficients, out=merged[where])
+        return merged.view(self.origin.shape)
+
+    def _empty(self) -> Tensor:
+        return torch.empty(self.origin.numel(), dtype=_wide(self.origin.dtype))
+
+    def _blocks(self) -> Iterator[tuple[slice, Tensor]]:
+        size = self.origin.numel()
+        block = torch.empty(len(self.tensors), min(size, _BLOCK), dtype=_wide(self.origin.dtype))
+        for start in range(0, size, _BLOCK):
+            stop = min(size, start + _BLOCK)
+            yield slice(start, stop), block[:, : stop - start]
+
+    def _check_finite(self, block: Tensor) -> None:
+        if math.isfinite(block.sum()):
+            return  # and so is every one of them
+        for label, tensor in zip(self._labels, (self.origin, *self.tensors), strict=True):
+            if not tensor.isfinite().all():
+                raise FusionError(
+                    f"{label}: expected finite weights, found NaN or infinity in {self.name}. "
+                    "Leave this model out, or take an earlier checkpoint of its run."
+                )
 
 
-@torch.no_grad()
-def delta_norms(base: Model, checkpoints: Sequence[Model]) -> dict[str, Tensor]:
-    """Euclidean norm of each checkpoint's deviation from the base, (J,), for each float tensor.
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
 
-    Raises:
-        ValueError: As for :func:`delta_guided_weights`.
+
+def _merged(base: Weights, models: Sequence[Weights], rule: Callable[[Moves], Tensor]) -> Lazy:
+    """The model whose tensors follow from a rule; integers, equal in all models, stay."""
+
+    def work_out(name: str) -> Tensor:
+        origin = base[name]
+        return rule(Moves(name, base, models)) if origin.is_floating_point() else origin
+
+    return Lazy(base, work_out)
+
+
+# Averages of weights
+
+
+def uniform(base: Weights, models: Sequence[Weights]) -> Lazy:
+    r"""The uniform soup: :math:`\theta = \frac1J \sum_j \theta_j`.
+
+    Source: Wortsman et al., Model soups, ICML 2022, arXiv 2203.05482.
     """
-    base, checkpoints = _open(base, checkpoints)
-    return {name: _norms(deltas) for name, deltas in _all_deltas(base, checkpoints)}
+    return linear(base, models, weights=[1.0] * len(models))
+
+
+def linear(base: Weights, models: Sequence[Weights], *, weights: Sequence[float]) -> Lazy:
+    r"""The mean with given weights: :math:`\theta = \sum_j w_j \theta_j / \sum_j w_j`.
+
+    Source: as for :func:`uniform`; the weights are normalised as mergekit does it.
+    """
+    total = math.fsum(weights)
+    if not total:
+        raise FusionError(f"weights: expected a sum other than zero, found {list(weights)}.")
+    shares = [weight / total for weight in weights]
+    return _merged(base, models, lambda moves: moves.mix(shares))
+
+
+def greedy(base: Weights, models: Sequence[Weights], *, score: Callable[[Weights], float]) -> Lazy:
+    """The greedy soup: models join in the order of their scores if the soup is not worse for it.
+
+    `score` takes a model and returns a number, higher being better; measure on dev, never on test.
+    The result's `kept` lists the numbers of the models in it, in the order in which they joined.
+
+    Source: Wortsman et al., Model soups, ICML 2022, arXiv 2203.05482, recipe 1.
+    """
+    alone = [_scored(score, model) for model in models]
+    first, *others = sorted(range(len(models)), key=lambda j: -alone[j])
+    kept, best = [first], alone[first]
+    for j in others:
+        found = _scored(score, uniform(base, [models[k] for k in (*kept, j)]))
+        if found >= best:
+            kept, best = [*kept, j], found
+    soup = uniform(base, [models[k] for k in kept])
+    soup.kept = kept
+    return soup
+
+
+def _scored(score: Callable[[Weights], float], model: Weights) -> float:
+    found = float(score(model))
+    if math.isnan(found):
+        raise FusionError("score: expected a number for every model, found NaN.")
+    return found
+
+
+def slerp(base: Weights, models: Sequence[Weights], *, t: float = 0.5) -> Lazy:
+    r"""Along the arc between two models, t = 0 being the first and t = 1 the second.
+
+    .. math:: \theta = \frac{\sin((1-t)\omega)}{\sin\omega} \theta_1
+              + \frac{\sin(t\omega)}{\sin\omega} \theta_2, \quad
+              \cos\omega = \frac{\langle\theta_1, \theta_2\rangle}
+              {\lVert\theta_1\rVert \lVert\theta_2\rVert}
+
+    for each tensor; a straight line where they are nearly parallel (:math:`|\cos\omega| > 0.9995`).
+
+    Source: Shoemake, Animating rotation with quaternion curves, SIGGRAPH 1985; per tensor of
+    weights, and with these bounds, as in mergekit.
+    """
+    if len(models) != 2:
+        raise FusionError(f"slerp: expected exactly two models, found {len(models)}.")
+
+    def rule(moves: Moves) -> Tensor:
+        products = _inner_products(moves.weights())
+        lengths = products.diagonal().sqrt()
+        first, second = torch.where(lengths > 1e-8, lengths, 1.0).tolist()
+        cosine = products[0, 1].item() / (first * second)
+        if abs(cosine) > 0.9995:
+            return moves.mix([1 - t, t])
+        omega = math.acos(cosine)
+        return moves.mix([math.sin(s * omega) / math.sin(omega) for s in (1 - t, t)])
+
+    return _merged(base, models, rule)
+
+
+def _inner_products(blocks: Iterator[tuple[slice, Tensor]]) -> Tensor:
+    """Of J vectors that come in blocks, (J, J), in float64."""
+    return sum((block @ block.T).double() for _, block in blocks)
+
+
+# The base plus a sum of what the models learnt
+
+
+def task_arithmetic(
+    base: Weights, models: Sequence[Weights], *, weights: Sequence[float] | None = None
+) -> Lazy:
+    r"""The sum of the deltas: :math:`\theta = \theta_0 + \sum_j w_j \delta_j`, by default w = 1.
+
+    Source: Ilharco et al., Editing models with task arithmetic, ICLR 2023, arXiv 2212.04089. Its
+    coefficient is the `scale` of :func:`fuse`.
+    """
+    weights = torch.tensor(weights or [1.0] * len(models))
+    return _merged(base, models, lambda moves: moves.move(lambda d: weights.to(d.dtype) @ d))
+
+
+def ties(
+    base: Weights,
+    models: Sequence[Weights],
+    *,
+    density: float = 0.2,
+    weights: Sequence[float] | None = None,
+) -> Lazy:
+    r"""Trim, elect a sign, and average who agrees with it.
+
+    Of each tensor's delta the entries of largest magnitude stay, a share of `density` (with all
+    that equal the last of them): :math:`\hat\delta_j`. Then, entry by entry,
+
+    .. math:: \gamma = \operatorname{sgn} \sum_j w_j \hat\delta_j, \quad
+              \theta = \theta_0 + \frac{\sum_{j \in A} w_j \hat\delta_j}{\sum_{j \in A} w_j}, \quad
+              A = \{j : \operatorname{sgn} \hat\delta_j = \gamma \ne 0\}.
+
+    Source: Yadav et al., TIES-Merging, NeurIPS 2023, arXiv 2306.01708, with w = 1; it trims the
+    model as one vector. By tensor, and with weights, as in mergekit.
+    """
+    weights = torch.tensor(weights or [1.0] * len(models))
+    if not (weights >= 0).all():
+        raise FusionError(f"weights of ties: expected none below zero, found {weights.tolist()}.")
+
+    def rule(moves: Moves) -> Tensor:
+        least = _least_kept(moves, density)  # (J, 1)
+        shares = weights[:, None].to(least.dtype)
+
+        def elect(deltas: Tensor) -> Tensor:  # (J, block)
+            trimmed = torch.where(deltas.abs() >= least, deltas, 0) * shares
+            sign = trimmed.sum(dim=0).sign()
+            agree = (trimmed * sign > 0).to(deltas.dtype)
+            total = (shares * agree).sum(dim=0)
+            return (trimmed * agree).sum(dim=0) / total.where(total > 0, 1)
+
+        return moves.move(elect)
+
+    return _merged(base, models, rule)
+
+
+def _least_kept(moves: Moves, density: float) -> Tensor:
+    """The least magnitude among the share of largest ones of each delta, (J, 1)."""
+    size = moves.origin.numel()
+    dropped = size - max(1, int(density * size))
+    least = torch.zeros(len(moves.tensors), 1, dtype=_wide(moves.origin.dtype))
+    if dropped <= 0:
+        return least
+    magnitudes = torch.empty(size, dtype=least.dtype).numpy()
+    for j in range(len(moves.tensors)):
+        for where, deltas in moves.only(j).deltas():
+            magnitudes[where] = deltas[0].abs()
+        magnitudes.partition(dropped)
+        least[j] = magnitudes[dropped].item()
+    return least
+
+
+def dare(base: Weights, models: Sequence[Weights], *, density: float = 0.1, seed: int = 0) -> Lazy:
+    r"""Drop entries of the deltas at random, rescale the rest, average.
+
+    .. math:: \theta = \theta_0 + \frac1J \sum_j \frac{m_j \odot \delta_j}{\text{density}}, \quad
+              m_j \sim \operatorname{Bernoulli}(\text{density})
+
+    The random numbers depend on the seed, the tensor's name and the model's number alone.
+
+    Source: Yu et al., Language models are Super Mario, ICML 2024, arXiv 2311.03099, whose drop rate
+    is 1 - density.
+    """
+
+    def rule(moves: Moves) -> Tensor:
+        digests = [sha256_text(str(seed), moves.name, str(j)) for j in range(len(models))]
+        generators = [torch.Generator().manual_seed(int(text[:15], 16)) for text in digests]
+
+        def drop(deltas: Tensor) -> Tensor:  # (J, block)
+            size = deltas.shape[1]
+            draws = torch.stack([torch.rand(size, generator=g) for g in generators])
+            return (deltas * (draws < density)).mean(dim=0) / density
+
+        return moves.move(drop)
+
+    return _merged(base, models, rule)
+
+
+def model_stock(base: Weights, models: Sequence[Weights], *, floor: float = 0.0) -> Lazy:
+    r"""The point between base and mean that lies nearest to the centre of many such models.
+
+    .. math:: \theta = t \bar\theta + (1 - t) \theta_0, \quad
+              t = \frac{J \cos\omega}{1 + (J - 1) \cos\omega}
+
+    for each tensor, :math:`\cos\omega` being the mean cosine between two of the deltas. Deltas that
+    are zero count as at right angles to all, and where the denominator vanishes, the base stays.
+
+    `floor` is the least product of two norms to divide by; mergekit has 1e-6, so that tensors
+    which hardly moved stay nearer to the base.
+
+    Source: Jang et al., Model Stock, ECCV 2024, arXiv 2403.19522, equation 7.
+    """
+    count = len(models)
+    if count < 2:
+        raise FusionError("model_stock: expected two models or more, found one.")
+
+    def rule(moves: Moves) -> Tensor:
+        products = _inner_products(moves.deltas())
+        norms = products.diagonal().sqrt()
+        norms = torch.outer(norms, norms).clamp(min=max(floor, torch.finfo(norms.dtype).tiny))
+        pairs = torch.triu_indices(count, count, offset=1).unbind()
+        cosine = (products / norms).clamp(-1, 1)[pairs].mean().item()
+        denominator = 1 + (count - 1) * cosine
+        t = count * cosine / denominator if abs(denominator) >= 1e-6 else 0.0
+        return moves.move(lambda deltas: t * deltas.mean(dim=0))
+
+    return _merged(base, models, rule)
+
+
+def delta(
+    base: Weights,
+    models: Sequence[Weights],
+    *,
+    granularity: str = "tensor",
+    weighting: str = "power",
+    power: float = 1.0,
+    temperature: float = 1.0,
+) -> Lazy:
+    r"""Delta-guided fusion: who moved farther weighs more (or less, with a negative power).
+
+    .. math:: \theta = \theta_0 + \sum_j w_j \delta_j, \quad
+              w_j \propto \lVert\delta_j\rVert^p \quad\text{or}\quad
+              w_j \propto \exp(\lVert\delta_j\rVert / (m T))
+
+    The norm is over the model, a layer, a tensor or an element; m is its mean over the J models,
+    so that the temperature T has no unit.
+
+    Source: CoDiEmb, arXiv 2508.11442, gives no equation; this is the family that it allows. p = 0
+    is the uniform soup; p = 2 a tensor FuseChat's VaRM (arXiv 2408.07990); p = 2 over the model
+    MetaGPT's coefficient (arXiv 2406.11385).
+    """
+    weigh = {"power": _by_power(power), "softmax": _by_softmax(temperature)}[weighting]
+    if granularity == "element":
+        return _merged(
+            base, models, lambda moves: moves.move(lambda d: (weigh(d.abs()) * d).sum(dim=0))
+        )
+    weights_of = _weights_of(base, models, granularity, weigh)
+
+    def rule(moves: Moves) -> Tensor:
+        weights = weights_of(moves)
+        return moves.move(lambda deltas: weights.to(deltas.dtype) @ deltas)
+
+    return _merged(base, models, rule)
+
+
+def _by_power(power: float) -> Callable[[Tensor], Tensor]:
+    """From norms (J, ...) to weights proportional to norms ** power, summing to one over J."""
+
+    def weigh(norms: Tensor) -> Tensor:
+        # Relative to the norm that weighs most, powers cannot overflow; and the ratio that is 1 by
+        # definition settles 0 / 0: all norms zero, or a zero norm under a negative power.
+        heaviest = norms.amax(dim=0) if power > 0 else norms.amin(dim=0)
+        ratios = torch.where(norms == heaviest, 1.0, norms / heaviest)
+        weights = ratios**power
+        return weights / weights.sum(dim=0)
+
+    return weigh
+
+
+def _by_softmax(temperature: float) -> Callable[[Tensor], Tensor]:
+    """From norms (J, ...) to the softmax over J of norms / (their mean * temperature)."""
+
+    def weigh(norms: Tensor) -> Tensor:
+        mean = norms.mean(dim=0)
+        relative = torch.where(mean > 0, norms / mean, 1.0)
+        heaviest = relative.amax(dim=0) if temperature > 0 else relative.amin(dim=0)
+        return torch.softmax((relative - heaviest) / temperature, dim=0)  # none above zero
+
+    return weigh
+
+
+def _weights_of(
+    base: Weights,
+    models: Sequence[Weights],
+    granularity: str,
+    weigh: Callable[[Tensor], Tensor],
+) -> Callable[[Moves], Tensor]:
+    """The function from one tensor's moves to its J weights."""
+    if granularity == "tensor":
+        return lambda moves: weigh(moves.norms())
+
+    def group(name: str) -> int | None:
+        return layer_of(name) if granularity == "layer" else None
+
+    squares: dict[int | None, Tensor] = defaultdict(lambda: torch.zeros(()))
+    for moves in _all_moves(base, models):
+        squares[group(moves.name)] = squares[group(moves.name)] + moves.norms().square()
+    weights = {key: weigh(total.sqrt()) for key, total in squares.items()}
+    return lambda moves: weights[group(moves.name)]
+
+
+def _all_moves(base: Weights, models: Sequence[Weights]) -> Iterator[Moves]:
+    return (Moves(name, base, models) for name in base if base[name].is_floating_point())
 
 
 def layer_of(name: str) -> int | None:
     """Layer number of a parameter, -1 for embeddings, None for the rest (pooler, final norm)."""
     if number := re.search(r"(?:^|\.)(?:layers?|blocks?|h)\.(\d+)\.", name):
         return int(number[1])
-    return -1 if "embed" in name else None
+    return -1 if re.search(r"embed|\bw[tp]e\b", name) else None
+
+
+METHODS: dict[str, Callable[..., Lazy]] = {
+    method.__name__: method
+    for method in (
+        delta,
+        uniform,
+        linear,
+        greedy,
+        task_arithmetic,
+        ties,
+        dare,
+        slerp,
+        model_stock,
+    )
+}
+
+
+# Options
+
+
+def _finite(value: Any) -> bool:
+    return isinstance(value, Real) and math.isfinite(value)
+
+
+# What an option may be, in words and as a test; an option means the same in every method.
+_RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "scale": ("a finite number", _finite),
+    "power": ("a finite number", _finite),
+    "t": ("a finite number", _finite),
+    "temperature": ("a finite number other than zero", lambda v: _finite(v) and v != 0),
+    "density": ("a number above 0, at most 1", lambda v: _finite(v) and 0 < v <= 1),
+    "floor": ("a number from 0", lambda v: _finite(v) and v >= 0),
+    "seed": ("a whole number", lambda v: isinstance(v, int)),
+    "score": ("a function from a model to a number", callable),
+    "granularity": (f"one of {', '.join(GRANULARITIES)}", lambda v: v in GRANULARITIES),
+    "weighting": (f"one of {', '.join(WEIGHTINGS)}", lambda v: v in WEIGHTINGS),
+    "weights": (
+        "a list of finite numbers",
+        lambda v: v is None or (isinstance(v, list | tuple) and all(map(_finite, v))),
+    ),
+}
+
+
+def check_options(method: str, options: Mapping[str, Any], count: int | None = None) -> None:
+    """Refuse what a method cannot take, before any work.
+
+    Args:
+        method: A name in `METHODS`.
+        options: Its keywords, or `scale`. An option without default may still be missing: `score`
+            is no setting, but comes with the call.
+        count: How many models there will be, if that is known.
+
+    Raises:
+        FusionError: The method or an option is unknown, a value is out of its range, or weights are
+            not as many as models.
+    """
+    if method not in METHODS:
+        raise FusionError(_unknown("method", method, METHODS))
+    known = [*list(inspect.signature(METHODS[method]).parameters)[2:], "scale"]
+    for name, value in options.items():
+        if name not in known:
+            raise FusionError(_unknown(f"option of {method}", name, known))
+        expected, holds = _RANGES.get(name, ("", lambda v: True))
+        if not holds(value):
+            nearest = difflib.get_close_matches(str(value), GRANULARITIES + WEIGHTINGS, n=1)
+            hint = f" Did you mean {nearest[0]!r}?" if nearest and "one of" in expected else ""
+            raise FusionError(f"{name}: expected {expected}, found {value!r}.{hint}")
+        if name == "weights" and value and count and len(value) != count:
+            raise FusionError(f"weights: expected one for each of {count} models, found {value}.")
+
+
+def _unknown(kind: str, name: str, choices: Sequence[str] | Mapping[str, Any]) -> str:
+    nearest = difflib.get_close_matches(name, choices, n=1)
+    hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
+    return f"{kind}: expected one of {', '.join(choices)}, found {name!r}.{hint}"
+
+
+# Whole merges
 
 
 @torch.no_grad()
@@ -101,330 +544,174 @@ def fuse(
     *,
     method: str = "delta",
     scale: float = 1.0,
+    keep: Mapping[str, str | int] | None = None,
     output: str | Path | None = None,
+    settings_from: str | int | None = None,
     **options: Any,
 ) -> dict[str, Tensor] | Path:
-    """Merge checkpoints of one base: base + scale * (merge of the deltas).
+    """Merge models that were trained from one base: base + scale * (merged - base).
 
-    Deltas are accumulated in float32 (float64 for float64 tensors); the result has the first
-    checkpoint's types. Integer tensors must be equal and are copied.
+    Sums are in float32 (float64 for float64 tensors); the result has the first checkpoint's types
+    of numbers. Integer tensors must be equal and are copied.
 
-    Folders are in the sentence-transformers layout, with weights in safetensors, whole or in
-    shards. Tokenizer, pooling, prompts and configurations come from the first checkpoint, after
-    a check that all checkpoints agree in them.
+    Folders are models of transformers or sentence-transformers with weights in safetensors, or LoRA
+    adapters of the base. They are read and written tensor by tensor. Tokenizer, pooling, prompts
+    and configurations come from the first checkpoint that is no adapter, after a check that all
+    such agree in them; from the base where all are adapters.
 
     Args:
         base: The initialisation: a mapping from names to tensors, or a folder.
         checkpoints: Models with its names and shapes, of the same kind.
         method: A name in `METHODS`.
         scale: Length of the merged delta; 0 gives the base.
+        keep: Tensors that are not merged, nor count in a norm: patterns of names such as
+            "*embeddings*", and "base" or the number of the checkpoint that they come from. The
+            first pattern that fits holds.
         output: For folders: the folder to write, absent or empty.
-        **options: Of the method: `granularity` and `power` for "delta".
+        settings_from: "base", or the number of the checkpoint whose settings the result takes,
+            where they differ.
+        **options: Of the method.
 
     Returns:
         The merged mapping, in the order of the base, or the path `output`.
 
     Raises:
-        ValueError: As for :func:`delta_guided_weights`; or the method is unknown, the folders'
-            settings differ, their weights are pickled, or a scale is not finite.
+        FusionError: Names, shapes or settings differ, a value is not finite, integers differ,
+            weights are pickled, or the method cannot take an option.
         FileNotFoundError: A folder is missing.
         FileExistsError: The output is not empty.
         UnwritableError: The output cannot be written.
     """
-    _check_choice("method", method, METHODS)
-    if not math.isfinite(scale):
-        raise ValueError(f"scale: expected a finite number, found {scale}.")
-    base, checkpoints = _open(base, checkpoints)
-    folders = all(isinstance(model, _Folder) for model in (base, *checkpoints))
+    base, checkpoints = open_models(base, checkpoints)
+    folders = all(isinstance(model, Folder) for model in (base, *checkpoints))
     if folders != (output is not None):
-        raise ValueError(
+        raise FusionError(
             "fuse writes to `output` when base and checkpoints are all folders, and returns a "
             f"mapping when they are mappings: found output={output!r} with "
             f"{'folders' if folders else 'mappings, or both kinds'}."
         )
     if folders:
-        _check_empty(Path(output))
-        _check_same_settings([checkpoint.folder for checkpoint in checkpoints])
-    combine = METHODS[method](base, checkpoints, **options)
-
-    def merged(name: str) -> Tensor:
-        origin, ingredients = _read(base, checkpoints, name)
-        if not origin.is_floating_point():
-            return ingredients[0].clone()
-        deltas = _deltas(origin, ingredients)
-        return (origin + scale * combine(name, deltas)).to(ingredients[0].dtype)
-
-    if not folders:
-        return {name: merged(name) for name in base}
-    with atomic_path(output) as temporary:
-        _write(temporary, checkpoints[0], merged)
-    return Path(output)
+        check_empty(output)
+        settings = settings_folder(base, checkpoints, settings_from)
+    merged = merge(base, checkpoints, method=method, scale=scale, keep=keep, **options)
+    if folders:
+        return write_model(output, merged, like=layout(base, checkpoints), settings=settings)
+    return {name: merged[name].to(checkpoints[0][name].dtype).clone() for name in base}
 
 
-# Methods: from base, checkpoints and options to the function that merges one tensor's deltas
+def merge(
+    base: Weights,
+    checkpoints: Sequence[Weights],
+    *,
+    method: str = "delta",
+    scale: float = 1.0,
+    keep: Mapping[str, str | int] | None = None,
+    **options: Any,
+) -> Lazy:
+    """What :func:`fuse` does between opening and writing: a model that is not yet worked out.
+
+    Tensors are in float32 or wider. Of the greedy soup, `kept` lists the checkpoints in it.
+    """
+    check_options(method, options | {"scale": scale}, len(checkpoints))
+    check_alike(base, checkpoints)
+    sources = _sources(base, checkpoints, keep or {})
+
+    def with_kept(model: Weights) -> Weights:
+        """As if this model too had the tensors that are kept: no method then changes them."""
+        return Lazy(model, lambda name: sources.get(name, model)[name], like=model)
+
+    if sources:
+        base, checkpoints = with_kept(base), [with_kept(model) for model in checkpoints]
+    parameters = inspect.signature(METHODS[method]).parameters.values()
+    missing = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is p.empty]
+    if missing := [name for name in missing if name not in options]:
+        raise FusionError(f"{method}: expected the option {missing[0]!r}, found none.")
+    merged = METHODS[method](base, checkpoints, **options)
+
+    def scaled(name: str) -> Tensor:
+        origin = base[name]
+        if name in sources or scale == 0 or not origin.is_floating_point():
+            return origin
+        if scale == 1:
+            return merged[name]
+        return torch.lerp(origin.to(_wide(origin.dtype)), merged[name], scale)
+
+    return Lazy(base, scaled, like=merged)
 
 
-def _uniform(base: Mapping[str, Tensor], checkpoints: Sequence[Mapping[str, Tensor]]) -> PerTensor:
-    """The uniform soup, mean of the deltas (Wortsman et al., ICML 2022)."""
-    return lambda name, deltas: deltas.mean(dim=0)
+def _sources(
+    base: Weights, checkpoints: Sequence[Weights], keep: Mapping[str, str | int]
+) -> dict[str, Weights]:
+    """The model that each kept tensor comes from."""
+    sources: dict[str, Weights] = {}
+    for pattern, source in keep.items():
+        names = fnmatch.filter(base, pattern)
+        if not names:
+            raise FusionError(
+                f"keep: expected a pattern of tensors' names, such as {next(iter(base))!r}, found "
+                f"{pattern!r}, which fits none."
+            )
+        model = base if source == "base" else pick(checkpoints, source, "keep")
+        sources = dict.fromkeys(names, model) | sources
+    return sources
 
 
-def _delta(
-    base: Mapping[str, Tensor],
-    checkpoints: Sequence[Mapping[str, Tensor]],
+@torch.no_grad()
+def delta_guided_weights(
+    base: Model,
+    checkpoints: Sequence[Model],
     *,
     granularity: str = "tensor",
+    weighting: str = "power",
     power: float = 1.0,
-) -> PerTensor:
-    """Weighted by :func:`delta_guided_weights`, worked out tensor by tensor."""
-    weigh = _weigher(base, checkpoints, granularity, power)
+    temperature: float = 1.0,
+) -> dict[str, Tensor]:
+    """The weights that :func:`delta` gives J checkpoints, for each float tensor.
 
-    def combine(name: str, deltas: Tensor) -> Tensor:
-        weights = weigh(name, deltas).to(deltas.dtype)
-        missing = deltas.dim() - weights.dim()
-        return (weights.reshape(*weights.shape, *[1] * missing) * deltas).sum(dim=0)
+    Where all deltas are zero the weights are equal. With a negative power, the checkpoints that did
+    not move at all share the whole weight, which is the limit of ever smaller deltas.
 
-    return combine
+    Args:
+        base: The initialisation that all checkpoints share.
+        checkpoints: J models with its names and shapes.
+        granularity: Over what a norm is taken: "model"; "layer", see :func:`layer_of`; "tensor";
+            "element".
+        weighting: "power", or "softmax".
+        power: The exponent p. 0 gives equal weights, 2 favours what moved far, -1 what stayed near.
+        temperature: Of the softmax over norms divided by their mean: the higher, the more equal;
+            below zero it favours what stayed near.
 
+    Returns:
+        By name, weights that sum to one over their first dimension: (J,), or (J, *shape) by
+        element.
 
-METHODS: dict[str, Callable[..., PerTensor]] = {"delta": _delta, "uniform": _uniform}
-
-
-def _weigher(
-    base: Mapping[str, Tensor],
-    checkpoints: Sequence[Mapping[str, Tensor]],
-    granularity: str,
-    power: float,
-) -> PerTensor:
-    """The function from a tensor's name and deltas (J, *shape) to its weights."""
-    _check_choice("granularity", granularity, GRANULARITIES)
-    if not math.isfinite(power):
-        raise ValueError(f"power: expected a finite number, found {power}.")
-    if granularity == "element":
-        return lambda name, deltas: _proportions(deltas.abs(), power)
-    if granularity == "tensor":
-        return lambda name, deltas: _proportions(_norms(deltas), power)
-
-    def group(name: str) -> int | None:
-        return layer_of(name) if granularity == "layer" else None
-
-    squares: dict[int | None, Tensor] = defaultdict(lambda: torch.zeros(()))
-    for name, deltas in _all_deltas(base, checkpoints):
-        squares[group(name)] = squares[group(name)] + _norms(deltas).square()
-    weights = {key: _proportions(total.sqrt(), power) for key, total in squares.items()}
-    return lambda name, deltas: weights[group(name)]
-
-
-def _proportions(norms: Tensor, power: float) -> Tensor:
-    """Weights proportional to norms ** power over the first dimension, summing to one."""
-    # Relative to the norm that weighs most, powers cannot overflow; and the ratio that is 1 by
-    # definition settles 0 / 0: all norms zero, or a zero norm under a negative power.
-    heaviest = norms.amax(dim=0) if power > 0 else norms.amin(dim=0)
-    ratios = torch.where(norms == heaviest, 1.0, norms / heaviest)
-    weights = ratios**power
-    return weights / weights.sum(dim=0)
-
-
-def _norms(deltas: Tensor) -> Tensor:
-    # In float32 the sum over a large tensor (an embedding table) is off by a thousandth.
-    return torch.stack([torch.linalg.vector_norm(d, dtype=torch.float64) for d in deltas])
-
-
-def _all_deltas(
-    base: Mapping[str, Tensor], checkpoints: Sequence[Mapping[str, Tensor]]
-) -> Iterator[tuple[str, Tensor]]:
-    for name in base:
-        origin, ingredients = _read(base, checkpoints, name)
-        if origin.is_floating_point():
-            yield name, _deltas(origin, ingredients)
-
-
-def _deltas(origin: Tensor, ingredients: Sequence[Tensor]) -> Tensor:
-    """Deviations from the base, (J, *shape), in float32 or wider."""
-    dtype = torch.promote_types(origin.dtype, torch.float32)
-    return torch.stack([tensor.to(dtype) - origin.to(dtype) for tensor in ingredients])
-
-
-def _read(
-    base: Mapping[str, Tensor], checkpoints: Sequence[Mapping[str, Tensor]], name: str
-) -> tuple[Tensor, list[Tensor]]:
-    """One tensor of all models, found usable."""
-    origin, ingredients = base[name], [checkpoint[name] for checkpoint in checkpoints]
-    for label, tensor in zip(_labels(base, checkpoints), (origin, *ingredients), strict=True):
-        if tensor.is_floating_point() != origin.is_floating_point():
-            raise ValueError(
-                f"{label}: expected {origin.dtype} as in the base, found {tensor.dtype} in {name}."
-            )
-        if not tensor.is_floating_point() and not torch.equal(tensor, origin):
-            raise ValueError(
-                f"{label}: expected the integers of the base, found others in {name}. Integer "
-                "tensors cannot be merged; these models do not have one origin."
-            )
-        if not tensor.isfinite().all():
-            raise ValueError(
-                f"{label}: expected finite weights, found NaN or infinity in {name}. Leave this "
-                "model out, or take an earlier checkpoint of its run."
-            )
-    return origin, ingredients
-
-
-def _open(
-    base: Model, checkpoints: Sequence[Model]
-) -> tuple[Mapping[str, Tensor], list[Mapping[str, Tensor]]]:
-    """All models as mappings, with the same names and shapes."""
-    if isinstance(checkpoints, str | Path | Mapping):
-        raise TypeError("checkpoints: expected a list of models, found a single one.")
-    base, *checkpoints = (
-        _Folder(model) if isinstance(model, str | Path) else model for model in (base, *checkpoints)
-    )
-    if not checkpoints:
-        raise ValueError("checkpoints: expected one model or more, found none.")
-    expected = _shapes(base)
-    for label, checkpoint in zip(_labels(base, checkpoints)[1:], checkpoints, strict=True):
-        found = _shapes(checkpoint)
-        problems = [
-            f"{name} ({found.get(name, 'missing')} beside {expected.get(name, 'missing')})"
-            for name in sorted(expected.keys() | found.keys())
-            if expected.get(name) != found.get(name)
-        ]
-        if problems:
-            shown = ", ".join(problems[:8]) + (", ..." if len(problems) > 8 else "")
-            raise ValueError(
-                f"{label}: expected the names and shapes of the base's tensors, found "
-                f"{len(problems)} that differ: {shown}. Fuse checkpoints of this very base."
-            )
-    return base, checkpoints
-
-
-def _labels(base: Mapping[str, Tensor], checkpoints: Sequence[Mapping[str, Tensor]]) -> list[str]:
-    names = ["base", *(f"checkpoint {j}" for j in range(len(checkpoints)))]
-    return [
-        f"{name} ({model.folder})" if isinstance(model, _Folder) else name
-        for name, model in zip(names, (base, *checkpoints), strict=True)
-    ]
-
-
-def _shapes(model: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    if isinstance(model, _Folder):
-        return model.shapes
-    return {name: tuple(tensor.shape) for name, tensor in model.items()}
-
-
-def _check_choice(what: str, value: str, choices: Sequence[str] | Mapping[str, Any]) -> None:
-    if value not in choices:
-        nearest = difflib.get_close_matches(str(value), choices, n=1)
-        raise ValueError(
-            f"{what}: expected one of {', '.join(choices)}, found {value!r}."
-            + (f" Did you mean {nearest[0]!r}?" if nearest else "")
-        )
-
-
-# Folders
-
-
-class _Folder(Mapping[str, Tensor]):
-    """The weights of a model folder; a tensor is read from disk each time it is asked for.
-
-    A tensor's name has its subfolder in front, as in "2_Dense/linear.weight".
+    Raises:
+        FusionError: As for :func:`fuse`.
     """
-
-    def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
-        if not self.folder.is_dir():
-            raise FileNotFoundError(f"{folder}: expected a model folder, found none.")
-        self.files = sorted(self.folder.rglob("*.safetensors"))
-        if not self.files:
-            pickles = [p for p in self.folder.rglob("*") if p.suffix in {".bin", ".pt", ".pth"}]
-            found = f"pickled weights ({pickles[0].name}), which run code" if pickles else "none"
-            raise ValueError(
-                f"{folder}: expected weights in safetensors, found {found}. Save the model again "
-                "with sentence-transformers, which writes safetensors."
-            )
-        self.shapes: dict[str, tuple[int, ...]] = {}
-        self._places: dict[str, tuple[Path, str]] = {}
-        for file in self.files:
-            subfolder = file.parent.relative_to(self.folder).as_posix()
-            with safe_open(file, framework="pt") as weights:
-                for key in weights.keys():  # noqa: SIM118 (it is no mapping)
-                    if key.endswith("position_ids"):
-                        continue  # 0, 1, 2, ...: older libraries stored it, newer ones count
-                    name = key if subfolder == "." else f"{subfolder}/{key}"
-                    if name in self._places:
-                        raise ValueError(
-                            f"{folder}: expected each tensor once, found {name} in "
-                            f"{self._places[name][0].name} and in {file.name}. Remove the file "
-                            "that is out of date."
-                        )
-                    self._places[name] = file, key
-                    self.shapes[name] = tuple(weights.get_slice(key).get_shape())
-
-    def __getitem__(self, name: str) -> Tensor:
-        file, key = self._places[name]
-        with safe_open(file, framework="pt") as weights:
-            return weights.get_tensor(key)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._places)
-
-    def __len__(self) -> int:
-        return len(self._places)
-
-    def names_in(self, file: Path) -> dict[str, str]:
-        """The names of the tensors of one file, by their keys there."""
-        return {key: name for name, (place, key) in self._places.items() if place == file}
+    options = {"granularity": granularity, "power": power, "temperature": temperature}
+    check_options("delta", options | {"weighting": weighting})
+    base, checkpoints = open_models(base, checkpoints)
+    check_alike(base, checkpoints)
+    weigh = {"power": _by_power(power), "softmax": _by_softmax(temperature)}[weighting]
+    if granularity == "element":
+        return {moves.name: weigh(_magnitudes(moves)) for moves in _all_moves(base, checkpoints)}
+    weights_of = _weights_of(base, checkpoints, granularity, weigh)
+    return {moves.name: weights_of(moves) for moves in _all_moves(base, checkpoints)}
 
 
-def _check_empty(output: Path) -> None:
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise FileExistsError(
-            f"{output}: expected a new or an empty folder, found content. Remove it or choose "
-            "another folder."
-        )
+def _magnitudes(moves: Moves) -> Tensor:
+    """Of each entry of the deltas, (J, *shape)."""
+    parts = [deltas.abs() for _, deltas in moves.deltas()]
+    return torch.cat(parts, dim=1).view(-1, *moves.origin.shape)
 
 
-def _check_same_settings(folders: Sequence[Path]) -> None:
-    """Refuse checkpoints that would not encode a text alike, were their weights equal."""
-    patterns = (
-        "modules.json",
-        "config_sentence_transformers.json",
-        "sentence_bert_config.json",
-        "tokenizer.json",
-        "*/config.json",
-    )
-    settings = [
-        {
-            path.relative_to(folder).as_posix(): _stable(read_json(path))
-            for pattern in patterns
-            for path in folder.glob(pattern)
-        }
-        for folder in folders
-    ]
-    for folder, found in zip(folders, settings, strict=True):
-        for file in sorted(settings[0].keys() | found.keys()):
-            if settings[0].get(file) != found.get(file):
-                raise ValueError(
-                    f"{folder}: expected the {file} of {folders[0]}, found another or none. "
-                    "Models that differ in modules, pooling, prompts or tokenizer cannot be fused."
-                )
+@torch.no_grad()
+def delta_norms(base: Model, checkpoints: Sequence[Model]) -> dict[str, Tensor]:
+    """Euclidean norm of each checkpoint's deviation from the base, (J,), for each float tensor.
 
-
-def _stable(settings: Any) -> Any:
-    if not isinstance(settings, dict):
-        return settings
-    return {key: value for key, value in settings.items() if key not in _VOLATILE_KEYS}
-
-
-def _write(output: Path, like: _Folder, merged: Callable[[str], Tensor]) -> None:
-    """A model folder laid out like another, with merged weights in files of the same names."""
-    output.mkdir()
-    for path in sorted(like.folder.rglob("*")):  # a folder comes before what is in it
-        target = output / path.relative_to(like.folder)
-        if path.is_dir():  # kept even when empty: a module may have no file (Normalize)
-            target.mkdir()
-        elif path.suffix in _COPIED_SUFFIXES:
-            shutil.copyfile(path, target)
-    for file in like.files:
-        with safe_open(file, framework="pt") as weights:
-            metadata = weights.metadata()
-        contents = {key: merged(name) for key, name in like.names_in(file).items()}
-        save_file(contents, output / file.relative_to(like.folder), metadata=metadata)
+    Raises:
+        FusionError: As for :func:`fuse`.
+    """
+    base, checkpoints = open_models(base, checkpoints)
+    check_alike(base, checkpoints)
+    return {moves.name: moves.norms() for moves in _all_moves(base, checkpoints)}
