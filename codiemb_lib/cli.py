@@ -29,10 +29,16 @@ def execute(arguments: argparse.Namespace) -> None:
 
 def reproduce(arguments: argparse.Namespace) -> None:
     """Become Snakemake, which runs what is missing or out of date of a preset."""
-    from codiemb_lib.config import load_preset, project_root
+    from codiemb_lib.config import PresetError, load_preset, project_root
     from codiemb_lib.files import alone, check_writable
+    from codiemb_lib.fusion import FusionError, check_options
 
-    load_preset(arguments.preset)
+    for name, settings in load_preset(arguments.preset).fusion.items():
+        options = {"scale": settings.scale, **settings.model_extra}
+        try:
+            check_options(settings.method, options, len(settings.ingredients))
+        except FusionError as error:  # now rather than after hours of training
+            raise PresetError(f"{arguments.preset}: fusion {name!r}: {error}") from error
     root = check_writable(project_root())
     os.chdir(root)
     command = [sys.executable, "-m", "snakemake", "--nolock", "--rerun-incomplete"]

@@ -140,20 +140,34 @@ class VariantSettings(_Settings):
 
 
 class FusionSettings(_Settings):
-    """How checkpoints of several variants become one model."""
+    """How checkpoints of several variants become one model.
+
+    Keys that are not listed here are options of the method. `fusion.check_options` knows them; this
+    module does not, so that a new method leaves every run that reads a preset as it is.
+    """
+
+    model_config = ConfigDict(extra="allow")
 
     ingredients: Annotated[tuple[str, ...], Field(min_length=1)]
-    method: Literal["delta", "uniform"] = "delta"
-    granularity: Literal["model", "layer", "tensor", "element"] = "tensor"
-    power: float = 1.0
+    method: str = "delta"
     scale: float = 1.0
+    keep: dict[str, str] = {}  # patterns of tensors' names: `base`, or the ingredient they stay of
+
+    @model_validator(mode="after")
+    def _kept_are_ingredients(self) -> FusionSettings:
+        if strangers := sorted({*self.keep.values()} - {"base", *self.ingredients}):
+            raise ValueError(
+                f"keep: expected `base` or one of {self.ingredients}, found {strangers}"
+            )
+        return self
 
     def options(self) -> dict[str, object]:
-        """The keyword arguments of `fusion.fuse` that belong to the method."""
+        """The keyword arguments of `fusion.fuse`, when ingredients are given in their order."""
         shared: dict[str, object] = {"method": self.method, "scale": self.scale}
-        if self.method == "delta":
-            shared |= {"granularity": self.granularity, "power": self.power}
-        return shared
+        if self.keep:
+            places = {name: place for place, name in enumerate(self.ingredients)}
+            shared["keep"] = {p: places.get(name, name) for p, name in self.keep.items()}
+        return shared | (self.model_extra or {})
 
 
 class GeometrySettings(_Settings):

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import math
 import mmap
+import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,7 +21,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from codiemb_lib.files import atomic_path, read_json
+from codiemb_lib.files import atomic_path, read_json, sha256_file
 
 DTYPES = {
     "F64": torch.float64,
@@ -38,9 +39,10 @@ _INDEX = ".safetensors.index.json"  # says which tensor lies in which shard
 _PICKLES = {".bin", ".pt", ".pth", ".ckpt"}
 _COPIED_SUFFIXES = {".json", ".txt", ".model", ".jinja", ".py"}
 
-# What the settings of two checkpoints of one run may differ in: library versions, and the state in
-# which a tokenizer was saved.
+# What the settings of two checkpoints of one run may differ in: library versions, the state in
+# which a tokenizer was saved, and the type of numbers in the file.
 _VOLATILE_KEYS = {"__version__", "truncation", "padding"}
+_VOLATILE_KEYS |= {"transformers_version", "dtype", "torch_dtype", "_name_or_path"}
 
 
 class FusionError(ValueError):
@@ -132,11 +134,6 @@ class Folder(Mapping[str, Tensor]):
                 self.places[name] = place
         self._check_ties()
 
-    @property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Of each tensor, without reading it."""
-        return {name: place.shape for name, place in self.places.items()}
-
     def __getitem__(self, name: str) -> Tensor:
         return read_tensor(self.places[name])
 
@@ -214,16 +211,127 @@ def read_tensor(place: Place) -> Tensor:
     return tensor.view(place.shape)
 
 
-# Checking
+# Adapters
+
+
+class Adapter(Folder):
+    r"""A base with a LoRA adapter of peft added: W + scaling B A where layers are adapted.
+
+    The scaling is alpha / r, or alpha / sqrt(r) for rank-stabilised adapters (Hu et al.,
+    arXiv 2106.09685; Kalajdzievski, arXiv 2312.03732). It is added up in float32, and never written
+    into the base.
+
+    Args:
+        folder: With adapter_config.json and adapter_model.safetensors.
+        base: The model that the adapter was trained on.
+
+    Raises:
+        FusionError: The adapter does something else, fits another base, or is pickled.
+    """
+
+    def __init__(self, folder: str | Path, base: Folder) -> None:
+        self.folder, self.base = Path(folder), base
+        self.files, self.places = base.files, base.places
+        config = read_json(self.folder / "adapter_config.json")
+        self._check_kind(config)
+        file = self.folder / "adapter_model.safetensors"
+        if not file.is_file():
+            raise FusionError(
+                f"{folder}: expected adapter_model.safetensors, found none. Save the adapter again "
+                "with peft, which writes safetensors."
+            )
+        self._added: dict[str, tuple[Place, Place, float]] = {}  # A (r, in), B (out, r), scaling
+        self._replaced: dict[str, Place] = {}
+        by_key = {place.key.removeprefix("base_model.model."): place for place in read_places(file)}
+        for key, place in by_key.items():
+            module, is_down, _ = key.partition(".lora_A.")
+            if is_down:
+                up = by_key[key.replace(".lora_A.", ".lora_B.")]
+                name = self._in_base(f"{module}.weight", (up.shape[0], place.shape[1]))
+                self._added[name] = place, up, _scaling(config, module, place.shape[0])
+            elif ".lora_" not in key:  # of modules_to_save
+                self._replaced[self._in_base(key, place.shape)] = place
+            elif ".lora_B." not in key:
+                raise FusionError(f"{folder}: expected LoRA of linear layers, found {key}.")
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name in self._replaced:
+            return read_tensor(self._replaced[name])
+        weight = self.base[name]
+        if name in self._added:
+            *factors, scaling = self._added[name]
+            down, up = (read_tensor(place).float() for place in factors)
+            weight = torch.addmm(weight.to(up.dtype), up, down, alpha=scaling)
+        return weight
+
+    def _in_base(self, key: str, shape: tuple[int, ...]) -> str:
+        """The base's name of a parameter: either may have a prefix, such as `model.`."""
+        found = key
+        while found not in self.base and "." in found:
+            found = found.partition(".")[2]
+        names = [found] if found in self.base else [n for n in self.base if n.endswith(f".{key}")]
+        if len(names) != 1 or self.base.places[names[0]].shape != shape:
+            raise FusionError(
+                f"{self.folder}: expected an adapter of {self.base.folder}, found one of {key} "
+                f"with shape {shape}, which that has not. Name the base of its training."
+            )
+        return names[0]
+
+    def _check_kind(self, config: Mapping[str, Any]) -> None:
+        if config.get("peft_type") != "LORA":
+            raise FusionError(
+                f"{self.folder}: expected an adapter of type LORA, found "
+                f"{config.get('peft_type')}. Merge it into its base with peft, and fuse the result."
+            )
+        strange = [key for key in _STRANGE_ADAPTERS if config.get(key)]
+        strange += ["bias"] if config.get("bias", "none") != "none" else []
+        if config.get("init_lora_weights") not in _PLAIN_STARTS:  # these change the base as well
+            strange.append("init_lora_weights")
+        if strange:
+            raise FusionError(
+                f"{self.folder}: expected a plain LoRA adapter, found "
+                f"{', '.join(f'{key}: {config[key]}' for key in strange)}. Merge it into its base "
+                "with peft's `merge_and_unload`, and fuse the result."
+            )
+
+
+_PLAIN_STARTS = (None, True, False, "gaussian", "eva", "orthogonal")
+_STRANGE_ADAPTERS = (
+    "use_dora",
+    "fan_in_fan_out",
+    "lora_bias",
+    "use_qalora",
+    "use_bdlora",
+    "layer_replication",
+    "target_parameters",
+    "trainable_token_indices",
+    "alora_invocation_tokens",
+    "megatron_config",
+    "velora_config",
+    "monteclora_config",
+    "arrow_config",
+    "kasa_config",
+)
+
+
+def _scaling(config: Mapping[str, Any], module: str, rank: int) -> float:
+    """What B A is multiplied by in one module; the rank is that of its own matrices."""
+    patterns = config.get("alpha_pattern") or {}
+    own = [a for key, a in patterns.items() if re.match(rf"(.*\.)?({key})$", module)]
+    alpha = own[0] if own else config["lora_alpha"]
+    return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
 
 
 def open_models(
     base: Mapping[str, Tensor] | str | Path, models: Sequence[Mapping[str, Tensor] | str | Path]
 ) -> tuple[Mapping[str, Tensor], list[Mapping[str, Tensor]]]:
-    """Folders opened as mappings; mappings as they are.
+    """Folders opened as mappings, adapters on top of the base; mappings as they are.
+
+    A base that was saved with a head, so that its names have a prefix (`model.`, `roberta.`), is
+    seen without either where models that were saved alone have neither.
 
     Raises:
-        FusionError: There is no model, or as for :class:`Folder`.
+        FusionError: There is no model, or as for :class:`Folder` and :class:`Adapter`.
         FileNotFoundError: A folder is missing.
         TypeError: A single model stands where a list should.
     """
@@ -231,10 +339,30 @@ def open_models(
         raise TypeError("checkpoints: expected a list of models, found a single one.")
     if not models:
         raise FusionError("checkpoints: expected one model or more, found none.")
-    base, *models = (
-        Folder(model) if isinstance(model, str | Path) else model for model in (base, *models)
-    )
-    return base, models
+
+    def opened(model: Mapping[str, Tensor] | str | Path) -> Mapping[str, Tensor] | Path:
+        if isinstance(model, Mapping):
+            return model
+        is_adapter = (Path(model) / "adapter_config.json").is_file()
+        return Path(model) if is_adapter else Folder(model)
+
+    base, *models = map(opened, (base, *models))
+    if not isinstance(base, Mapping):
+        raise FusionError(f"{base}: expected a whole model as the base, found an adapter.")
+    whole = [model for model in models if isinstance(model, Mapping)]
+    if whole and isinstance(base, Folder):
+        for prefix in {name.partition(".")[0] + "." for name in base}:
+            inside = {
+                n.removeprefix(prefix): p for n, p in base.places.items() if n.startswith(prefix)
+            }
+            if inside.keys() == {*whole[0]}:
+                base.places = inside
+    if len(whole) < len(models) and not isinstance(base, Folder):
+        raise FusionError("base: expected a folder, for adapters are folders, found a mapping.")
+    return base, [m if isinstance(m, Mapping) else Adapter(m, base) for m in models]
+
+
+# Checking
 
 
 def check_alike(base: Mapping[str, Tensor], models: Sequence[Mapping[str, Tensor]]) -> None:
@@ -243,9 +371,9 @@ def check_alike(base: Mapping[str, Tensor], models: Sequence[Mapping[str, Tensor
     Raises:
         FusionError: Names, shapes, kinds of numbers, or integers differ.
     """
-    expected = _shapes(base)
+    expected = _described(base)
     for label, model in zip(labels(base, models)[1:], models, strict=True):
-        found = _shapes(model)
+        found = _described(model)
         problems = [
             f"{name} ({found.get(name, 'missing')} beside {expected.get(name, 'missing')})"
             for name in sorted(expected.keys() | found.keys())
@@ -254,27 +382,24 @@ def check_alike(base: Mapping[str, Tensor], models: Sequence[Mapping[str, Tensor
         if problems:
             shown = ", ".join(problems[:8]) + (", ..." if len(problems) > 8 else "")
             raise FusionError(
-                f"{label}: expected the names and shapes of the base's tensors, found "
+                f"{label}: expected the names, shapes and kinds of the base's tensors, found "
                 f"{len(problems)} that differ: {shown}. Fuse checkpoints of this very base."
             )
-        for name in base:
-            origin, tensor = base[name], model[name]
-            if tensor.is_floating_point() != origin.is_floating_point():
-                raise FusionError(
-                    f"{label}: expected {origin.dtype} as in the base, found {tensor.dtype} in "
-                    f"{name}."
-                )
-            if not tensor.is_floating_point() and not torch.equal(tensor, origin):
+        for name, description in expected.items():
+            if description.startswith("integer") and not torch.equal(model[name], base[name]):
                 raise FusionError(
                     f"{label}: expected the integers of the base, found others in {name}. Integer "
                     "tensors cannot be merged; these models do not have one origin."
                 )
 
 
-def _shapes(model: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    if isinstance(model, Folder):
-        return model.shapes
-    return {name: tuple(tensor.shape) for name, tensor in model.items()}
+def _described(model: Mapping[str, Tensor]) -> dict[str, str]:
+    """By name, the kind and shape of a tensor."""
+    tensors = model.places if isinstance(model, Folder) else model
+    return {
+        name: f"{'floating' if t.dtype.is_floating_point else 'integer'} {[*t.shape]}"
+        for name, t in tensors.items()
+    }
 
 
 def labels(base: Mapping[str, Tensor], models: Sequence[Mapping[str, Tensor]]) -> list[str]:
@@ -299,27 +424,29 @@ def pick(models: Sequence[Mapping[str, Tensor]], number: Any, option: str) -> Ma
 
 
 def layout(base: Folder, models: Sequence[Folder]) -> Folder:
-    """The folder whose files of weights the result has: the first model's."""
-    return models[0]
+    """The model whose files of weights the result has: the first that is no adapter."""
+    return next((model for model in models if not isinstance(model, Adapter)), base)
 
 
-def settings_folder(base: Folder, models: Sequence[Folder], source: str | int | None) -> Path:
+def settings_folder(
+    base: Folder, models: Sequence[Folder], source: str | int | None = None
+) -> Path:
     """The folder whose tokenizer, pooling, prompts and configurations the result takes.
 
     Args:
         base: The base.
         models: The models.
-        source: "base", or the number of a model; None: that of the first, if all agree.
+        source: "base", or the number of a model; None: that of the first that is no adapter (else
+            the base), if all such agree.
 
     Raises:
         FusionError: They do not agree, or there is no such model.
     """
-    if source == "base":
-        return base.folder
-    if source is not None:
-        return pick(models, source, "settings_from").folder
-    check_same_settings([model.folder for model in models])
-    return models[0].folder
+    if source is None:
+        check_same_settings([m.folder for m in models if not isinstance(m, Adapter)])
+        return layout(base, models).folder
+    chosen = base if source == "base" else pick(models, source, "settings_from")
+    return (base if isinstance(chosen, Adapter) else chosen).folder
 
 
 def check_empty(output: str | Path) -> None:
@@ -343,15 +470,18 @@ def check_same_settings(folders: Sequence[Path]) -> None:
         FusionError: Two differ in modules, pooling, prompts, lengths or tokenizer.
     """
     patterns = (
+        "config.json",
         "modules.json",
         "config_sentence_transformers.json",
         "sentence_bert_config.json",
         "tokenizer.json",
+        "vocab.txt",
+        "*.model",
         "*/config.json",
     )
     settings = [
         {
-            path.relative_to(folder).as_posix(): _stable(read_json(path))
+            path.relative_to(folder).as_posix(): _stable(path)
             for pattern in patterns
             for path in folder.glob(pattern)
         }
@@ -367,10 +497,14 @@ def check_same_settings(folders: Sequence[Path]) -> None:
                 )
 
 
-def _stable(settings: Any) -> Any:
-    if not isinstance(settings, dict):
-        return settings
-    return {key: value for key, value in settings.items() if key not in _VOLATILE_KEYS}
+def _stable(path: Path) -> Any:
+    """The content of a file of settings, without what one and the same model may differ in."""
+    if path.suffix != ".json":
+        return sha256_file(path)
+    content = read_json(path)
+    if not isinstance(content, dict):
+        return content
+    return {key: value for key, value in content.items() if key not in _VOLATILE_KEYS}
 
 
 # Writing

@@ -12,9 +12,11 @@ import nbformat
 import numpy as np
 import psutil
 import pytest
+import yaml
 
 from codiemb_lib import __version__
 from codiemb_lib.cli import main
+from codiemb_lib.config import preset_path
 from codiemb_lib.encoder import Encoder
 from codiemb_lib.files import alone
 from codiemb_lib.records import Record, read_jsonl, write_jsonl
@@ -95,6 +97,29 @@ def test_bad_input_takes_one_line_and_status_2(capsys, notebook, tmp_path):
     assert "each parameter once" in twice
     assert "expected a notebook" in error_of(capsys, "execute", tmp_path / "none.ipynb", out)
     assert "Did you mean 'smoke'?" in error_of(capsys, "reproduce", "--preset", "smoek")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"powr": 2}, "Did you mean 'power'?"),
+        ({"method": "tie"}, "Did you mean 'ties'?"),
+        ({"method": "linear", "weights": [1]}, "expected one for each of 2 models"),
+        ({"method": "ties", "density": 0}, "density: expected a number above 0"),
+    ],
+)
+def test_a_fusion_that_cannot_be_made_stops_before_anything_runs(
+    capsys, tmp_path, monkeypatch, changes, message
+):
+    preset = yaml.safe_load(preset_path("smoke").read_text())
+    preset["name"] = "mine"
+    preset["fusion"]["delta"].update(changes)
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump(preset))
+    monkeypatch.setattr("os.execv", lambda *_: pytest.fail("something ran"))
+    error = error_of(capsys, "reproduce", "--preset", path)
+    assert error.startswith(f"codiemb: {path}: fusion 'delta': ")
+    assert message in error
 
 
 def test_error_that_is_not_ours_keeps_its_traceback(monkeypatch):

@@ -4,7 +4,7 @@ import pytest
 import yaml
 from accelerate.commands.config.config_args import ClusterConfig
 
-from codiemb_lib.config import PresetError, load_preset, preset_path
+from codiemb_lib.config import FusionSettings, PresetError, load_preset, preset_path
 
 SHIPPED = sorted(path.stem for path in preset_path("x").parent.glob("*.yaml"))
 ACCELERATE = preset_path("x").parent / "accelerate"
@@ -114,6 +114,7 @@ def test_unknown_preset_names_the_nearest():
         (lambda c: c["variants"]["codiemb"].update(ir_share=0.5), "need each other"),
         (lambda c: c["variants"]["codiemb"].update(tasks=["irr"]), "tasks.*found 'irr'"),
         (lambda c: c["fusion"]["soup"].update(ingredients=["codiem"]), "found .'codiem'"),
+        (lambda c: c["fusion"]["soup"].update(keep={"*": "codiem"}), "keep: .*found .'codiem'"),
         (lambda c: c["variants"].update(base={}), "'base' is taken"),
         (lambda c: c["datasets"].append(c["datasets"][0]), "every data set once"),
         (lambda c: c["encoder"].update(trust_remote_code=True), "pinned"),
@@ -147,6 +148,23 @@ def test_models_of_a_preset_and_their_seeds():
     assert preset.models == ["base", *preset.variants, *preset.fusion]
     assert preset.model_seeds("base") == [preset.seeds[0]]
     assert preset.model_seeds("delta") == list(preset.seeds)
+
+
+def test_options_of_a_fusion_are_keywords_of_fuse():
+    ingredients = ("codiemb", "codiemb_ir75")
+    assert FusionSettings(ingredients=ingredients).options() == {"method": "delta", "scale": 1.0}
+    settings = FusionSettings(
+        ingredients=ingredients,
+        method="ties",
+        density=0.5,
+        keep={"*embeddings*": "base", "*norm*": "codiemb_ir75"},
+    )
+    assert settings.options() == {
+        "method": "ties",
+        "scale": 1.0,
+        "density": 0.5,
+        "keep": {"*embeddings*": "base", "*norm*": 1},
+    }
 
 
 def test_unknown_variant_and_fusion_name_the_nearest():
