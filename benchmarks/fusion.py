@@ -38,7 +38,6 @@ from codiemb_lib.runs import hardware, versions, write_rows
 DENSITY = 0.2
 METHODS: dict[str, dict[str, Any]] = {
     "delta": {"granularity": "tensor"},
-    "uniform": {},
     "linear": {},
     "ties": {"density": DENSITY},
 }
@@ -64,7 +63,10 @@ def jobs(
     files = [f"{model}/model.safetensors" for model in models]
     yield "read_and_write", "", sys.executable, {"files": files}
     for method, options in METHODS.items():
-        arguments = {"base": base, "models": models, "options": {"method": method} | options}
+        given = {"method": method} | options
+        if method == "linear":
+            given["weights"] = [1.0] * len(models)  # the uniform soup
+        arguments = {"base": base, "models": models, "options": given}
         yield "codiemb", method, sys.executable, arguments
     if python:
         config = mergekit_config("linear", None, models)

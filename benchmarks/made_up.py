@@ -91,7 +91,10 @@ def run_merges(python: str, jobs: Sequence[tuple[str, str, dict]]) -> list[dict[
 def _most_anonymous(process: subprocess.Popen) -> int:
     most = 0
     while process.returncode is None:
-        status = Path(f"/proc/{process.pid}/status").read_text()
+        try:
+            status = Path(f"/proc/{process.pid}/status").read_text()
+        except (FileNotFoundError, ProcessLookupError):  # it ended just now
+            break
         if found := re.search(r"RssAnon:\s+(\d+)", status):  # a process that has ended has none
             most = max(most, int(found[1]))
         time.sleep(0.01)
