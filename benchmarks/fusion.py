@@ -7,13 +7,14 @@ wants room for base, checkpoints and one result: 13 GB for 8 checkpoints. PYTHON
 virtual environment made from benchmarks/mergekit.txt; mergekit merges at its default options.
 
 Each merge is a process of its own. The clock runs in it, after all imports of either library, until
-the result is on the disk (mergekit returns before; it is charged the rest of the writing). Memory
-is the most that the process held, less what it held after the imports; the part of it that is the
-process's own leaves out pages of mapped files, which the system may drop. *Plain* reads all
-checkpoints, without the base, block by block, and writes one. A round is one of each, after one
-plain copy that does not count; ratios are medians over rounds. The inputs are in the system's
-cache if it has the room, for all alike. Models with half the layers come first, merged by ours
-alone: do they take the same memory?
+the result is on the disk (mergekit returns before; it is charged the rest of the writing). The
+processor's seconds, over all threads, depend less on what else the machine does. Memory is the most
+that the process held, less what it held after the imports; the part of it that is the process's own
+leaves out pages of mapped files, which the system may drop. *Plain* reads all checkpoints, without
+the base, block by block, and writes one. A round is one of each; a plain copy before the first does
+not count. Ratios are medians over rounds. The inputs are in the system's cache if it has the room,
+for all alike. Models with half the layers come first, merged by ours alone: do they take the same
+memory?
 
 Rows go to results/fusion.csv.
 """
@@ -35,6 +36,7 @@ from transformers import BertConfig, BertModel
 
 from codiemb_lib.runs import hardware, versions, write_rows
 
+RESULTS = Path(__file__).parent / "results" / "fusion.csv"
 DENSITY = 0.2
 METHODS: dict[str, dict[str, Any]] = {
     "delta": {"granularity": "tensor"},
@@ -86,6 +88,7 @@ def measure(tool: str, python: str, arguments: dict[str, Any], folder: Path) -> 
     return {
         "seconds": found["seconds_on_disk"],
         "seconds_until_return": found["seconds"],
+        "processor_seconds": found["processor_seconds"],
         "memory_mib": found["peak_mib"] - found["before_mib"],
         "own_memory_mib": found["peak_anonymous_mib"] - found["before_anonymous_mib"],
         "process_mib": found["peak_mib"],
@@ -105,6 +108,7 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
             "tool": tool,
             "method": method,
             "seconds": part["seconds"].median().round(1),
+            "processor s": part["processor_seconds"].median().round(1),
             "memory MiB": round(part["memory_mib"].median()),
             "of it own": round(part["own_memory_mib"].median()),
         }
@@ -113,13 +117,13 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
         for name, other in {"plain": plain, "mergekit": theirs}.items():
             both = part.merge(other, on=keys, suffixes=("", "_other"))
             ratios = both["seconds"] / both["seconds_other"]
-            memory = both["memory_mib"] / both["memory_mib_other"]
             if len(both) and tool == "codiemb":
                 line |= {
                     f"/ {name}": round(ratios.median(), 2),
                     f"/ {name}, range": f"{ratios.min():.2f} to {ratios.max():.2f}",
                 }
                 if name == "mergekit":
+                    memory = both["memory_mib"] / both["memory_mib_other"]
                     line["memory / mergekit"] = round(memory.median(), 3)
         out.append(line)
     return pd.DataFrame(out).fillna("")
@@ -155,22 +159,21 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--layers", type=int, default=24, help="less, for a quick look")
     given = parser.parse_args()
+    labels = {
+        "hardware": hardware(),
+        "torch": versions()["torch"],
+        "mergekit": mergekit_version(given.mergekit) if given.mergekit else "",
+    }
     rows = []
     for layers, counts, python in (
         (given.layers // 2, given.checkpoints[:1], ""),
         (given.layers, given.checkpoints, given.mergekit),
     ):
         for row in take_turns(layers, counts, python, given.rounds):
-            rows.append(row)
+            rows.append(row | labels)
             print(row, file=sys.stderr, flush=True)
-    table = pd.DataFrame(rows)
-    print(summary(table).to_string(index=False))
-    table = table.assign(
-        hardware=hardware(),
-        torch=versions()["torch"],
-        mergekit=mergekit_version(given.mergekit) if given.mergekit else "",
-    )
-    write_rows(Path(__file__).parent / "results" / "fusion.csv", table)
+            write_rows(RESULTS, pd.DataFrame(rows))  # a run of half an hour keeps what it has
+    print(summary(pd.DataFrame(rows)).to_string(index=False))
 
 
 if __name__ == "__main__":

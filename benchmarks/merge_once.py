@@ -84,13 +84,15 @@ def main() -> None:
     tools = {function.__name__: function for function in (codiemb, mergekit, read_and_write)}
     for tool, output, arguments in json.load(sys.stdin):
         merge = tools[tool](output, **arguments)
-        held, own, began = memory("VmRSS"), memory("RssAnon"), time.perf_counter()
+        held, own = memory("VmRSS"), memory("RssAnon")
+        worked, began = time.process_time(), time.perf_counter()
         merge()
         returned = time.perf_counter()
         sync(output)
         measured = {
             "seconds": returned - began,
             "seconds_on_disk": time.perf_counter() - began,
+            "processor_seconds": time.process_time() - worked,
             "before_mib": held / 2**10,
             "peak_mib": memory("VmHWM") / 2**10,
             "before_anonymous_mib": own / 2**10,
