@@ -1,4 +1,4 @@
-"""The command line: `codiemb execute`, `codiemb reproduce`, `codiemb data ...`.
+"""The command line: `codiemb execute`, `codiemb reproduce`, `codiemb fuse`, `codiemb data ...`.
 
 Modules of ours are imported where they are used, so that `codiemb --help` loads no papermill.
 """
@@ -48,6 +48,14 @@ def reproduce(arguments: argparse.Namespace) -> None:
     with alone(root) as lock:
         os.set_inheritable(lock, True)
         os.execv(sys.executable, [*command, *arguments.snakemake])
+
+
+def fuse(arguments: argparse.Namespace) -> None:
+    """Fuse the models that a recipe names."""
+    from codiemb_lib.recipes import fuse_recipe
+
+    fused = fuse_recipe(arguments.recipe, arguments.out)
+    print(f"{fused.folder}: {fused.tensors} tensors, merged from {', '.join(fused.kept)}")
 
 
 def list_data(arguments: argparse.Namespace) -> None:
@@ -187,6 +195,11 @@ def _parser() -> argparse.ArgumentParser:
         "snakemake", nargs="*", metavar="-- OPTION", help="further options, for Snakemake"
     )
     pipeline.set_defaults(command=reproduce)
+
+    fusing = commands.add_parser("fuse", help="fuse models of one base as a recipe says")
+    fusing.add_argument("recipe", metavar="RECIPE", help="a YAML file; see codiemb_lib/recipes.py")
+    fusing.add_argument("out", metavar="OUT", help="the folder of the fused model")
+    fusing.set_defaults(command=fuse)
 
     data = commands.add_parser("data", help="data sets: those of the registry, and your own")
     data_commands = data.add_subparsers(required=True, metavar="COMMAND")

@@ -269,13 +269,14 @@ def load_preset(name: str) -> Preset:
     try:
         preset = Preset(**content)
     except ValidationError as error:
-        raise PresetError(f"{path}: " + _explain(error)) from error
+        raise PresetError(f"{path}: " + explain(error)) from error
     if preset.name != path.stem:
         raise PresetError(f"{path}: expected `name: {path.stem}`, found `name: {preset.name}`")
     return preset
 
 
-def _explain(error: ValidationError) -> str:
+def explain(error: ValidationError) -> str:
+    """What is wrong with settings, a clause for each problem, naming the key."""
     lines = []
     for problem in error.errors():
         key = ".".join(map(str, problem["loc"])) or "preset"

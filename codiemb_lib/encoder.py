@@ -164,7 +164,7 @@ class Encoder(nn.Module):
                 a module that is none of ours, a pooling that nobody names, code that nobody
                 trusts, or attention or adapters that the architecture does not take.
         """
-        folder = _locate(settings)
+        folder = locate(settings)
         saved = _saved_settings(folder)
         pooling = settings.pooling or saved.get("pooling")
         if not pooling:
@@ -373,8 +373,12 @@ def micro_batches(tokens: Sequence[Tokens], budget: int) -> list[list[int]]:
     return batches
 
 
-def _locate(settings: EncoderSettings) -> Path:
-    """The folder of an encoder's files."""
+def locate(settings: EncoderSettings) -> Path:
+    """The folder of an encoder's files: packaged, local, or downloaded.
+
+    Raises:
+        EncoderError: It is unknown, or has no weights in safetensors.
+    """
     name = settings.name
     if name in PACKAGED:
         return _packaged_folder(name)
@@ -415,7 +419,7 @@ def model_hash(settings: EncoderSettings) -> str:
     """SHA-256 over an encoder's weights, configuration, tokeniser and code: names may be reused."""
     if settings.name in PACKAGED:
         return PACKAGED[settings.name].sha256
-    folder = _locate(settings)
+    folder = locate(settings)
     kinds = {".safetensors", ".json", ".txt", ".model", ".py"}
     files = sorted(file for file in folder.rglob("*") if file.suffix in kinds)
     return sha256_text(*(f"{file.relative_to(folder)} {sha256_file(file)}" for file in files))

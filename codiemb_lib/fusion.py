@@ -22,8 +22,10 @@ from numbers import Real
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import hardshrink
 
 from codiemb_lib.files import sha256_text
 from codiemb_lib.weights import (
@@ -277,35 +279,37 @@ def ties(
         raise FusionError(f"weights of ties: expected none below zero, found {weights.tolist()}.")
 
     def rule(moves: Moves) -> Tensor:
-        least = _least_kept(moves, density)  # (J, 1)
-        shares = weights[:, None].to(least.dtype)
+        dropped = _most_dropped(moves, density)
 
         def elect(deltas: Tensor) -> Tensor:  # (J, block)
-            trimmed = torch.where(deltas.abs() >= least, deltas, 0) * shares
-            sign = trimmed.sum(dim=0).sign()
-            agree = (trimmed * sign > 0).to(deltas.dtype)
-            total = (shares * agree).sum(dim=0)
-            return (trimmed * agree).sum(dim=0) / total.where(total > 0, 1)
+            # Signs as numbers: masks of bool would take five times as long.
+            trimmed = torch.stack([hardshrink(d, c) for d, c in zip(deltas, dropped, strict=True)])
+            shares = weights.to(deltas.dtype)
+            sign = (shares @ trimmed).sign_()
+            agreeing = trimmed.mul_(sign).clamp_(min=0)
+            total = shares @ agreeing.sign()
+            return (shares @ agreeing).mul_(sign) / total.clamp_(min=torch.finfo(total.dtype).tiny)
 
         return moves.move(elect)
 
     return _merged(base, models, rule)
 
 
-def _least_kept(moves: Moves, density: float) -> Tensor:
-    """The least magnitude among the share of largest ones of each delta, (J, 1)."""
+def _most_dropped(moves: Moves, density: float) -> list[float]:
+    """For each delta the number that exactly its share of largest magnitudes exceed."""
     size = moves.origin.numel()
-    dropped = size - max(1, int(density * size))
-    least = torch.zeros(len(moves.tensors), 1, dtype=_wide(moves.origin.dtype))
-    if dropped <= 0:
-        return least
-    magnitudes = torch.empty(size, dtype=least.dtype).numpy()
+    count = size - max(1, int(density * size))
+    if count <= 0:
+        return [0.0] * len(moves.tensors)
+    found = []
+    magnitudes = torch.empty(size, dtype=_wide(moves.origin.dtype)).numpy()
     for j in range(len(moves.tensors)):
         for where, deltas in moves.only(j).deltas():
             magnitudes[where] = deltas[0].abs()
-        magnitudes.partition(dropped)
-        least[j] = magnitudes[dropped].item()
-    return least
+        magnitudes.partition(count)
+        # Just below the least that is kept: what equals it is kept as well.
+        found.append(float(np.nextafter(magnitudes[count], magnitudes.dtype.type(0))))
+    return found
 
 
 def dare(base: Weights, models: Sequence[Weights], *, density: float = 0.1, seed: int = 0) -> Lazy:
@@ -500,6 +504,12 @@ _RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
 }
 
 
+def options_of(method: str) -> dict[str, inspect.Parameter]:
+    """The options of a method by name, as in its signature."""
+    parameters = inspect.signature(METHODS[method]).parameters
+    return {name: p for name, p in parameters.items() if p.kind is p.KEYWORD_ONLY}
+
+
 def check_options(method: str, options: Mapping[str, Any], count: int | None = None) -> None:
     """Refuse what a method cannot take, before any work.
 
@@ -515,7 +525,7 @@ def check_options(method: str, options: Mapping[str, Any], count: int | None = N
     """
     if method not in METHODS:
         raise FusionError(_unknown("method", method, METHODS))
-    known = [*list(inspect.signature(METHODS[method]).parameters)[2:], "scale"]
+    known = [*options_of(method), "scale"]
     for name, value in options.items():
         if name not in known:
             raise FusionError(_unknown(f"option of {method}", name, known))
@@ -622,10 +632,9 @@ def merge(
 
     if sources:
         base, checkpoints = with_kept(base), [with_kept(model) for model in checkpoints]
-    parameters = inspect.signature(METHODS[method]).parameters.values()
-    missing = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is p.empty]
-    if missing := [name for name in missing if name not in options]:
-        raise FusionError(f"{method}: expected the option {missing[0]!r}, found none.")
+    for name, option in options_of(method).items():
+        if option.default is option.empty and name not in options:
+            raise FusionError(f"{method}: expected the option {name!r}, found none.")
     merged = METHODS[method](base, checkpoints, **options)
 
     def scaled(name: str) -> Tensor:

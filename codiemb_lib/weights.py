@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from codiemb_lib.files import atomic_path, read_json, sha256_file
+from codiemb_lib.files import atomic_path, clear_scratch, read_json, sha256_file
 
 DTYPES = {
     "F64": torch.float64,
@@ -218,8 +218,7 @@ class Adapter(Folder):
     r"""A base with a LoRA adapter of peft added: W + scaling B A where layers are adapted.
 
     The scaling is alpha / r, or alpha / sqrt(r) for rank-stabilised adapters (Hu et al.,
-    arXiv 2106.09685; Kalajdzievski, arXiv 2312.03732). It is added up in float32, and never written
-    into the base.
+    arXiv 2106.09685; Kalajdzievski, arXiv 2312.03732). The sum is in float32 or wider.
 
     Args:
         folder: With adapter_config.json and adapter_model.safetensors.
@@ -260,8 +259,9 @@ class Adapter(Folder):
         weight = self.base[name]
         if name in self._added:
             *factors, scaling = self._added[name]
-            down, up = (read_tensor(place).float() for place in factors)
-            weight = torch.addmm(weight.to(up.dtype), up, down, alpha=scaling)
+            dtype = torch.promote_types(weight.dtype, torch.float32)
+            down, up = (read_tensor(place).to(dtype) for place in factors)
+            weight = torch.addmm(weight.to(dtype), up, down, alpha=scaling)
         return weight
 
     def _in_base(self, key: str, shape: tuple[int, ...]) -> str:
@@ -532,6 +532,7 @@ def write_model(
         UnwritableError: The output cannot be written.
     """
     check_empty(output)
+    clear_scratch(output)
     with atomic_path(output) as temporary:
         temporary.mkdir()
         for path in sorted(settings.rglob("*")):  # a folder comes before what is in it

@@ -1,29 +1,25 @@
-"""Fusion: its algebra, its weights against loops, model folders in and out, and its refusals."""
+"""Fusion: its algebra, its weights against loops, and its refusals."""
 
 from __future__ import annotations
 
-import json
 import math
-import shutil
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 
-from codiemb_lib import encoder as encoder_module
-from codiemb_lib.encoder import Encoder, EncoderSettings
+from codiemb_lib import fusion
 from codiemb_lib.fusion import (
     GRANULARITIES,
     METHODS,
+    WEIGHTINGS,
     delta_guided_weights,
     delta_norms,
     fuse,
     layer_of,
 )
+from codiemb_lib.weights import FusionError
 
 SHAPES = {
     "embeddings.word_embeddings.weight": (5, 3),
@@ -46,11 +42,63 @@ def make_model(seed, base=None, size=1.0, dtype=torch.float64):
 
 BASE = make_model(0)
 CHECKPOINTS = [make_model(j, BASE, size=0.1 * j) for j in (1, 2, 3)]
-ALL_OPTIONS = [{"method": "uniform"}] + [
-    {"granularity": granularity, "power": power}
+DELTA_OPTIONS = [
+    {"granularity": granularity, "weighting": weighting, option: value}
     for granularity in GRANULARITIES
-    for power in (-1.0, 0.0, 1.0, 2.0)
+    for weighting, option, values in (
+        ("power", "power", (-1.0, 0.0, 1.0, 2.0)),
+        ("softmax", "temperature", (-0.5, 1.0)),
+    )
+    for value in values
 ]
+
+
+def score_of(model):
+    """Made up: how near a model is to a point beside the checkpoints."""
+    return -sum(
+        (model[name] - CHECKPOINTS[0][name] - 0.02).square().sum().item() for name in SHAPES
+    )
+
+
+# What is asked of every method, and which methods rightly differ: a laid-down order of the models
+# (weights, random numbers, the ends of an arc), sums instead of means, entries left out.
+EVERY_METHOD = [
+    *DELTA_OPTIONS,
+    {"method": "uniform"},
+    {"method": "linear", "weights": [1, 2, 3]},
+    {"method": "greedy", "score": score_of},
+    {"method": "task_arithmetic"},
+    {"method": "task_arithmetic", "weights": [0.5, 0.25, 1]},
+    {"method": "ties"},
+    {"method": "ties", "density": 1.0, "weights": [1, 2, 3]},
+    {"method": "dare", "density": 0.5},
+    {"method": "slerp", "t": 0.3},
+    {"method": "model_stock"},
+]
+DIFFERS = {
+    "permuted": {"dare", "slerp"},
+    "alone": {"dare", "slerp", "model_stock", "ties trimmed"},
+    "equal": {"dare", "task_arithmetic", "ties trimmed"},
+}
+
+
+def name_of(options):
+    trimmed = " trimmed" if options.get("method") == "ties" and "density" not in options else ""
+    return options.get("method", "delta") + trimmed
+
+
+def every_method(but=None):
+    chosen = [o for o in EVERY_METHOD if name_of(o) not in DIFFERS.get(but, ())]
+    return pytest.mark.parametrize("options", chosen, ids=str)
+
+
+def fuse_some(checkpoints, options, **more):
+    """Fuse as many checkpoints as a method takes."""
+    count = 2 if options.get("method") == "slerp" else len(checkpoints)
+    options = options | more
+    if "weights" in options:
+        options = options | {"weights": options["weights"][:count]}
+    return fuse(BASE, checkpoints[:count], **options)
 
 
 def assert_equal_models(actual, expected, **tolerance):
@@ -107,16 +155,24 @@ def test_weights_by_element_follow_each_element():
 @settings(max_examples=60, deadline=None)
 @given(
     granularity=st.sampled_from(GRANULARITIES),
+    weighting=st.sampled_from(WEIGHTINGS),
     power=st.floats(-30, 30),
+    temperature=st.floats(-10, 10).filter(bool),
     sizes=st.lists(st.sampled_from([0.0, 1e-6, 0.1, 1.0, 1e4]), min_size=1, max_size=4),
 )
-def test_weights_are_proportions_whatever_the_power(granularity, power, sizes):
+def test_weights_are_proportions_whatever_the_options(sizes, **options):
     checkpoints = [make_model(j, BASE, size=size) for j, size in enumerate(sizes)]
-    for weights in delta_guided_weights(
-        BASE, checkpoints, granularity=granularity, power=power
-    ).values():
+    for weights in delta_guided_weights(BASE, checkpoints, **options).values():
         assert (weights >= 0).all()
         torch.testing.assert_close(weights.sum(dim=0), torch.ones_like(weights[0]))
+
+
+def test_softmax_is_over_norms_in_units_of_their_mean():
+    name = "encoder.layer.0.dense.weight"
+    norms = delta_norms(BASE, CHECKPOINTS)[name].tolist()
+    powers = [math.exp(norm / (0.5 * sum(norms) / 3)) for norm in norms]
+    weights = delta_guided_weights(BASE, CHECKPOINTS, weighting="softmax", temperature=0.5)[name]
+    assert weights.tolist() == pytest.approx([power / sum(powers) for power in powers])
 
 
 @pytest.mark.parametrize("granularity", GRANULARITIES)
@@ -158,9 +214,14 @@ def test_delta_norms():
         ("encoder.layer.11.attention.self.query.weight", 11),
         ("layers.3.mlp.down_proj.weight", 3),
         ("h.2.attn.c_proj.weight", 2),
+        ("model.layers.3.self_attn.q_proj.weight", 3),
+        ("roberta.encoder.layer.5.intermediate.dense.bias", 5),
+        ("roberta.embeddings.LayerNorm.weight", -1),
+        ("wte.weight", -1),
         ("0.auto_model.encoder.layer.4.output.dense.bias", 4),
         ("pooler.dense.weight", None),
         ("norm.weight", None),
+        ("2_Dense/linear.weight", None),
     ],
 )
 def test_layer_of(name, layer):
@@ -170,23 +231,86 @@ def test_layer_of(name, layer):
 # Algebra of merging
 
 
-@pytest.mark.parametrize("options", ALL_OPTIONS, ids=str)
-def test_order_of_ingredients_does_not_matter(options):
-    assert_equal_models(
-        fuse(BASE, CHECKPOINTS[::-1], **options), fuse(BASE, CHECKPOINTS, **options)
-    )
+@settings(max_examples=100, deadline=None)
+@given(
+    options=st.sampled_from([o for o in EVERY_METHOD if name_of(o) not in DIFFERS["permuted"]]),
+    sizes=st.lists(st.sampled_from([0.0, 1e-3, 0.1, 3.0]), min_size=2, max_size=4),
+    data=st.data(),
+)
+def test_order_of_ingredients_does_not_matter(options, sizes, data):
+    count = len(sizes)
+    models = [make_model(j, BASE, size=size) for j, size in enumerate(sizes)]
+    order = data.draw(st.permutations(range(count)))
+    turned = dict(options)
+    if "weights" in options:  # they go with their models
+        options = options | {"weights": [*options["weights"], 1.5][:count]}
+        turned["weights"] = [options["weights"][j] for j in order]
+    expected = fuse(BASE, models, **options)
+    assert_equal_models(fuse(BASE, [models[j] for j in order], **turned), expected)
 
 
-@pytest.mark.parametrize("options", ALL_OPTIONS, ids=str)
-def test_one_ingredient_and_equal_ingredients_are_themselves(options):
+@settings(max_examples=100, deadline=None)
+@given(options=st.sampled_from(DELTA_OPTIONS), seeds=st.lists(st.integers(1, 9), max_size=4))
+def test_a_mean_of_deltas_lies_among_its_ingredients(options, seeds):
+    models = [make_model(seed, BASE) for seed in (1, *seeds)]
+    merged = fuse(BASE, models, **options)
+    for name in SHAPES:
+        values = torch.stack([model[name] for model in models])
+        assert (merged[name] >= values.amin(dim=0) - 1e-9).all()
+        assert (merged[name] <= values.amax(dim=0) + 1e-9).all()
+
+
+@every_method(but="alone")
+def test_one_ingredient_is_itself(options):
+    if "weights" in options:
+        options = options | {"weights": [1.0]}
     assert_equal_models(fuse(BASE, CHECKPOINTS[:1], **options), CHECKPOINTS[0])
-    assert_equal_models(fuse(BASE, CHECKPOINTS[:1] * 3, **options), CHECKPOINTS[0])
 
 
-@pytest.mark.parametrize("options", ALL_OPTIONS, ids=str)
+@every_method(but="equal")
+def test_equal_ingredients_are_themselves(options):
+    assert_equal_models(fuse_some(CHECKPOINTS[:1] * 3, options), CHECKPOINTS[0])
+
+
+@every_method()
 def test_zero_deltas_and_scale_zero_are_the_base(options):
-    assert_equal_models(fuse(BASE, [BASE, BASE], **options), BASE, rtol=0, atol=0)
-    assert_equal_models(fuse(BASE, CHECKPOINTS, scale=0.0, **options), BASE, rtol=0, atol=0)
+    assert_equal_models(fuse_some([BASE] * 3, options), BASE)
+    exactly = {"rtol": 0, "atol": 0}
+    assert_equal_models(fuse_some(CHECKPOINTS, options, scale=0.0), BASE, **exactly)
+
+
+@every_method()
+def test_scale_is_the_length_of_the_merged_delta(options):
+    whole = fuse_some(CHECKPOINTS, options)
+    half = fuse_some(CHECKPOINTS, options, scale=0.5)
+    assert_equal_models(half, {name: (BASE[name] + whole[name]) / 2 for name in SHAPES})
+
+
+@every_method()
+def test_kept_tensors_are_taken_as_they_are(options):
+    keep = {"embeddings.*": "base", "*.layer.1.*": 1, "encoder.*.weight": 0}
+    merged = fuse_some(CHECKPOINTS, options, keep=keep, scale=0.5)
+    exactly = {"rtol": 0, "atol": 0}
+    for name, source in {
+        "embeddings.word_embeddings.weight": BASE,
+        "encoder.layer.0.dense.weight": CHECKPOINTS[0],
+        "encoder.layer.1.dense.weight": CHECKPOINTS[1],  # the first pattern that fits
+    }.items():
+        torch.testing.assert_close(merged[name], source[name], **exactly)
+    others = ["encoder.layer.0.dense.bias", "pooler.scale"]
+    if options.get("method") != "greedy":  # whose score sees the whole model
+        small_base, *small = ({name: m[name] for name in others} for m in (BASE, *CHECKPOINTS))
+        count = 2 if options.get("method") == "slerp" else 3
+        expected = fuse(small_base, small[:count], scale=0.5, **options)
+        assert_equal_models({name: merged[name] for name in others}, expected)
+
+
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+@pytest.mark.parametrize("temperature", [1e9, -1e9])
+def test_a_hot_softmax_is_the_soup(granularity, temperature):
+    options = {"weighting": "softmax", "granularity": granularity, "temperature": temperature}
+    soup = fuse(BASE, CHECKPOINTS, method="uniform")
+    assert_equal_models(fuse(BASE, CHECKPOINTS, **options), soup)
 
 
 @pytest.mark.parametrize("granularity", GRANULARITIES)
@@ -215,6 +339,179 @@ def test_a_new_method_is_one_function(monkeypatch):
 
 
 # Types
+
+
+# Each method against its paper, in loops over numbers
+
+
+def slow_ties(base, values, density, weights):
+    """Trim, elect, disjoint mean: arXiv 2306.01708, algorithm 1, for one tensor as a list."""
+    trimmed = []
+    for row in values:
+        deltas = [value - start for value, start in zip(row, base, strict=True)]
+        count = max(1, int(density * len(deltas)))
+        least = sorted(map(abs, deltas), reverse=True)[count - 1]
+        trimmed.append([d if abs(d) >= least else 0.0 for d in deltas])
+    merged = []
+    for start, column in zip(base, zip(*trimmed, strict=True), strict=True):
+        elected = sum(w * d for w, d in zip(weights, column, strict=True))
+        agree = [(w, d) for w, d in zip(weights, column, strict=True) if d * elected > 0]
+        total = sum(w for w, _ in agree)
+        merged.append(start + (sum(w * d for w, d in agree) / total if total else 0.0))
+    return merged
+
+
+def slow_slerp(first, second, t):
+    cosine = sum(a * b for a, b in zip(first, second, strict=True))
+    cosine /= math.hypot(*first) * math.hypot(*second)
+    if abs(cosine) > 0.9995:
+        return [(1 - t) * a + t * b for a, b in zip(first, second, strict=True)]
+    angle = math.acos(cosine)
+    left, right = math.sin((1 - t) * angle), math.sin(t * angle)
+    return [(left * a + right * b) / math.sin(angle) for a, b in zip(first, second, strict=True)]
+
+
+def slow_model_stock(base, values):
+    """arXiv 2403.19522: the ratio t from the mean angle between the models, seen from the base."""
+    deltas = [[v - start for v, start in zip(row, base, strict=True)] for row in values]
+    count, cosines = len(values), []
+    for i in range(count):
+        for j in range(i):
+            product = sum(a * b for a, b in zip(deltas[i], deltas[j], strict=True))
+            cosines.append(product / (math.hypot(*deltas[i]) * math.hypot(*deltas[j])))
+    cosine = sum(cosines) / len(cosines)
+    t = count * cosine / ((count - 1) * cosine + 1)
+    means = [sum(column) / count for column in zip(*values, strict=True)]
+    return [t * mean + (1 - t) * start for mean, start in zip(means, base, strict=True)]
+
+
+@pytest.fixture(params=[4, 1 << 17], ids=["many blocks", "one block"])
+def blocks(request, monkeypatch):
+    """Tensors are gone through in one block, or in several."""
+    monkeypatch.setattr(fusion, "_BLOCK", request.param)
+
+
+@pytest.mark.usefixtures("blocks")
+@pytest.mark.parametrize(
+    ("options", "slow"),
+    [
+        ({"method": "ties"}, lambda b, v: slow_ties(b, v, 0.2, [1, 1, 1])),
+        ({"method": "ties", "density": 0.7}, lambda b, v: slow_ties(b, v, 0.7, [1, 1, 1])),
+        (
+            {"method": "ties", "density": 1.0, "weights": [0, 2, 0.5]},
+            lambda b, v: slow_ties(b, v, 1.0, [0, 2, 0.5]),
+        ),
+        ({"method": "model_stock"}, slow_model_stock),
+        (
+            {"method": "linear", "weights": [3, -1, 2]},
+            lambda b, v: [(3 * x - y + 2 * z) / 4 for x, y, z in zip(*v, strict=True)],
+        ),
+        (
+            {"method": "task_arithmetic", "weights": [3, -1, 2]},
+            lambda b, v: [
+                s + 3 * (x - s) - (y - s) + 2 * (z - s) for s, x, y, z in zip(b, *v, strict=True)
+            ],
+        ),
+        ({"method": "slerp", "t": 0.3}, lambda b, v: slow_slerp(v[0], v[1], 0.3)),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("size", [0.1, 3.0])
+def test_methods_are_what_their_papers_say(options, slow, size):
+    checkpoints = [make_model(j, BASE, size=size) for j in (1, 2, 3)]
+    checkpoints = checkpoints[: 2 if options["method"] == "slerp" else 3]
+    merged = fuse(BASE, checkpoints, **options)
+    for name, shape in SHAPES.items():
+        values = [checkpoint[name].reshape(-1).tolist() for checkpoint in checkpoints]
+        expected = torch.tensor(slow(BASE[name].reshape(-1).tolist(), values), dtype=torch.float64)
+        torch.testing.assert_close(merged[name], expected.view(shape))
+
+
+@pytest.mark.usefixtures("blocks")
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+def test_blocks_change_no_weight(granularity, monkeypatch):
+    options = {"granularity": granularity, "weighting": "softmax"}
+    actual = delta_guided_weights(BASE, CHECKPOINTS, **options)
+    monkeypatch.setattr(fusion, "_BLOCK", 1 << 20)
+    assert_equal_models(actual, delta_guided_weights(BASE, CHECKPOINTS, **options))
+
+
+def test_ties_keeps_all_that_equal_the_last_kept_and_elects_no_sign_from_a_draw():
+    base = {"x": torch.zeros(6)}
+    models = [
+        {"x": torch.tensor([1.0, -1, 1, 0, 0, 0])},
+        {"x": torch.tensor([1.0, 1, -2, 0, 0, 0])},
+    ]
+    merged = fuse(base, models, method="ties", density=2 / 6)["x"]
+    assert merged.tolist() == [1, 0, -2, 0, 0, 0]
+
+
+@pytest.mark.usefixtures("blocks")
+def test_dare_drops_at_random_without_bias():
+    base = {name: torch.zeros(1000, dtype=torch.float64) for name in "ab"}
+    models = [{name: torch.full((1000,), v, dtype=torch.float64) for name in "ab"} for v in (1, 3)]
+    runs = [fuse(base, models, method="dare", density=0.25, seed=seed) for seed in range(40)]
+    assert {*runs[0]["a"].tolist()} == {0, 2, 6, 8}  # none, one, the other, both of 4 v / 2
+    assert not torch.equal(runs[0]["a"], runs[0]["b"])
+    assert not torch.equal(runs[0]["a"], runs[1]["a"])
+    every = torch.cat([run["a"] for run in runs])
+    deviation = math.sqrt((1 + 9) / 4 * 0.75 / 0.25)  # of the mean of two scaled Bernoulli numbers
+    assert every.mean().item() == pytest.approx(2, abs=4 * deviation / math.sqrt(len(every)))
+
+
+def test_dare_does_not_depend_on_the_order_of_reading():
+    options = {"method": "dare", "density": 0.5, "seed": 3}
+    merged = fusion.merge(BASE, CHECKPOINTS, **options)
+    backwards = {name: merged[name] for name in reversed(SHAPES)}
+    for name, tensor in fuse(BASE, CHECKPOINTS, **options).items():
+        assert torch.equal(tensor, backwards[name])
+
+
+def test_slerp_of_two_directions_keeps_the_length_and_halves_the_angle():
+    models = [{"x": torch.tensor([1.0, 0.0])}, {"x": torch.tensor([0.0, 1.0])}]
+    base = {"x": torch.zeros(2)}
+    assert fuse(base, models, method="slerp")["x"].tolist() == pytest.approx([0.5**0.5] * 2)
+    assert fuse(base, models, method="slerp", t=0.0)["x"].tolist() == pytest.approx([1, 0])
+    nearly = [models[0], {"x": torch.tensor([2.0, 0.001])}]
+    assert fuse(base, nearly, method="slerp")["x"].tolist() == pytest.approx([1.5, 0.0005])
+    with pytest.raises(FusionError, match="exactly two models, found 3"):
+        fuse(BASE, CHECKPOINTS, method="slerp")
+
+
+def test_model_stock_where_no_angle_is_defined():
+    base = {"x": torch.zeros(2)}
+    opposite = [{"x": torch.tensor([1.0, 0.0])}, {"x": torch.tensor([-1.0, 0.0])}]
+    assert fuse(base, opposite, method="model_stock")["x"].tolist() == [0, 0]
+    one_still = [base, opposite[0]]
+    assert fuse(base, one_still, method="model_stock")["x"].tolist() == [0, 0]
+    equal = [opposite[0]] * 2
+    assert fuse(base, equal, method="model_stock")["x"].tolist() == [1, 0]
+    near = fuse(base, [{"x": m["x"] * 1e-4} for m in equal], method="model_stock", floor=1e-6)
+    assert 0 < near["x"][0] < 0.1e-4  # as mergekit has it
+    with pytest.raises(FusionError, match="two models or more, found one"):
+        fuse(BASE, CHECKPOINTS[:1], method="model_stock")
+
+
+def test_greedy_soup_keeps_whom_it_is_not_worse_for():
+    models = [{"x": torch.tensor([v])} for v in (4.0, 1.0, -8.0, -2.0)]
+    seen = []
+
+    def score(model):
+        seen.append(model["x"].item())
+        return -abs(model["x"].item())
+
+    soup = fusion.merge({"x": torch.zeros(1)}, models, method="greedy", score=score)
+    assert seen[:4] == [4, 1, -8, -2]
+    assert seen[4:] == [-0.5, 1, -3]  # 1 and -2; with 4 worse; so with -8
+    assert soup.kept == [1, 3]
+    assert soup["x"].item() == -0.5
+    with pytest.raises(FusionError, match="score: expected a number for every model, found NaN"):
+        fuse(BASE, CHECKPOINTS, method="greedy", score=lambda model: math.nan)
+    with pytest.raises(FusionError, match="greedy: expected the option 'score', found none"):
+        fuse(BASE, CHECKPOINTS, method="greedy")
+
+
+# Types, values, refusals
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -262,7 +559,7 @@ def test_other_names_and_shapes_are_listed():
     with pytest.raises(ValueError, match=r"checkpoint 1: .* 2 that differ") as caught:
         fuse(BASE, [CHECKPOINTS[0], wrong])
     assert "encoder.layer.0.dense.bias (floating [4] beside floating [3])" in str(caught.value)
-    assert "pooler.scale (missing beside ())" in str(caught.value)
+    assert "pooler.scale (missing beside floating [])" in str(caught.value)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -284,6 +581,17 @@ def test_values_that_are_not_finite_are_named(value, granularity):
         ({"granularity": "tensors"}, "model, layer, tensor, element.*mean 'tensor'"),
         ({"power": math.nan}, "power: expected a finite number"),
         ({"scale": math.inf}, "scale: expected a finite number"),
+        ({"power": "1"}, "power: expected a finite number, found '1'"),
+        ({"weighting": "softmin"}, "one of power, softmax, found 'softmin'.*mean 'softmax'"),
+        ({"weighting": "softmax", "temperature": 0}, "temperature: expected .* other than zero"),
+        ({"method": "ties", "density": 1.1}, "density: expected a number above 0, at most 1"),
+        ({"method": "ties", "weights": [1, 1, -1]}, "expected none below zero"),
+        ({"method": "linear"}, "linear: expected the option 'weights'"),
+        ({"method": "linear", "weights": [1, 2]}, "expected one for each of 3 models"),
+        ({"method": "linear", "weights": [1, -1, 0]}, "expected a sum other than zero"),
+        ({"method": "dare", "seed": 0.5}, "seed: expected a whole number"),
+        ({"keep": {"*embedings*": "base"}}, "'embeddings.word_embeddings.weight'.*fits none"),
+        ({"keep": {"*": 3}}, "keep: expected 'base' or .* 0 to 2, found 3"),
         ({"output": "somewhere"}, "returns a mapping when they are mappings"),
     ],
 )
@@ -299,168 +607,3 @@ def test_unusable_lists_are_refused():
         fuse(BASE, CHECKPOINTS[0])
     with pytest.raises(ValueError, match=r"found 'powr'\. Did you mean 'power'"):
         fuse(BASE, CHECKPOINTS, powr=2.0)
-
-
-# Folders
-
-
-@pytest.fixture
-def folders(tmp_path, make_encoder):
-    """A base and two checkpoints in the sentence-transformers layout."""
-    encoder = make_encoder()
-    paths = [encoder.save(tmp_path / "base")]
-    for seed in (1, 2):
-        generator = torch.Generator().manual_seed(seed)
-        for parameter in encoder.backbone.parameters():
-            noise = torch.randn(parameter.shape, generator=generator)
-            parameter.data += 0.01 * seed * noise
-        paths.append(encoder.save(tmp_path / f"run-{seed}"))
-    return paths
-
-
-def weights_of(folder):
-    return load_file(folder / "model.safetensors")
-
-
-def edit_json(path, **changes):
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-
-
-@pytest.mark.parametrize("options", [{"method": "uniform"}, {"granularity": "layer", "power": 2.0}])
-def test_folders_merge_like_their_tensors(folders, tmp_path, options):
-    base, *runs = folders
-    output = fuse(base, runs, output=tmp_path / "fused", **options)
-    expected = fuse(weights_of(base), [weights_of(run) for run in runs], **options)
-    actual = weights_of(output)
-    assert_equal_models(actual, {name: expected[name] for name in actual}, rtol=0, atol=0)
-    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
-
-
-def test_norms_and_weights_are_read_from_folders(folders):
-    base, *runs = folders
-    tensors = weights_of(base), [weights_of(run) for run in runs]
-    for function in (delta_norms, delta_guided_weights):
-        actual, expected = function(base, runs), function(*tensors)
-        assert_equal_models(dict(sorted(actual.items())), dict(sorted(expected.items())))
-
-
-def test_a_fused_folder_is_a_complete_model(folders, tmp_path):
-    sentence_transformers = pytest.importorskip("sentence_transformers")
-    base, *runs = folders
-    texts = ["find the old red car", "a new blue bus"]
-    same = fuse(base, runs, output=tmp_path / "same", scale=0.0)
-    moved = fuse(base, runs, output=tmp_path / "moved")
-
-    def encode(folder):
-        return Encoder.load(EncoderSettings(name=str(folder))).encode(texts)
-
-    np.testing.assert_array_equal(encode(same), encode(base))
-    assert not np.allclose(encode(moved), encode(base), atol=1e-4)
-    theirs = sentence_transformers.SentenceTransformer(str(moved), device="cpu").encode(texts)
-    np.testing.assert_allclose(theirs, encode(moved), atol=1e-5)
-    with safe_open(moved / "model.safetensors", framework="pt") as weights:
-        assert weights.metadata() == {"format": "pt"}
-
-
-def test_stale_weights_and_cards_are_not_copied(folders, tmp_path):
-    base, *runs = folders
-    for name in ("pytorch_model.bin", "README.md", "optimizer.pt"):
-        (runs[0] / name).write_bytes(b"of one checkpoint alone")
-    output = fuse(base, runs, output=tmp_path / "fused")
-    assert {path.name for path in output.iterdir()} == {path.name for path in folders[0].iterdir()}
-
-
-def test_shards_and_the_weights_of_further_modules_are_merged(folders, tmp_path):
-    base, *runs = folders
-    for seed, folder in enumerate(folders):
-        tensors = weights_of(folder)
-        names = sorted(tensors)
-        shards = {"model-00001-of-00002": names[::2], "model-00002-of-00002": names[1::2]}
-        for file, members in shards.items():
-            save_file({n: tensors[n] for n in members}, folder / f"{file}.safetensors")
-        (folder / "model.safetensors").unlink()
-        index = {n: f"{file}.safetensors" for file, members in shards.items() for n in members}
-        (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
-        (folder / "3_Dense").mkdir()
-        dense = {"linear.weight": torch.full((2, 2), float(seed))}
-        save_file(dense, folder / "3_Dense" / "model.safetensors")
-    output = fuse(base, runs, method="uniform", output=tmp_path / "fused")
-    index = json.loads((output / "model.safetensors.index.json").read_text())["weight_map"]
-    for name, file in index.items():
-        mean = sum(load_file(run / file)[name] for run in runs) / 2
-        torch.testing.assert_close(load_file(output / file)[name], mean)
-    dense = load_file(output / "3_Dense" / "model.safetensors")["linear.weight"]
-    assert (dense == 1.5).all()
-
-
-@pytest.mark.parametrize(
-    ("file", "changes"),
-    [
-        ("1_Pooling/config.json", {"pooling_mode_mean_tokens": "other"}),
-        ("config_sentence_transformers.json", {"prompts": {"query": "find : "}}),
-        ("sentence_bert_config.json", {"max_seq_length": 7}),
-        ("tokenizer.json", {"normalizer": None}),
-    ],
-)
-def test_checkpoints_with_other_settings_are_refused(folders, tmp_path, file, changes):
-    base, *runs = folders
-    edit_json(runs[1] / file, **changes)
-    with pytest.raises(ValueError, match=f"run-2: expected the {file}"):
-        fuse(base, runs, output=tmp_path / "fused")
-    (runs[1] / file).unlink()
-    with pytest.raises(ValueError, match=f"run-2: expected the {file}"):
-        fuse(base, runs, output=tmp_path / "fused")
-    assert not (tmp_path / "fused").exists()
-
-
-def test_other_library_versions_and_tokenizer_states_are_accepted(folders, tmp_path):
-    base, *runs = folders
-    edit_json(runs[1] / "config_sentence_transformers.json", __version__={"torch": "1"})
-    edit_json(runs[1] / "tokenizer.json", truncation=None)
-    assert fuse(base, runs, output=tmp_path / "fused").is_dir()
-
-
-def test_pickled_and_missing_models_are_refused(folders, tmp_path):
-    base, *runs = folders
-    (runs[0] / "model.safetensors").rename(runs[0] / "pytorch_model.bin")
-    with pytest.raises(ValueError, match=r"run-1: .* pickled weights \(pytorch_model\.bin\)"):
-        fuse(base, runs, output=tmp_path / "fused")
-    shutil.rmtree(runs[0])
-    with pytest.raises(FileNotFoundError, match="run-1: expected a model folder"):
-        fuse(base, runs, output=tmp_path / "fused")
-
-
-def test_a_tensor_that_stands_twice_is_refused(folders, tmp_path):
-    base, *runs = folders
-    shutil.copy(runs[0] / "model.safetensors", runs[0] / "old.safetensors")
-    with pytest.raises(ValueError, match=r"model\.safetensors and in old\.safetensors"):
-        fuse(base, runs, output=tmp_path / "fused")
-
-
-def test_an_output_with_content_is_refused(folders, tmp_path):
-    base, *runs = folders
-    (tmp_path / "empty").mkdir()
-    assert fuse(base, runs, output=tmp_path / "empty").is_dir()
-    with pytest.raises(FileExistsError, match="a new or an empty folder"):
-        fuse(base, runs, output=tmp_path / "empty")
-    with pytest.raises(ValueError, match="found output=None with folders"):
-        fuse(base, runs)
-
-
-def test_a_failure_leaves_nothing_behind(folders, tmp_path):
-    base, *runs = folders
-    tensors = weights_of(runs[1])
-    tensors["embeddings.LayerNorm.bias"][0] = math.nan
-    save_file(tensors, runs[1] / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ValueError, match=r"checkpoint 1 \(.*run-2\): .* embeddings\.LayerNorm"):
-        fuse(base, runs, output=tmp_path / "deep" / "fused")
-    assert not any((tmp_path / "deep").iterdir())
-
-
-def test_the_packaged_base_fuses_with_what_we_save_of_it(tmp_path):
-    encoder = Encoder.load(EncoderSettings(name="minilm-l6"))
-    checkpoint = encoder.save(tmp_path / "run")
-    base = encoder_module._packaged_folder("minilm-l6")
-    fused = fuse(base, [checkpoint, checkpoint], method="uniform", output=tmp_path / "fused")
-    again = Encoder.load(EncoderSettings(name=str(fused)))
-    torch.testing.assert_close(again.backbone.state_dict(), encoder.backbone.state_dict())

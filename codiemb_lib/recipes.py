@@ -1,0 +1,228 @@
+"""Recipes: one YAML file that says which models are fused and how, and the model that comes out."""
+
+from __future__ import annotations
+
+import inspect
+import platform
+import re
+import tempfile
+from collections.abc import Callable, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Annotated, NamedTuple
+
+import numpy as np
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from torch import Tensor
+
+from codiemb_lib import __version__
+from codiemb_lib.config import EncoderSettings, explain, load_preset, unknown
+from codiemb_lib.encoder import Encoder, locate, model_hash
+from codiemb_lib.evaluation import evaluate, task_means
+from codiemb_lib.files import read_json, sha256_file
+from codiemb_lib.fusion import METHODS, check_options, merge, options_of
+from codiemb_lib.sources import load_split
+from codiemb_lib.weights import (
+    Folder,
+    check_empty,
+    layout,
+    open_models,
+    settings_folder,
+    write_model,
+)
+
+
+class RecipeError(ValueError):
+    """A recipe is missing, or says something that cannot be done."""
+
+
+class Recipe(BaseModel):
+    """What is fused, and how; further keys are options of the method."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False)
+
+    base: str  # as an encoder is named in a preset: packaged, a folder, or on the Hub
+    revision: str = ""  # of the base on the Hub
+    ingredients: Annotated[dict[str, str], Field(min_length=1)]  # folders of models or adapters
+    method: str = "delta"
+    scale: float = 1.0
+    keep: dict[str, str] = {}  # patterns of tensors' names: `base`, or the ingredient they stay of
+    settings_from: str = ""  # `base` or an ingredient, where these differ in their settings
+    dev: str = ""  # the preset on whose dev sets a greedy soup is scored
+
+    @field_validator("ingredients", mode="before")
+    @classmethod
+    def _a_list_has_its_paths_as_names(cls, value: object) -> object:
+        return {path: path for path in value} if isinstance(value, list) else value
+
+
+class Fused(NamedTuple):
+    """What became of a recipe."""
+
+    folder: Path
+    tensors: int
+    kept: list[str]  # the names of the ingredients in the result
+
+
+def load_recipe(path: str | Path) -> Recipe:
+    """Read a recipe and check all that can be checked without its models.
+
+    Raises:
+        RecipeError: No such file, no YAML, an unknown key, a value out of its range, or a name that
+            is no ingredient's.
+        FusionError: The method is unknown, or an option out of its range.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise RecipeError(f"{path}: expected a recipe in YAML, found no such file.")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise RecipeError(
+            f"{path}: expected YAML, found: {' '.join(str(error).split())}"
+        ) from error
+    if not isinstance(content, dict):
+        raise RecipeError(f"{path}: expected a mapping of keys, found {type(content).__name__}.")
+    try:
+        recipe = Recipe(**content)
+    except ValidationError as error:
+        raise RecipeError(f"{path}: {explain(error)}") from error
+    method, given = recipe.method, recipe.model_extra
+    if method in METHODS:
+        keys = [*Recipe.model_fields, *(name for name in options_of(method) if name != "score")]
+        if strangers := [key for key in given if key not in keys]:
+            raise RecipeError(f"{path}: {unknown('key', strangers[0], keys)}")
+    check_options(method, {"scale": recipe.scale, **given}, len(recipe.ingredients))
+    names = ["base", *recipe.ingredients]
+    for name in (recipe.settings_from or "base", *recipe.keep.values()):
+        if name not in names:
+            raise RecipeError(f"{path}: {unknown('ingredient', name, names)}")
+    if ("score" in options_of(method)) != bool(recipe.dev):
+        raise RecipeError(
+            f"{path}: expected `dev`, the preset whose dev sets decide, with `method: greedy` and "
+            f"no other, found dev: {recipe.dev!r} with {method}."
+        )
+    return recipe
+
+
+def fuse_recipe(path: str | Path, output: str | Path) -> Fused:
+    """Fuse what a recipe names into a complete model with a card. Paths are from its folder.
+
+    Raises:
+        RecipeError: As for :func:`load_recipe`; or a folder is missing, an ingredient was trained
+            from another base, or the output is not empty.
+        FusionError: As for `fusion.fuse`.
+        EncoderError: The base is unknown.
+        UnwritableError: The output cannot be written.
+    """
+    recipe, here, output = load_recipe(path), Path(path).parent, Path(output)
+    name = str((here / recipe.base).resolve()) if (here / recipe.base).is_dir() else recipe.base
+    origin = EncoderSettings(name=name, revision=recipe.revision)
+    folders = [here / folder for folder in recipe.ingredients.values()]
+    numbers = {ingredient: number for number, ingredient in enumerate(recipe.ingredients)}
+    try:
+        check_empty(output)
+        base, models = open_models(locate(origin), folders)
+    except (FileNotFoundError, FileExistsError) as error:
+        raise RecipeError(str(error)) from error
+    _check_origin(origin, folders)
+    source = numbers.get(recipe.settings_from, recipe.settings_from or None)
+    settings, like = settings_folder(base, models, source), layout(base, models)
+    options = dict(recipe.model_extra)
+    if recipe.dev:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        options["score"] = _dev_score(recipe.dev, like, settings, output)
+    merged = merge(
+        base,
+        models,
+        method=recipe.method,
+        scale=recipe.scale,
+        keep={pattern: numbers.get(name, name) for pattern, name in recipe.keep.items()},
+        **options,
+    )
+    kept = [[*recipe.ingredients][number] for number in merged.kept or numbers.values()]
+    texts = {"README.md": model_card(recipe, output.name, folders, kept)}
+    write_model(output, merged, like=like, settings=settings, texts=texts)
+    return Fused(output, len(merged), kept)
+
+
+def _check_origin(origin: EncoderSettings, folders: list[Path]) -> None:
+    """Refuse runs whose manifest says that they started elsewhere."""
+    manifests = [folder.resolve().parent / "manifest.json" for folder in folders]
+    started = {
+        file: found
+        for file in manifests
+        if file.is_file() and (found := read_json(file).get("settings", {}).get("model_hash"))
+    }
+    if not started:
+        return
+    whole = locate(origin) / "model.safetensors"  # whose hash stands for a packaged model
+    known = {model_hash(origin), sha256_file(whole) if whole.is_file() else ""}
+    for file, found in started.items():
+        if found not in known:
+            raise RecipeError(
+                f"{file}: expected a run that started from {origin.name} "
+                f"({model_hash(origin)[:12]}), found one from another model ({found[:12]}). Name "
+                "the base of that run, or leave the run out."
+            )
+
+
+def _dev_score(
+    preset: str, like: Folder, settings: Path, output: Path
+) -> Callable[[Mapping[str, Tensor]], float]:
+    """The function from weights to the mean over tasks of a preset's dev scores."""
+    experiment = load_preset(preset)
+    records = {d.name: load_split(d.name, "dev", limit=d.dev) for d in experiment.datasets}
+
+    def score(weights: Mapping[str, Tensor]) -> float:
+        # Through a folder, for transformers knows names and heads of its models better than we do.
+        with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as scratch:
+            folder = write_model(Path(scratch) / "soup", weights, like=like, settings=settings)
+            changes = {"name": str(folder.resolve()), "lora": None}
+            encoder = Encoder.load(experiment.encoder.model_copy(update=changes))
+        scores = evaluate(encoder, experiment.datasets, records)
+        return float(np.mean([*task_means(scores).values()]))
+
+    return score
+
+
+def model_card(recipe: Recipe, name: str, folders: list[Path], kept: list[str]) -> str:
+    """The README.md of a fused model: how it was made, and nothing about how good it is."""
+    head = {
+        "library_name": "sentence-transformers",
+        "pipeline_tag": "sentence-similarity",
+        "tags": ["sentence-transformers", "feature-extraction", "sentence-similarity", "merge"],
+        "base_model": recipe.base,
+    }
+    hashes = [
+        f"| {ingredient} | {'yes' if ingredient in kept else 'no'} | {file.name} | "
+        f"{sha256_file(file)} |"
+        for ingredient, folder in zip(recipe.ingredients, folders, strict=True)
+        for file in sorted(folder.rglob("*.safetensors"))
+    ]
+    packages = {p: metadata.version(p) for p in ("torch", "transformers")}
+    versions = {"codiemb": __version__, "python": platform.python_version()} | packages
+    given = recipe.model_dump(exclude_unset=True)
+    return "\n".join(
+        [
+            f"---\n{yaml.safe_dump(head, sort_keys=False)}---",
+            f"# {name}\n",
+            "The weights of models that were trained from one base, fused by this recipe:\n",
+            f"```yaml\n{yaml.safe_dump(given, sort_keys=False, allow_unicode=True)}```\n",
+            f"## Method: {recipe.method}\n",
+            f"{_in_markdown(inspect.getdoc(METHODS[recipe.method]))}\n",
+            "## Ingredients\n",
+            "| ingredient | in the result | file | sha256 |\n| --- | --- | --- | --- |",
+            *hashes,
+            "\n## Versions\n",
+            ", ".join(f"{package} {version}" for package, version in versions.items()) + "\n",
+        ]
+    )
+
+
+def _in_markdown(docstring: str) -> str:
+    """A docstring with its formulas as Markdown has them."""
+    text = re.sub(r"\.\. math::((?:.|\n)+?)\n\n", r"$$\1$$\n\n", docstring)
+    text = re.sub(r":math:`((?:.|\n)+?)`", r"$\1$", text)
+    return re.sub(r":func:`(.+?)`", r"`\1`", text)
