@@ -306,7 +306,6 @@ def isoscore_by_steps(rows):
 
 
 def test_isoscore_follows_the_paper():
-    pytest.importorskip("IsoScore")
     for rows in (normal(50, 6), normal(50, 6) * [9, 3, 1, 1, 1, 0.1], normal(4, 6)):
         assert isoscore(rows) == pytest.approx(isoscore_by_steps(rows), rel=1e-6)
     assert isoscore(np.eye(5) - 1 / 5) == pytest.approx(isoscore_by_steps(np.eye(5)))
@@ -318,7 +317,6 @@ def test_isoscore_follows_the_paper():
 @settings(max_examples=40, deadline=None)
 @given(seed=st.integers(0, 2**16), n=st.integers(2, 40), D=st.integers(2, 8))
 def test_isoscore_under_what_must_not_change_it(seed, n, D):
-    pytest.importorskip("IsoScore")
     generator = np.random.default_rng(seed)
     rows = generator.normal(size=(n, D))
     rotation = np.linalg.qr(generator.normal(size=(D, D)))[0]
@@ -328,7 +326,6 @@ def test_isoscore_under_what_must_not_change_it(seed, n, D):
 
 
 def test_isoscore_refuses_what_does_not_vary():
-    pytest.importorskip("IsoScore")
     with pytest.raises(ValueError, match="found equal rows"):
         isoscore(np.ones((4, 3)))
     with pytest.raises(ValueError, match="found one dimension"):

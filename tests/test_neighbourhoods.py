@@ -89,7 +89,6 @@ def two_nn_by_loop(rows):
 
 @pytest.mark.parametrize("D", [2, 40])
 def test_intrinsic_dimension_is_that_of_the_paper(D):
-    pytest.importorskip("skdim")
     rows = normal(120, D)
     assert intrinsic_dimension(rows) == pytest.approx(two_nn_by_loop(rows), rel=1e-6)
     single = intrinsic_dimension(rows.astype(np.float32))
@@ -97,7 +96,6 @@ def test_intrinsic_dimension_is_that_of_the_paper(D):
 
 
 def test_a_sheet_in_many_dimensions_is_found():
-    pytest.importorskip("skdim")
     sheet = normal(2000, 3) @ normal(3, 50, seed=1)
     assert intrinsic_dimension(sheet) == pytest.approx(3, rel=0.1)
 
@@ -105,7 +103,6 @@ def test_a_sheet_in_many_dimensions_is_found():
 @settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 2**16), n=st.integers(10, 60), D=st.integers(2, 8))
 def test_intrinsic_dimension_under_what_must_not_change_it(seed, n, D):
-    pytest.importorskip("skdim")
     generator = np.random.default_rng(seed)
     rows = generator.normal(size=(n, D))
     rotation = np.linalg.qr(generator.normal(size=(D, D)))[0]
@@ -116,7 +113,6 @@ def test_intrinsic_dimension_under_what_must_not_change_it(seed, n, D):
 
 
 def test_too_few_distinct_rows_have_no_dimension():
-    pytest.importorskip("skdim")
     with pytest.raises(ValueError, match="three distinct rows or more, found 2"):
         intrinsic_dimension([[0.0, 1], [1, 0], [0, 1]])
 

@@ -129,7 +129,6 @@ def test_a_file_with_other_bytes_is_refused_and_not_replaced(make, tmp_path):
 @pytest.fixture
 def served(tmp_path):
     """The address of a server of `tmp_path/root` on this machine."""
-    pytest.importorskip("pooch")
     handler = partial(_Quiet, directory=tmp_path / "root")
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -160,7 +159,6 @@ def test_a_fetched_file_with_other_bytes_is_refused(make, served, tmp_path):
 
 
 def test_an_address_that_cannot_be_reached_is_named_with_the_remedy(make):
-    pytest.importorskip("pooch")
     options = make(PAIRS, FILES, url="http://127.0.0.1:1/") | {"root": ""}
     with pytest.raises(MissingSourceError, match=r"127\.0\.0\.1:1.*expected a file.*data root as"):
         load_dataset("made-up", **options)
