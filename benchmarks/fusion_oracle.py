@@ -67,44 +67,58 @@ CASES = [
     Case("model_stock", 3),
     Case("model_stock", 4),
 ]
+OURS = {"model_stock": {"floor": 1e-6}}  # an option that mergekit has built in; the paper has none
 
 
-def backbones() -> dict[str, PreTrainedModel]:
-    """Random encoders by the names of their architectures."""
+def backbones() -> dict[str, tuple[PreTrainedModel, float]]:
+    """Random encoders, and how long the deltas are: in the last Model Stock's floor matters."""
     torch.manual_seed(0)
     return {
-        "BERT": BertModel(BertConfig(**SMALL)),
-        "XLM-R": XLMRobertaModel(XLMRobertaConfig(**SMALL)),
-        "Qwen2": Qwen2Model(Qwen2Config(**SMALL, num_key_value_heads=2)),
+        "BERT": (BertModel(BertConfig(**SMALL)), 1.0),
+        "XLM-R": (XLMRobertaModel(XLMRobertaConfig(**SMALL)), 1.0),
+        "Qwen2": (Qwen2Model(Qwen2Config(**SMALL, num_key_value_heads=2)), 1.0),
+        "BERT, hardly moved": (BertModel(BertConfig(**SMALL)), 1e-2),
     }
 
 
-def tied(base: dict[str, Tensor], models: list[str], density: float) -> dict[str, Tensor]:
-    """Where TIES may trim or not: a delta as large as the last that is kept, and not all such are.
+def unsettled(base: dict[str, Tensor], models: list[str], case: Case) -> dict[str, Tensor]:
+    """Where TIES leaves a choice, which mergekit and ours take differently.
 
-    mergekit keeps just as many as the density says, whichever its sort puts first, ours all.
+    Of deltas as large as the last that is kept, mergekit keeps just as many as the density says,
+    whichever its sort puts first, ours all. Where what is kept sums up to zero, mergekit elects the
+    positive sign, ours none, as the paper's sgn(0) = 0 has it.
     """
     masks = {name: torch.zeros_like(tensor, dtype=torch.bool) for name, tensor in base.items()}
-    for model in models:
-        for name, tensor in load_file(f"{model}/model.safetensors").items():
-            size = (tensor - base[name]).abs()
-            kept = max(1, int(density * size.numel()))
-            least = size.flatten().sort(descending=True).values[kept - 1]
-            if (size >= least).sum() > kept:
-                masks[name] |= size == least
+    if case.method != "ties":
+        return masks
+    checkpoints = [load_file(f"{model}/model.safetensors") for model in models]
+    weights = torch.tensor(case.options.get("weights", [1.0] * len(models)))
+    for name, mask in masks.items():
+        kept = []
+        for checkpoint in checkpoints:
+            delta = checkpoint[name] - base[name]
+            count = max(1, int(case.options["density"] * delta.numel()))
+            least = delta.abs().flatten().sort(descending=True).values[count - 1]
+            kept.append(torch.where(delta.abs() >= least, delta, 0))
+            if kept[-1].count_nonzero() > count:
+                mask |= delta.abs() == least
+        kept = torch.stack(kept, dim=-1) * weights  # (*shape, J)
+        mask |= (kept.sum(dim=-1) == 0) & kept.any(dim=-1)
     return masks
 
 
-def compare(folder: Path, backbone: PreTrainedModel, python: str) -> list[dict[str, Any]]:
-    """The largest difference in each case, over all tensors of one encoder but `tied` numbers."""
-    base, models = make_models(folder, backbone, max(case.count for case in CASES))
+def compare(
+    folder: Path, backbone: PreTrainedModel, length: float, python: str
+) -> list[dict[str, Any]]:
+    """The largest difference in each case, over all numbers of one encoder that are settled."""
+    base, models = make_models(folder, backbone, max(case.count for case in CASES), length=length)
     ours, theirs = [], []
     for number, case in enumerate(CASES):
         chosen = models[: case.count]
         arguments = {
             "base": base,
             "models": chosen,
-            "options": {"method": case.method} | case.options,
+            "options": {"method": case.method} | case.options | OURS.get(case.method, {}),
         }
         ours.append(("codiemb", f"{folder}/ours-{number}", arguments))
         origin = {"linear": None, "slerp": chosen[0]}.get(case.method, base)
@@ -116,7 +130,7 @@ def compare(folder: Path, backbone: PreTrainedModel, python: str) -> list[dict[s
     for case, (_, our, _), (_, their, _) in zip(CASES, ours, theirs, strict=True):
         a, b, start = (load_file(f"{f}/model.safetensors") for f in (our, their, base))
         assert a.keys() == b.keys() == start.keys(), a.keys() ^ b.keys()
-        ties = tied(start, models[: case.count], case.options.get("density", 1.0))
+        left_open = unsettled(start, models[: case.count], case)
         rows.append(
             {
                 "method": case.method,
@@ -125,9 +139,10 @@ def compare(folder: Path, backbone: PreTrainedModel, python: str) -> list[dict[s
                 "tensors": len(a),
                 "numbers": sum(tensor.numel() for tensor in a.values()),
                 "moved": max((b[name] - start[name]).abs().max().item() for name in b),
-                "tied": sum(mask.sum().item() for mask in ties.values()),
+                "unsettled": sum(mask.sum().item() for mask in left_open.values()),
                 "difference": max(
-                    (a[name] - b[name]).masked_fill(ties[name], 0).abs().max().item() for name in b
+                    (a[name] - b[name]).masked_fill(left_open[name], 0).abs().max().item()
+                    for name in b
                 ),
             }
         )
@@ -140,9 +155,9 @@ def main() -> None:
     parser.add_argument("--mergekit", required=True, metavar="PYTHON", help="of its environment")
     given = parser.parse_args()
     tables = []
-    for name, backbone in backbones().items():
+    for name, (backbone, length) in backbones().items():
         with tempfile.TemporaryDirectory() as folder:
-            rows = compare(Path(folder), backbone, given.mergekit)
+            rows = compare(Path(folder), backbone, length, given.mergekit)
         tables.append(pd.DataFrame(rows).assign(architecture=name))
         print(tables[-1].to_string(index=False), flush=True)
     table = pd.concat(tables, ignore_index=True)

@@ -21,11 +21,13 @@ from codiemb_lib.encoder import Encoder
 CHILD = Path(__file__).with_name("merge_once.py")
 
 
-def make_models(folder: Path, backbone: PreTrainedModel, count: int) -> tuple[str, list[str]]:
+def make_models(
+    folder: Path, backbone: PreTrainedModel, count: int, *, length: float = 1.0
+) -> tuple[str, list[str]]:
     """A base of random weights and `count` checkpoints of it, as sentence-transformers folders.
 
     A delta is half common to all checkpoints and half its own. How long it is differs by tensor and
-    by checkpoint, from a thirtieth of the weights' spread to thrice it.
+    by checkpoint, from a thirtieth of the weights' spread to thrice it, times `length`.
     """
     tokenizer = Encoder.load(EncoderSettings(name="minilm-l6")).tokenizer.base
     base = Encoder(backbone, tokenizer, pooling="mean")
@@ -34,10 +36,10 @@ def make_models(folder: Path, backbone: PreTrainedModel, count: int) -> tuple[st
         weights = {}
         for i, (name, tensor) in enumerate(backbone.state_dict().items()):
             common, own = (torch.Generator().manual_seed(1000 * i + k) for k in (999, j))
-            length = 0.02 * 10 ** torch.empty(()).uniform_(-1.5, 0.5, generator=own)
+            spread = 0.02 * length * 10 ** torch.empty(()).uniform_(-1.5, 0.5, generator=own)
             delta = torch.randn(tensor.shape, generator=common)
             delta += torch.randn(tensor.shape, generator=own)
-            weights[name] = tensor + delta.mul_(length / math.sqrt(2))
+            weights[name] = tensor + delta.mul_(spread / math.sqrt(2))
         folders.append(base.save(folder / f"checkpoint-{j}", weights))
         del weights
     return str(folders[0]), [str(f) for f in folders[1:]]
