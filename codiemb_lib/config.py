@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -127,6 +127,7 @@ class TrainingSettings(_Settings):
     gradient_cache: bool = False  # bounds memory at any batch size; a third slower
     gradient_checkpointing: bool = False  # computes layers twice, to save memory
     accelerate: str = ""  # a configuration of accelerate in presets/accelerate; "": this process
+    trajectory: bool = False  # whether the embeddings behind every dev score are kept
     workers: Annotated[int, Field(ge=0)] = 0  # that draw and tokenise ahead; a GPU wants some
     trackers: tuple[str, ...] = ()  # of accelerate: tensorboard, trackio, wandb, ...
 
@@ -140,6 +141,8 @@ class VariantSettings(_Settings):
     balance: Literal["proportional", "equal", "temperature", "ir_share"] = "proportional"
     ir_share: Annotated[float, Field(gt=0, lt=1)] | None = None
     balance_temperature: Annotated[float, Field(ge=0)] = 1.0
+    learning_rate: Annotated[float, Field(gt=0)] | None = None  # null: the preset's
+    objective: dict[str, Any] = {}  # the preset's settings of these names, with other values
 
     @model_validator(mode="after")
     def _share_belongs_to_its_balance(self) -> VariantSettings:
@@ -221,6 +224,11 @@ class Preset(_Settings):
                     f"fusion {model!r}: expected ingredients among {[*self.variants]}, "
                     f"found {strangers}"
                 )
+        for variant, settings in self.variants.items():
+            try:
+                ObjectiveSettings(**self.objective.model_dump() | settings.objective)
+            except ValidationError as error:
+                raise ValueError(f"variant {variant!r}: {explain(error)}") from error
         if strangers := [v for v in self.geometry.umap_variants if v not in self.models]:
             raise ValueError(f"umap_variants: expected some of {self.models}, found {strangers}")
         return self
@@ -237,6 +245,15 @@ class Preset(_Settings):
     def variant(self, name: str) -> VariantSettings:
         """The settings of one trained variant."""
         return self._named("variant", name, self.variants)
+
+    def as_trained(self, variant: str) -> Preset:
+        """The preset with the objective and learning rate of one of its variants."""
+        own = self.variant(variant)
+        training = self.training
+        if own.learning_rate is not None:
+            training = training.model_copy(update={"learning_rate": own.learning_rate})
+        objective = ObjectiveSettings(**self.objective.model_dump() | own.objective)
+        return self.model_copy(update={"objective": objective, "training": training})
 
     def fused(self, name: str) -> FusionSettings:
         """The settings of one fused model."""

@@ -35,7 +35,13 @@ from tqdm.auto import tqdm
 from codiemb_lib.batches import Batch, OptimizerSteps, Share
 from codiemb_lib.config import Preset, PresetError, VariantSettings, load_preset, preset_path
 from codiemb_lib.encoder import Encoder, model_hash
-from codiemb_lib.evaluation import MAIN_METRIC, evaluate, task_means
+from codiemb_lib.evaluation import (
+    MAIN_METRIC,
+    encode_dataset,
+    save_encoded,
+    score_dataset,
+    task_means,
+)
 from codiemb_lib.files import (
     alone,
     atomic_path,
@@ -108,7 +114,7 @@ def train(
             `nonfinite/` holds the records of the batch.
         LaunchError: The processes of `accelerate` failed.
     """
-    preset.variant(variant)
+    preset.variant(variant)  # known, before a folder is made
     if accelerate is None:
         accelerate = preset.training.accelerate
     folder = check_writable(run_folder(preset.name, variant, seed))
@@ -125,7 +131,7 @@ def _train_here(
     preset: Preset, variant: str, seed: int, folder: Path, *, progress: bool, watch: Watch | None
 ) -> None:
     """Train in this process, which may be one of several."""
-    settings = preset.variant(variant)
+    settings, preset = preset.variant(variant), preset.as_trained(variant)
     datasets = load_datasets(preset)
     scored = {datasets[d.name].task for d in preset.datasets if d.dev != 0}
     if missing := {"ir", "sts"} - scored:
@@ -345,6 +351,8 @@ class _Run:
         show = progress and self.accelerator.is_main_process
         bar = tqdm(total=total, initial=self.step, desc="train", disable=not show)
         if self.step == 0:
+            if self.accelerator.is_main_process:
+                shutil.rmtree(self.folder / "trajectory", ignore_errors=True)
             self._evaluate()
         ahead = DataLoader(
             self.steps,
@@ -450,7 +458,11 @@ class _Run:
 
         Every rank computes them, for the forward passes of a sharded model take all of them.
         """
-        rows = evaluate(self.encoder, map(self.datasets.get, self.dev), self.dev)
+        encoded = [
+            encode_dataset(self.encoder, self.datasets[name], records)
+            for name, records in self.dev.items()
+        ]
+        rows = pd.concat(map(score_dataset, encoded), ignore_index=True)
         main = rows[rows["metric"] == rows["task"].map(MAIN_METRIC)]
         parts = [self.dev_scores, main.assign(step=self.step)]
         self.dev_scores = pd.concat(parts, ignore_index=True)
@@ -468,6 +480,8 @@ class _Run:
                 self.encoder.save(self._best, weights)
         if self.accelerator.is_main_process:
             self._write_tables(self.folder)
+            if self.settings.trajectory:
+                save_encoded(self.folder / "trajectory" / f"{self.step:08d}.safetensors", encoded)
 
     @property
     def _best(self) -> Path:
