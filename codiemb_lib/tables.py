@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from codiemb_lib.figures import SCORES
+from codiemb_lib.plotting import SCORES
 from codiemb_lib.style import variant_styles
 
 _METRICS = {task: metric for task, (metric, _) in SCORES.items()}

@@ -116,7 +116,7 @@ def test_nothing_runs_twice_and_a_new_time_stamp_alone_changes_nothing(finished)
     assert jobs(finished) == {}
 
 
-@pytest.mark.parametrize("name", ["figures.py", "style.py", "paper.mplstyle"])
+@pytest.mark.parametrize("name", ["score_figures.py", "style.py", "paper.mplstyle"])
 def test_touched_figure_retrains_nothing(finished, name):
     with changed(finished / "codiemb_lib" / name):
         counts = jobs(finished)

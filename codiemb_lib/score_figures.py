@@ -1,0 +1,122 @@
+"""Figures of scores: the plane of both tasks, by test set, and while models learn."""
+
+from __future__ import annotations
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+
+from codiemb_lib.plotting import (
+    SCORES,
+    TIMES_100,
+    draw_dots,
+    draw_lines,
+    draw_points,
+    figure,
+    headline,
+    mean_over_datasets,
+    name_series,
+    named_ends,
+    panels,
+    plane,
+)
+from codiemb_lib.style import ROLES, TASK_ROLES, WIDTH_2, label_points, variant_styles
+
+
+@figure(
+    "scores",
+    key="task dataset split metric",
+    values="value",
+    caption="**Retrieval against similarity, preset {preset}.** Mean nDCG@10 over the IR test "
+    "sets and mean Spearman correlation over the STS test sets. The lines mark the specialists: a "
+    "joint model left of the solid line has lost retrieval, one below the dashed line has lost "
+    "similarity (negative transfer); in the shaded corner it beats both. Faint points are "
+    "seeds, solid points their mean; {seeds}. {interval}",
+)
+def plot_trade_off(rows: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
+    """Draw the IR/STS plane: mean nDCG@10 against mean Spearman over the test sets, times 100.
+
+    Args:
+        rows: Score rows; the metrics `ndcg@10` and `spearman` of the split `test` are drawn.
+        ax: Where to draw; a new figure by default.
+    """
+    rows = headline(rows[rows["split"] == "test"], "trade_off")
+    points = plane(
+        mean_over_datasets(rows[rows["task"] == "ir"], "IR"),
+        mean_over_datasets(rows[rows["task"] == "sts"], "STS"),
+        names=("IR score", "STS score"),
+    )
+    if ax is None:
+        _, ax = plt.subplots(figsize=(WIDTH_2, 3.6), layout="constrained")
+    draw_points(ax, points)
+    ax.set(xlim=ax.get_xlim(), ylim=ax.get_ylim())  # the lines change nothing
+    ir = points.loc[points["variant"] == "ir_only", "x"]
+    sts = points.loc[points["variant"] == "sts_only", "y"]
+    if len(ir):
+        look = ROLES["IR"]
+        ax.axvline(ir.mean(), color=look.colour, linestyle=look.line, lw=0.8, zorder=0)
+    if len(sts):
+        look = ROLES["STS"]
+        ax.axhline(sts.mean(), color=look.colour, linestyle=look.line, lw=0.8, zorder=0)
+    if len(ir) and len(sts):
+        corner = {"color": ROLES["joint"].colour, "alpha": 0.1, "lw": 0, "zorder": -1}
+        ax.fill_between([ir.mean(), ax.get_xlim()[1]], sts.mean(), ax.get_ylim()[1], **corner)
+    ax.set_xlabel(f"IR test sets: mean {SCORES['ir'][1]} {TIMES_100}")
+    ax.set_ylabel(f"STS test sets: mean {SCORES['sts'][1]} {TIMES_100}")
+    label_points(ax, *named_ends(ax))
+    return ax
+
+
+@figure(
+    "scores",
+    key="task dataset split metric",
+    values="value",
+    caption="**Scores by test set, preset {preset}.** nDCG@10 for retrieval, Spearman correlation "
+    "for similarity, times 100; the scales differ. The dotted line is the base encoder: points "
+    "right of it have gained. Faint points are seeds, solid points their mean; {seeds}. {interval}",
+)
+def plot_scores_by_dataset(rows: pd.DataFrame, *, ax: np.ndarray | None = None) -> np.ndarray:
+    """Draw one panel per test set, with a dot per model on a shared model axis.
+
+    Args:
+        rows: Score rows; the metrics `ndcg@10` and `spearman` of the split `test` are drawn.
+        ax: One Axes per test set, IR first; a new figure by default.
+    """
+    rows = headline(rows[rows["split"] == "test"], "scores_by_dataset")
+    sets = rows[["task", "dataset"]].drop_duplicates().sort_values("task", kind="stable")
+    styles = variant_styles(rows["variant"])
+    axes = panels(len(sets), ax, columns=5, height=0.72 + 0.165 * len(styles))
+    for axis, (task, dataset) in zip(axes, sets.itertuples(index=False), strict=True):
+        here = rows[(rows["task"] == task) & (rows["dataset"] == dataset)]
+        draw_dots(axis, here, styles)
+        axis.set_title(dataset)
+        axis.set_xlabel(f"{SCORES[task][1]}\n{TIMES_100}")
+    return axes
+
+
+@figure(
+    "dev",
+    key="step task dataset metric",
+    values="value",
+    caption="**Development scores during training, preset {preset}.** Mean nDCG@10 over the IR "
+    "sets (left) and mean Spearman correlation over the STS sets (right), on their development "
+    "splits, by optimiser step. Thin lines are seeds, thick lines their mean; {seeds}.",
+)
+def plot_training_curves(rows: pd.DataFrame, *, ax: np.ndarray | None = None) -> np.ndarray:
+    """Draw the dev score by optimiser step: a panel for IR and one for STS, a line per variant.
+
+    Args:
+        rows: Dev rows; the metrics `ndcg@10` and `spearman` are drawn.
+        ax: Two Axes; a new figure by default.
+    """
+    rows = headline(rows, "training_curves")
+    styles = variant_styles(rows["variant"])
+    axes = panels(2, ax, columns=2, height=2.5, legend=True)
+    for axis, (task, role) in zip(axes, TASK_ROLES.items(), strict=True):
+        here = mean_over_datasets(rows[rows["task"] == task], role, extra=("step",))
+        draw_lines(axis, here, styles, x="step", markers=True)
+        axis.set_xlabel("optimiser step")
+        axis.set_ylabel(f"{role} dev sets: mean\n{SCORES[task][1]} {TIMES_100}")
+    name_series(axes)
+    return axes
