@@ -33,12 +33,16 @@ def reproduce(arguments: argparse.Namespace) -> None:
     from codiemb_lib.files import alone, check_writable
     from codiemb_lib.fusion import FusionError, check_options
 
-    for name, settings in load_preset(arguments.preset).fusion.items():
+    preset = load_preset(arguments.preset)
+    merges = [(f"fusion {name!r}", settings) for name, settings in preset.fusion.items()]
+    if study := preset.fusion_study:
+        merges += [(f"fusion_study {m!r}", s) for m in study.candidates for s in study.merges(m)]
+    for place, settings in merges:
         options = {"scale": settings.scale, **settings.model_extra}
         try:
             check_options(settings.method, options, len(settings.ingredients))
         except FusionError as error:  # now rather than after hours of training
-            raise PresetError(f"{arguments.preset}: fusion {name!r}: {error}") from error
+            raise PresetError(f"{arguments.preset}: {place}: {error}") from error
     root = check_writable(project_root())
     os.chdir(root)
     command = [sys.executable, "-m", "snakemake", "--nolock", "--rerun-incomplete"]

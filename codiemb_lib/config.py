@@ -184,6 +184,24 @@ class FusionSettings(_Settings):
         return shared | (self.model_extra or {})
 
 
+class FusionStudy(_Settings):
+    """Which ways to merge the same runs are compared, and the path between two of them.
+
+    Every method has several settings to choose from on dev, as many as the others where it takes
+    any: none gets more looks at dev than another.
+    """
+
+    ingredients: Annotated[tuple[str, ...], Field(min_length=2)]
+    candidates: dict[str, Annotated[tuple[dict[str, Any], ...], Field(min_length=1)]]
+    path: tuple[str, str] | None = None  # from the first run's weights to the second's
+    path_points: Annotated[int, Field(ge=3)] = 9
+
+    def merges(self, method: str) -> list[FusionSettings]:
+        """The settings of a method that are tried; one may name `ingredients` of its own."""
+        shared = {"ingredients": self.ingredients, "method": method}
+        return [FusionSettings(**shared | candidate) for candidate in self.candidates[method]]
+
+
 class GeometrySettings(_Settings):
     """Which models' spaces are drawn, and how many texts."""
 
@@ -206,6 +224,7 @@ class Preset(_Settings):
     training: TrainingSettings
     variants: Annotated[dict[str, VariantSettings], Field(min_length=1)]
     fusion: dict[str, FusionSettings] = {}
+    fusion_study: FusionStudy | None = None
     benchmark: dict[str, Prompts] = {}  # tasks by their MTEB names
     geometry: GeometrySettings = GeometrySettings()
 
@@ -214,15 +233,22 @@ class Preset(_Settings):
         names = [dataset.name for dataset in self.datasets]
         if len(set(names)) < len(names):
             raise ValueError(f"every data set once, found {names}")
-        if clash := {"base"} & (self.variants.keys() | self.fusion.keys()):
-            raise ValueError(f"the name {clash.pop()!r} is taken by the untrained encoder")
+        taken = {"base": "the untrained encoder", "fusion": "the folder of merges"}
+        if clash := taken.keys() & (self.variants.keys() | self.fusion.keys()):
+            name = clash.pop()
+            raise ValueError(f"the name {name!r} is taken by {taken[name]}")
         if clash := self.variants.keys() & self.fusion.keys():
             raise ValueError(f"{clash.pop()!r} names a variant and a fusion")
-        for model, settings in self.fusion.items():
-            if strangers := [v for v in settings.ingredients if v not in self.variants]:
+        merged = {f"fusion {model!r}": f.ingredients for model, f in self.fusion.items()}
+        if study := self.fusion_study:
+            merged["fusion_study.path"] = study.path or ()
+            for method in study.candidates:
+                for settings in study.merges(method):
+                    merged[f"fusion_study.{method} {settings.ingredients}"] = settings.ingredients
+        for place, ingredients in merged.items():
+            if strangers := [v for v in ingredients if v not in self.variants]:
                 raise ValueError(
-                    f"fusion {model!r}: expected ingredients among {[*self.variants]}, "
-                    f"found {strangers}"
+                    f"{place}: expected ingredients among {[*self.variants]}, found {strangers}"
                 )
         for variant, settings in self.variants.items():
             try:
@@ -329,6 +355,7 @@ def _keys_at(location: list[str | int]) -> list[str]:
         "batch_sizes": BatchSizes,
         "variants": VariantSettings,
         "fusion": FusionSettings,
+        "fusion_study": FusionStudy,
         "benchmark": Prompts,
         "geometry": GeometrySettings,
     }

@@ -80,13 +80,19 @@ def encode_dataset(
         passages = [record.positives[0] for record in records]
         gold = np.array([record.score for record in records])
         passage_prompt = settings.query_prompt  # both sides of a pair carry the same prompt
+    if passage_prompt == settings.query_prompt:  # a text that stands on both sides is encoded once
+        both = encoder.encode([*queries, *passages], prompt=passage_prompt, progress=progress)
+        left, right = np.split(both, [len(queries)])
+    else:
+        left = encoder.encode(queries, prompt=settings.query_prompt, progress=progress)
+        right = encoder.encode(passages, prompt=passage_prompt, progress=progress)
     return EncodedDataset(
         name=settings.name,
         task=task,
         query_texts=queries,
         passage_texts=passages,
-        queries=encoder.encode(queries, prompt=settings.query_prompt, progress=progress),
-        passages=encoder.encode(passages, prompt=passage_prompt, progress=progress),
+        queries=left,
+        passages=right,
         gold=gold,
     )
 
