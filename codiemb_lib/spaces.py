@@ -179,3 +179,78 @@ def spectra(space: Iterable[EncodedDataset], most: int = 300) -> pd.DataFrame:
         share = {"texts": kind, "index": index, "singular_value": values / values.sum()}
         parts.append(pd.DataFrame(share))
     return pd.concat(parts, ignore_index=True)
+
+
+BINS = np.linspace(-1, 1, 41)  # edges of the histograms of cosines
+DISSIMILAR = 0.2  # up to this score, people's, an STS pair is a negative
+_BLOCK = 512  # queries whose cosines with all passages are held at once
+
+
+def cosine_histograms(space: Iterable[EncodedDataset]) -> pd.DataFrame:
+    """Rows (task, pairs, cosine, share, n): where the cosines of three sorts of pairs lie.
+
+    - `positive`: a query and each of its passages; an STS pair that people rated `SIMILAR` or more.
+    - `negative`: a query and the most similar passage that is none of its own, the one which costs
+      rank; an STS pair rated `DISSIMILAR` or less.
+    - `random`: all other pairs of a query and a passage of one data set, with different words.
+
+    `cosine` is the left end of a bin of `BINS`, `share` the part of the `n` pairs in it, which sum
+    to one. Sorts without pairs are left out.
+    """
+    counts: dict[tuple[str, str], np.ndarray] = {}
+
+    def count(task: str, pairs: str, cosines: np.ndarray) -> None:
+        found, _ = np.histogram(np.clip(cosines, -1, 1), BINS)
+        counts[task, pairs] = counts.get((task, pairs), 0) + found
+
+    for d in space:
+        rows = _positives(d)
+        cosines = np.einsum("nd,nd->n", d.queries[rows[:, 0]], d.passages[rows[:, 1]])
+        count(d.task, "positive", cosines)
+        if d.task == "sts":
+            low = np.asarray(d.gold) <= DISSIMILAR
+            count("sts", "negative", np.einsum("nd,nd->n", d.queries[low], d.passages[low]))
+            rows = np.arange(len(d.queries))[:, None].repeat(2, axis=1)  # no pair is random
+        words = np.array(d.passage_texts, dtype=object)
+        for top in range(0, len(d.queries), _BLOCK):
+            cosines = d.queries[top : top + _BLOCK] @ d.passages.T
+            other = words != np.array(d.query_texts[top : top + _BLOCK], dtype=object)[:, None]
+            here = rows[(rows[:, 0] >= top) & (rows[:, 0] < top + _BLOCK)]
+            other[here[:, 0] - top, here[:, 1]] = False
+            count(d.task, "random", cosines[other])
+            if d.task == "ir":
+                nearest = np.where(other, cosines, -np.inf).max(axis=1)
+                count("ir", "negative", nearest[np.isfinite(nearest)])
+    parts = [
+        pd.DataFrame(
+            {
+                "task": task,
+                "pairs": pairs,
+                "cosine": BINS[:-1].round(6),
+                "share": found / found.sum(),
+                "n": found.sum(),
+            }
+        )
+        for (task, pairs), found in counts.items()
+        if found.sum()
+    ]
+    return pd.concat(parts, ignore_index=True)
+
+
+def rated_pairs(space: Iterable[EncodedDataset]) -> pd.DataFrame:
+    """Rows (dataset, pair, gold, cosine): each STS pair's score by people, 0 to 1, and its
+    cosine; `pair` counts from 0."""
+    parts = [
+        pd.DataFrame(
+            {
+                "dataset": d.name,
+                "pair": np.arange(len(d.queries)),
+                "gold": np.asarray(d.gold, dtype=float),
+                "cosine": np.einsum("nd,nd->n", d.queries, d.passages).astype(float),
+            }
+        )
+        for d in space
+        if d.task == "sts"
+    ]
+    columns = ["dataset", "pair", "gold", "cosine"]
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
