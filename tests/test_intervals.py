@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from codiemb_lib.geometry import anisotropy, anisotropy_by_text
-from codiemb_lib.intervals import mean_interval
+from codiemb_lib.geometry import anisotropy, anisotropy_by_text, spectrum
+from codiemb_lib.intervals import jackknife_intervals, mean_interval
 
 
 def test_interval_is_that_of_normal_theory_for_many_values():
@@ -59,3 +59,31 @@ def test_too_few_values_are_refused(values):
 def test_values_that_are_not_finite_are_refused():
     with pytest.raises(ValueError, match="found NaN or infinity"):
         mean_interval([1, np.inf, 2])
+
+
+def test_jackknife_of_a_mean_is_that_of_normal_theory():
+    values = np.random.default_rng(0).normal(3, 2, size=(2000, 1))
+    value, low, high = jackknife_intervals(
+        lambda rows: [rows.mean()], values, groups=200, confidence=0.95
+    )
+    error = values.std() / np.sqrt(2000)
+    assert value == values.mean()
+    assert high - low == pytest.approx(2 * 1.96 * error, rel=0.2)
+    assert value - low == pytest.approx(high - value)
+
+
+def test_jackknife_of_an_effective_rank_has_the_spread_of_other_samples():
+    def rank(rows):
+        return [spectrum(rows).effective_rank]
+
+    scales = np.linspace(3, 0.1, 20)
+    samples = np.random.default_rng(0).normal(size=(200, 100, 20)) * scales
+    true = np.std([rank(rows) for rows in samples])
+    found = [jackknife_intervals(rank, rows) for rows in samples[:30]]
+    half = np.mean([high - value for value, _, high in found])
+    assert half / 2.262 == pytest.approx(true, rel=0.25)  # Student's quantile, 9 degrees
+
+
+def test_jackknife_needs_groups_with_rows():
+    with pytest.raises(ValueError, match="expected from 2 to 4 groups of 4 rows, found 10"):
+        jackknife_intervals(np.mean, np.ones((4, 2)))
