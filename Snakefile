@@ -17,6 +17,8 @@ from codiemb_lib.imports import notebook_files
 PRESET = load_preset(config.get("preset", "mini"))
 RUNS = f"data/runs/{PRESET.name}"
 FIGURES = f"figures/{PRESET.name}"
+STUDY = ["study"] if PRESET.fusion else []  # tables of notebook 04
+STUDY += ["path", "path_geometry"] if PRESET.fusion_study and PRESET.fusion_study.path else []
 # The kernel is the Python that runs Snakemake. One thread a run (Snakemake sets
 # OMP_NUM_THREADS), so that the number of cores changes no bit.
 EXECUTE = f"{shlex.quote(sys.executable)} -m codiemb_lib.cli execute --no-progress"
@@ -45,7 +47,7 @@ def needs(notebook):
 def run(model, seed):
     """The executed copy that says that a model is there; the untrained one always is."""
     if model in PRESET.fusion:
-        return f"{RUNS}/{model}/seed-{seed}/04_checkpoint_fusion.ipynb"
+        return f"{RUNS}/fusion/seed-{seed}/04_checkpoint_fusion.ipynb"
     return [] if model == "base" else f"{RUNS}/{model}/seed-{seed}/03_joint_training.ipynb"
 
 
@@ -63,7 +65,6 @@ wildcard_constraints:
     seed=r"\d+",
     model=names(PRESET.models),
     variant=names(PRESET.variants),
-    method=names(PRESET.fusion),
 
 
 localrules:
@@ -115,14 +116,14 @@ rule train:
 rule fuse:
     input:
         **needs("04_checkpoint_fusion"),
-        ingredients=lambda w: [run(v, w.seed) for v in PRESET.fused(w.method).ingredients],
+        ingredients=lambda w: [run(v, w.seed) for v in PRESET.variants],
     output:
-        f"{RUNS}/{{method}}/seed-{{seed}}/04_checkpoint_fusion.ipynb",
+        executed=f"{RUNS}/fusion/seed-{{seed}}/04_checkpoint_fusion.ipynb",
+        rows=[f"{RUNS}/fusion/seed-{{seed}}/{table}.csv" for table in STUDY],
     message:
-        "04 fuse {wildcards.method}, seed {wildcards.seed}"
+        "04 fuse, seed {wildcards.seed}"
     shell:
-        "{EXECUTE} {input.notebook} {output} -p preset {PRESET.name}"
-        " -p method {wildcards.method} -p seed {wildcards.seed}"
+        "{EXECUTE} {input.notebook} {output.executed} -p preset {PRESET.name} -p seed {wildcards.seed}"
 
 
 rule benchmark:
@@ -157,6 +158,11 @@ rule figures:
     input:
         **needs("08_paper_figures"),
         scores=every("scores.csv"),
+        fusion=[
+            f"{RUNS}/fusion/seed-{seed}/{table}.csv"
+            for seed in PRESET.seeds
+            for table in STUDY
+        ],
         geometry=rules.geometry.output.rows,
     output:
         executed=f"{RUNS}/08_paper_figures.ipynb",

@@ -36,7 +36,18 @@ DATASETS = [
     ("sts", "lee-similarity"),
 ]
 METRICS = {"ir": ("ndcg@10", "recall@100"), "sts": ("spearman", "pearson")}
-TABLES = ("scores", "dev", "geometry", "spectrum", "fusion", "umap")
+TABLES = (
+    "scores",
+    "dev",
+    "geometry",
+    "spectrum",
+    "fusion",
+    "study",
+    "path",
+    "path_geometry",
+    "umap",
+)
+METHODS = ["uniform", "greedy", "delta_tensor", "ties"]
 
 
 def runs(variants, seeds):
@@ -87,6 +98,24 @@ def table(name: str, variants=VARIANTS, seeds=2) -> pd.DataFrame:
                     tensor = f"{layer}.{module}.{part}"
                     run = ("mini", method, seed)
                     rows.append((*run, ingredient, tensor, layer, module, norm, weight))
+    elif name == "study":
+        columns = "preset variant seed split task dataset metric value"
+        for run, (task, dataset) in itertools.product(
+            itertools.product(["mini"], METHODS, range(seeds)), DATASETS
+        ):
+            for metric, split in itertools.product(METRICS[task], ("dev", "test")):
+                rows.append((*run, split, task, dataset, metric, rng.uniform(0.5, 0.7)))
+    elif name == "path":
+        columns = "preset variant seed t task dataset metric value"
+        for seed, t, (task, dataset) in itertools.product(range(seeds), (0, 0.5, 1), DATASETS):
+            run = ("mini", "ir_only to sts_only", seed, t)
+            rows.append((*run, task, dataset, METRICS[task][0], rng.uniform(0.5, 0.7)))
+    elif name == "path_geometry":
+        columns = "preset variant seed t texts measure value"
+        for seed, t, texts in itertools.product(range(seeds), (0, 0.5, 1), ("ir", "sts", "all")):
+            run = ("mini", "ir_only to sts_only", seed, t, texts)
+            rows.append((*run, "anisotropy", rng.uniform(0.02, 0.3)))
+            rows.append((*run, "effective_rank", rng.uniform(90, 200)))
     else:
         columns = "preset variant seed task dataset x y"
         for run, (task, dataset) in itertools.product(runs(variants, seeds), DATASETS):
@@ -468,3 +497,29 @@ def test_umap_colours_tell_task_by_hue_and_data_set_by_shade():
 def test_umap_of_one_variant_takes_one_column():
     (ax,) = plot("umap", table("umap", variants=["codiemb"]))
     assert ax.figure.get_figwidth() == style.WIDTH_1
+
+
+# Fusion studies
+
+
+def test_study_draws_each_methods_gain_over_the_soup_of_its_seed():
+    rows = table("study", seeds=2)
+    axes = plot("study", rows)
+    found = mean_markers(axes[3])  # STS, test
+    sts = rows[(rows["split"] == "test") & (rows["metric"] == "spearman")]
+    mean = sts.groupby(["variant", "seed"])["value"].mean().mul(100).unstack("seed")
+    expected = (mean.loc["ties"] - mean.loc["uniform"]).mean()
+    assert found["ties"][0] == pytest.approx(expected)
+    assert "uniform" not in found
+    with pytest.raises(ValueError, match="expected the method 'uniform'"):
+        plot("study", rows[rows["variant"] != "uniform"])
+
+
+def test_path_sets_each_task_against_its_better_end():
+    rows = table("path", seeds=1)
+    axes = plot("path", rows)
+    ir = rows[rows["task"] == "ir"].groupby("t")["value"].mean().mul(100)
+    line = next(line for line in axes[1].get_lines() if line.get_label() == "IR")
+    assert line.get_ydata() == pytest.approx((ir - max(ir[0], ir[1])).to_numpy())
+    assert "ir_only" in figures.caption("path", rows)
+    assert "sts_only" in figures.caption("path", rows)
