@@ -5,7 +5,11 @@ ax = figures.FIGURES["trade_off"].plot(rows)
 style.save_figure(ax.figure, "trade_off", rows=rows, caption=figures.caption("trade_off", rows))
 """
 
-from codiemb_lib import fusion_figures, geometry_figures, score_figures
+from codiemb_lib import (
+    fusion_figures,
+    geometry_figures,
+    score_figures,
+)
 from codiemb_lib.plotting import FIGURES, caption
 
 __all__ = ["FIGURES", "caption", "fusion_figures", "geometry_figures", "score_figures"]
