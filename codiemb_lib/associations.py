@@ -67,13 +67,15 @@ def with_scores(measures: pd.DataFrame, scores: pd.DataFrame, on: Sequence[str])
     """Points for :func:`rank_correlations`: each measure beside the score of each task.
 
     Measures without a finite value are left out; the score is the headline metric, averaged over
-    the task's data sets.
+    the task's data sets. Without rows on one side there are none.
 
     Args:
         measures: Rows of `spaces.measures`, with the columns of `on`.
         scores: Score rows (task, dataset, metric, value), with the columns of `on`.
         on: What names a model: variant and seed, perhaps step.
     """
+    if measures.empty or scores.empty:  # empty columns have no type to be joined on
+        return measures.iloc[:0].assign(task="", score=0.0)
     main = scores[scores["metric"] == scores["task"].map(MAIN_METRIC)]
     means = main.groupby([*on, "task"])["value"].mean().rename("score").reset_index()
     return measures[np.isfinite(measures["value"])].merge(means, on=list(on))

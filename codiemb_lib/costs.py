@@ -27,16 +27,14 @@ def cost_scores(
         ValueError: A model, or an ingredient, has no cost.
     """
     own = costs.set_index(["variant", "seed"])[["tokens", "seconds"]]
-    main = scores[
-        (scores["split"] == "test") & (scores["metric"] == scores["task"].map(MAIN_METRIC))
-    ]
+    scores = scores[scores["split"] == "test"]
+    main = scores[scores["metric"] == scores["task"].map(MAIN_METRIC)]
     keys = ["preset", "variant", "seed", "task"]
     rows = main.groupby(keys, sort=False)["value"].mean().reset_index()
     paid = []
     for variant, seed in rows[["variant", "seed"]].itertuples(index=False, name=None):
-        parts = (
-            [] if variant == "base" else [(v, seed) for v in ingredients.get(variant, [variant])]
-        )
+        trained = [] if variant == "base" else ingredients.get(variant, [variant])
+        parts = [(name, seed) for name in trained]
         if lacking := [part for part in parts if part not in own.index]:
             raise ValueError(
                 f"cost_scores: expected the cost of every run, found none of {lacking[0][0]!r}, "

@@ -21,8 +21,8 @@ _MAPS = {"umap": "UMAP", "pca": "PCA"}
     "one aligned fit that models share (each keeps its own neighbours; a text is drawn towards its "
     "place on the maps beside). Below: their first two principal components, of all models "
     "together. Common axes in a row; the first seed of each model. Neighbourhoods can be read; "
-    "distances, sizes of groups and empty space on a UMAP cannot: the projection distorts them. {trust} "
-    "Coordinates: SHA-256 {hash}.",
+    "distances, sizes of groups and empty space on a UMAP cannot: the projection distorts them. "
+    "{trust} Coordinates: SHA-256 {hash}.",
     facts=lambda rows: {"trust": _trust(rows), "hash": coordinates_hash(rows)[:12]},
 )
 def plot_umap(rows: pd.DataFrame, *, ax: np.ndarray | None = None) -> np.ndarray:
