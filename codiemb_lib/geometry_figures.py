@@ -106,7 +106,7 @@ def plot_anisotropy(rows: pd.DataFrame, *, ax: np.ndarray | None = None) -> np.n
     caption="**Spectrum of the embeddings against the base encoder's, preset {preset}.** Singular "
     "values of the embedding matrix of {texts} texts of each kind, neither centred nor normalised, "
     "as shares of their sum, largest first; drawn is the ratio to the base encoder's share, on "
-    "logarithmic scales. Above the dotted line a direction carries more than it did before "
+    "logarithmic scales, the mean over up to a third of neighbouring values. Above the dotted line a direction carries more than it did before "
     "training: a high start is a common direction of all texts. Thin lines are seeds, thick lines "
     "their mean; {seeds}.",
     facts=lambda rows: {"texts": str(rows["index"].max())},
@@ -125,7 +125,13 @@ def plot_spectra(rows: pd.DataFrame, *, ax: np.ndarray | None = None) -> np.ndar
         )
     base = rows[rows["variant"] == "base"].groupby(["texts", "index"])["singular_value"].mean()
     rows = rows[rows["variant"] != "base"].join(base.rename("base"), on=["texts", "index"])
-    rows = rows.assign(value=rows["singular_value"] / rows["base"])
+    edges = np.unique(np.geomspace(1, rows["index"].max() + 1, 25).astype(int))
+    rows = rows.assign(
+        value=rows["singular_value"] / rows["base"],
+        index=edges[np.searchsorted(edges, rows["index"], side="right") - 1],
+    )
+    keys = ["texts", "variant", "seed", "index"]
+    rows = rows.groupby(keys, sort=False)["value"].mean().reset_index()
     styles = variant_styles(rows["variant"])
     kinds = text_kinds(rows)
     axes = panels(len(kinds), ax, columns=2, height=2.6, legend=True)
@@ -140,7 +146,7 @@ def plot_spectra(rows: pd.DataFrame, *, ax: np.ndarray | None = None) -> np.ndar
         axis.xaxis.set_major_formatter("{x:g}")
         axis.set_title(TEXTS.get(kind, kind))
         axis.set_xlabel("index of the singular value")
-        axis.set_ylabel("share of the sum, over the base's")
+        axis.set_ylabel("share of the sum,\nover the base encoder's")
     name_series(axes)
     return axes
 
@@ -238,8 +244,6 @@ def plot_geometry_by_layer(rows: pd.DataFrame, *, ax: np.ndarray | None = None) 
                 mine = here[here["variant"] == variant].dropna(subset=["low", "high"])
                 band = {"color": look.colour, "alpha": 0.15, "lw": 0}
                 axis.fill_between(mine["layer"], mine["low"], mine["high"], **band)
-            if measure == "condition_number":
-                axis.set_yscale("log")
             axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         row[0].set_ylabel(name)
     for top, bottom, kind in zip(axes[0], axes[-1], kinds, strict=True):

@@ -8,8 +8,6 @@ import pandas as pd
 from codiemb_lib.plotting import figure, first_seed, grid, legend_below
 from codiemb_lib.style import ROLES, TASK_ROLES, variant_styles
 
-_SORTS = {"positive": "positives", "negative": "negatives", "random": "random pairs"}
-
 
 @figure(
     "cosines",
@@ -38,6 +36,7 @@ def plot_cosines(rows: pd.DataFrame, *, ax: np.ndarray | None = None) -> np.ndar
         for axis, (variant, look) in zip(row, styles.items(), strict=True):
             here = first_seed(rows[(rows["variant"] == variant) & (rows["task"] == task)])
             role, plain = ROLES[TASK_ROLES[task]], ROLES["baseline"]
+            names = {"positive": f"{TASK_ROLES[task]} positives", "negative": "negatives"}
             forms = {
                 "random": {"fill": True, "color": "#DDDDDD"},
                 "negative": {"color": plain.colour, "ls": plain.line},
@@ -47,7 +46,9 @@ def plot_cosines(rows: pd.DataFrame, *, ax: np.ndarray | None = None) -> np.ndar
                 mine = here[here["pairs"] == pairs].sort_values("cosine")
                 if len(mine):
                     edges = [*mine["cosine"], mine["cosine"].iloc[-1] + width]
-                    axis.stairs(mine["share"], edges, label=_SORTS[pairs], **form)
+                    axis.stairs(
+                        mine["share"], edges, label=names.get(pairs, "random pairs"), **form
+                    )
             axis.set_xlim(seen.min(), seen.max() + width)
             axis.set_ylim(0, 1.05 * rows.loc[rows["task"] == task, "share"].max())
             if task == tasks[0]:
