@@ -1,4 +1,5 @@
 # make reproduce   every figure and table of a preset: PRESET=mini (default), PRESET=smoke, ...
+# make report      the same, then data/runs/PRESET/report.html: one file with all of it
 # make test        the tests; ARGS="tests/test_fusion.py -x" for some of them
 # make lint        ruff, on code and notebooks
 # make lab         JupyterLab on the notebooks; ARGS=--no-browser, say
@@ -20,11 +21,14 @@ ifneq "$(shell cat $(READY) 2>/dev/null)" "$(CURDIR)"
 .PHONY: $(READY)
 endif
 
-.PHONY: reproduce test lint lab lock
+.PHONY: reproduce report test lint lab lock
 .DEFAULT_GOAL := reproduce
 
 reproduce: $(READY)
 	$(RUN) codiemb_lib.cli reproduce --preset "$(PRESET)" --cores "$(CORES)"
+
+report: reproduce
+	$(RUN) codiemb_lib.cli report --preset "$(PRESET)"
 
 test: $(READY)
 	$(RUN) pytest $(ARGS)

@@ -19,6 +19,9 @@ RUNS = f"data/runs/{PRESET.name}"
 FIGURES = f"figures/{PRESET.name}"
 STUDY = ["study"] if PRESET.fusion else []  # tables of notebook 04
 STUDY += ["path", "path_geometry"] if PRESET.fusion_study and PRESET.fusion_study.path else []
+# The tables of notebook 06.
+SPACE = ["geometry", "spectrum", "cosines", "rated_pairs", "trajectory", "layers"]
+SPACE += ["associations", "umap"]
 # The kernel is the Python that runs Snakemake. One thread a run (Snakemake sets
 # OMP_NUM_THREADS), so that the number of cores changes no bit.
 EXECUTE = f"{shlex.quote(sys.executable)} -m codiemb_lib.cli execute --no-progress"
@@ -147,7 +150,7 @@ rule geometry:
         embeddings=every("embeddings.safetensors"),
     output:
         executed=f"{RUNS}/06_embedding_geometry.ipynb",
-        rows=[f"{RUNS}/{table}.csv" for table in ("geometry", "spectrum", "umap")],
+        rows=[f"{RUNS}/{table}.csv" for table in SPACE],
     message:
         "06 embedding geometry"
     shell:

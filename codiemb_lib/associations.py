@@ -9,6 +9,8 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from codiemb_lib.evaluation import MAIN_METRIC
+
 FEWEST = 4  # clusters, for an interval to say anything
 
 
@@ -59,6 +61,24 @@ def rank_correlations(
         rho = _weighted(*sides, np.ones((1, len(group))))[0]
         rows.append((*key, float(rho), float(low), float(high), len(group), len(clusters)))
     return pd.DataFrame(rows, columns=[*by, "correlation", "low", "high", "n", "clusters"])
+
+
+def with_scores(measures: pd.DataFrame, scores: pd.DataFrame, on: Sequence[str]) -> pd.DataFrame:
+    """Points for :func:`rank_correlations`: each measure beside the score of each task.
+
+    Measures without a finite value are left out; the score is the headline metric, averaged over
+    the task's data sets. Without rows on one side there are none.
+
+    Args:
+        measures: Rows of `spaces.measures`, with the columns of `on`.
+        scores: Score rows (task, dataset, metric, value), with the columns of `on`.
+        on: What names a model: variant and seed, perhaps step.
+    """
+    if measures.empty or scores.empty:  # empty columns have no type to be joined on
+        return measures.iloc[:0].assign(task="", score=0.0)
+    main = scores[scores["metric"] == scores["task"].map(MAIN_METRIC)]
+    means = main.groupby([*on, "task"])["value"].mean().rename("score").reset_index()
+    return measures[np.isfinite(measures["value"])].merge(means, on=list(on))
 
 
 def _weighted(x: np.ndarray, y: np.ndarray, weights: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The command line: `codiemb execute`, `codiemb reproduce`, `codiemb fuse`, `codiemb data ...`.
+"""The command line: `codiemb execute`, `codiemb reproduce`, `codiemb draw`, `codiemb data ...`.
 
 Modules of ours are imported where they are used, so that `codiemb --help` loads no papermill.
 """
@@ -60,6 +60,52 @@ def fuse(arguments: argparse.Namespace) -> None:
 
     fused = fuse_recipe(arguments.recipe, arguments.out)
     print(f"{fused.folder}: {fused.tensors} tensors, merged from {', '.join(fused.kept)}")
+
+
+def draw(arguments: argparse.Namespace) -> None:
+    """Draw one figure of a preset anew, from the rows beside it."""
+    import matplotlib as mpl
+    import pandas as pd
+
+    from codiemb_lib import figures
+    from codiemb_lib.config import PresetError, unknown
+    from codiemb_lib.runs import figures_folder
+
+    if arguments.stem not in figures.FIGURES:
+        raise PresetError(unknown("figure", arguments.stem, figures.FIGURES))
+    mpl.use("Agg")
+    folder = figures_folder(arguments.preset)
+    rows = folder / f"{arguments.stem}.csv"
+    if not rows.is_file():
+        raise PresetError(
+            f"{rows}: expected the rows of the figure, found none. Run notebook 08, or "
+            f"`make reproduce PRESET={arguments.preset}`."
+        )
+    figures.write(arguments.stem, pd.read_csv(rows), folder)
+    print(f"{folder / arguments.stem}.png")
+
+
+def write_gallery(arguments: argparse.Namespace) -> None:
+    """Write the page of all figures of some presets."""
+    from codiemb_lib.files import write_text
+    from codiemb_lib.gallery import gallery
+    from codiemb_lib.runs import figures_folder
+
+    folder = figures_folder("")
+    write_text(folder / "README.md", gallery(folder, arguments.presets))
+    print(folder / "README.md")
+
+
+def write_report(arguments: argparse.Namespace) -> None:
+    """Write one HTML file about a preset's reproduction."""
+    from codiemb_lib.files import write_text
+    from codiemb_lib.report import report
+    from codiemb_lib.runs import preset_folder
+
+    page = report(arguments.preset)
+    out = arguments.out or preset_folder(Path(arguments.preset).stem) / "report.html"
+    write_text(out, page)
+    print(f"{out}: {len(page.encode()) / 2**20:.1f} MiB")
 
 
 def list_data(arguments: argparse.Namespace) -> None:
@@ -199,6 +245,20 @@ def _parser() -> argparse.ArgumentParser:
         "snakemake", nargs="*", metavar="-- OPTION", help="further options, for Snakemake"
     )
     pipeline.set_defaults(command=reproduce)
+
+    drawing = commands.add_parser("draw", help="draw a figure anew, from the rows beside it")
+    drawing.add_argument("stem", metavar="FIGURE", help="the name of its files")
+    drawing.add_argument("--preset", default="mini", help="whose figure")
+    drawing.set_defaults(command=draw)
+
+    page = commands.add_parser("gallery", help="write figures/README.md: figures and captions")
+    page.add_argument("presets", nargs="*", default=["mini"], metavar="PRESET")
+    page.set_defaults(command=write_gallery)
+
+    telling = commands.add_parser("report", help="write a reproduction as one HTML file")
+    telling.add_argument("--preset", default="mini", help="an experiment of notebooks/presets")
+    telling.add_argument("--out", metavar="HTML", help="data/runs/PRESET/report.html by default")
+    telling.set_defaults(command=write_report)
 
     fusing = commands.add_parser("fuse", help="fuse models of one base as a recipe says")
     fusing.add_argument("recipe", metavar="RECIPE", help="a YAML file; see codiemb_lib/recipes.py")

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -14,6 +14,8 @@ from sklearn.manifold import trustworthiness
 from sklearn.neighbors import NearestNeighbors
 
 from codiemb_lib.geometry import unit_rows
+
+VEGA_LITE = "application/vnd.vegalite.v5+json"  # the type of data that JupyterLab draws
 
 
 def aligned_umap(spaces: Sequence[np.ndarray], *, neighbours: int, seed: int = 0) -> np.ndarray:
@@ -120,3 +122,37 @@ def coordinates_hash(rows: pd.DataFrame) -> str:
     """SHA-256 of the columns x and y as saved beside figures, with six significant digits."""
     written = rows[["x", "y"]].to_csv(index=False, float_format="%.6g", lineterminator="\n")
     return hashlib.sha256(written.encode()).hexdigest()
+
+
+def hover_chart(points: pd.DataFrame, colours: Mapping[str, str]) -> dict[str, object]:
+    """A Vega-Lite 5 chart of maps side by side that shows a point's text under the pointer.
+
+    JupyterLab draws it without a network: `display({VEGA_LITE: chart}, raw=True)`.
+
+    Args:
+        points: Columns variant, task, dataset, text, x, y.
+        colours: By task.
+    """
+    place = {"type": "quantitative", "axis": None}
+    return {
+        "$schema": "https://vega.github.io/schema/vega-lite/v5.json",
+        "data": {"values": points.to_dict("records")},
+        "facet": {"field": "variant", "type": "nominal", "sort": None, "title": None},
+        "columns": 2,
+        "spec": {
+            "width": 320,
+            "height": 320,
+            "mark": {"type": "point", "filled": True, "size": 14},
+            "encoding": {
+                "x": {"field": "x", **place},
+                "y": {"field": "y", **place},
+                "color": {
+                    "field": "task",
+                    "type": "nominal",
+                    "scale": {"domain": list(colours), "range": list(colours.values())},
+                },
+                "shape": {"field": "dataset", "type": "nominal"},
+                "tooltip": [{"field": name} for name in ("text", "dataset")],
+            },
+        },
+    }

@@ -10,14 +10,16 @@ several presets.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.container import ErrorbarContainer
+from matplotlib.legend import Legend
 from matplotlib.ticker import MaxNLocator
 from scipy import stats
 
@@ -156,7 +158,7 @@ def _checked(stem: str, rows: pd.DataFrame) -> pd.DataFrame:
             f"rows[rows['preset'] == {presets[0]!r}]."
         )
     twice = rows.duplicated(list(known.key))
-    if stem != "umap" and twice.any():  # points of a map have no key
+    if twice.any():
         where = rows.loc[twice, list(known.key)].iloc[0].to_dict()
         raise ValueError(
             f"{stem}: expected each row once, found {where} twice. "
@@ -221,6 +223,11 @@ def text_kinds(rows: pd.DataFrame) -> list[str]:
     """The kinds of texts that stand in the rows, in the order in which panels show them."""
     found = list(rows["texts"].unique())
     return [kind for kind in TEXTS if kind in found] + [k for k in found if k not in TEXTS]
+
+
+def first_seed(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows of each variant's first seed."""
+    return rows[rows["seed"] == rows.groupby("variant")["seed"].transform("min")]
 
 
 def half_interval(values: pd.Series) -> float | None:
@@ -328,14 +335,39 @@ def named_ends(ax: Axes) -> tuple[list[float], list[float], list[str]]:
 
 def name_series(axes: np.ndarray) -> None:
     """Name up to four series where they end, more of them in a legend beside the panels."""
-    named = {}
-    for ax in axes:
-        handles, labels = ax.get_legend_handles_labels()
-        named |= dict(zip(labels, handles, strict=True))
-    if len(named) > 4:
-        axes[0].figure.legend(
-            named.values(), named.keys(), loc="outside right upper", handlelength=3.2
-        )
+    if len(_named(axes)) > 4:
+        legend_beside(axes)
         return
     for ax in axes:
         label_points(ax, *named_ends(ax))
+
+
+def grid(rows: int, columns: int, ax: np.ndarray | None, *, height: float) -> np.ndarray:
+    """Axes (rows, columns): those given, or those of a new figure of print width."""
+    if ax is None:  # two columns of print wide, however few panels stand in a row
+        shape = {"figsize": (WIDTH_2, rows * height + 0.3), "layout": "constrained"}
+        return plt.subplots(rows, columns, squeeze=False, **shape)[1]
+    return panels(rows * columns, ax, columns=columns, height=height).reshape(rows, columns)
+
+
+def legend_below(axes: Iterable[Axes], **options) -> Legend:
+    """One legend under the panels, of the series that stand in any of `axes`."""
+    named = _named(axes)
+    columns = min(5, len(named))
+    place = {"loc": "outside lower center", "ncols": columns, **options}
+    return next(iter(axes)).figure.legend(named.values(), named.keys(), **place)
+
+
+def legend_beside(axes: Iterable[Axes]) -> Legend:
+    """The same beside the panels."""
+    named = _named(axes)
+    place = {"loc": "outside right upper", "handlelength": 3.2}
+    return next(iter(axes)).figure.legend(named.values(), named.keys(), **place)
+
+
+def _named(axes: Iterable[Axes]) -> dict[str, Artist]:
+    named: dict[str, Artist] = {}
+    for ax in axes:
+        handles, labels = ax.get_legend_handles_labels()
+        named |= dict(zip(labels, handles, strict=True))
+    return named

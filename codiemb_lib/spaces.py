@@ -31,9 +31,11 @@ KINDS = {
     "sts": ("sts",),
     "all": ("ir_queries", "ir_passages", "sts"),
 }
+COLUMNS = ("texts", "measure", "value", "low", "high", "n")  # of `measures`
 SIMILAR = 0.8  # from this score on, people's, an STS pair is a positive
 FEWEST = 20  # texts of a kind, at least, for the measures of ranks and neighbours
 NEIGHBOURS = 10  # of a text, for hubness
+MOST = 5000  # texts of a kind whose pairs are all looked at, for uniformity
 
 # Those that depend on how many texts there are, in the order in which `_by_rank` returns them.
 _BY_RANK = (
@@ -96,7 +98,12 @@ def equal_texts(space: Iterable[EncodedDataset], most: int = 300) -> dict[str, n
     """
     texts = {kind: x for kind, x in texts_of(space).items() if len(x) >= FEWEST}
     count = min([most, *map(len, texts.values())])
-    return {kind: x[np.linspace(0, len(x) - 1, count).astype(int)] for kind, x in texts.items()}
+    return {kind: _spread(x, count) for kind, x in texts.items()}
+
+
+def _spread(x: np.ndarray, most: int) -> np.ndarray:
+    """At most that many rows, evenly spaced."""
+    return x if len(x) <= most else x[np.linspace(0, len(x) - 1, most).astype(int)]
 
 
 def measures(
@@ -104,8 +111,9 @@ def measures(
 ) -> pd.DataFrame:
     """Rows (texts, measure, value, low, high, n): all measures of one model, with 95 % intervals.
 
-    - of all texts of a kind: `anisotropy`, `uniformity`; of what belongs together, as in
-      `positive_pairs`: `alignment`, `cosine_gap`. Their intervals resample texts (the bootstrap).
+    - of all texts of a kind: `anisotropy`, `uniformity` (of `MOST` at most); of what belongs
+      together, as in `positive_pairs`: `alignment`, `cosine_gap`. Their intervals resample texts
+      (the bootstrap).
     - of `equal_texts`, for they depend on n: `effective_rank`, `svd_entropy`, `isoscore`,
       `hubness`, `intrinsic_dimension`; their intervals are those of the jackknife. And
       `condition_number`, which is an extreme and has none: `low` and `high` are missing.
@@ -128,7 +136,7 @@ def measures(
 
     for kind, x in texts_of(space).items():
         add(kind, "anisotropy", anisotropy_by_text(x), pairwise=True)
-        add(kind, "uniformity", potential_by_text(x), _log, pairwise=True)
+        add(kind, "uniformity", potential_by_text(_spread(x, MOST)), _log, pairwise=True)
     for kind, pair in positive_pairs(space).items():
         add(kind, "alignment", alignment_by_text(*pair))
         add(kind, "cosine_gap", _gaps(space, kind))
@@ -140,7 +148,7 @@ def measures(
         ]
         number = spectrum(x).condition_number
         rows.append((kind, "condition_number", number, np.nan, np.nan, len(x)))
-    return pd.DataFrame(rows, columns=["texts", "measure", "value", "low", "high", "n"])
+    return pd.DataFrame(rows, columns=COLUMNS)
 
 
 def _log(potential: float) -> float:
