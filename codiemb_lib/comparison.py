@@ -133,7 +133,7 @@ def bootstrap_scores(
         gold_ranks = _Ranks(np.asarray(gold))
         value_ranks = [_Ranks(row) for row in values]
 
-    def score(rows: np.ndarray, axis: int) -> np.ndarray:
+    def score(rows: np.ndarray) -> np.ndarray:
         """(B, n) numbers of texts -> (M, B)."""
         at = n * np.arange(len(rows))[:, None] + rows
         counts = np.bincount(at.ravel(), minlength=at.size).reshape(at.shape)
@@ -151,14 +151,14 @@ def bootstrap_scores(
 
     drawn = stats.bootstrap(
         (np.arange(n),),
-        lambda rows, axis: score(np.atleast_2d(rows), axis),
+        lambda rows, axis: score(np.atleast_2d(rows)),
         n_resamples=resamples,
         batch=max(1, 2**17 // n),  # 1 MB: what a processor keeps at hand
         vectorized=True,
         method="percentile",
         rng=np.random.default_rng(seed),
     ).bootstrap_distribution
-    return np.concatenate([score(np.arange(n)[None], -1), drawn], axis=1)
+    return np.concatenate([score(np.arange(n)[None]), drawn], axis=1)
 
 
 class _Ranks:

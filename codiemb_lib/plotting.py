@@ -66,16 +66,19 @@ def figure(
     values: str,
     caption: str,
     facts: Callable[[pd.DataFrame], dict[str, str]] = lambda rows: {},
+    of: str = "variant seed",
 ) -> Callable:
     """Register `plot_<stem>` as figure `<stem>`; check its rows; draw it in the house style.
 
     Args:
         table: The table whose rows it draws.
-        key: The columns that, beside preset, variant and seed, name a row; "" where rows are
-            points that nothing names.
+        key: The columns that, beside preset and `of`, name a row; "" where rows are points that
+            nothing names.
         values: The columns with numbers.
         caption: In Markdown, with places for {preset}, {seeds}, {interval} and what `facts` gives.
         facts: Further words of the caption, from the rows.
+        of: What rows are about: a run, or else other columns, and then the caption has no places
+            for {seeds} and {interval}.
     """
 
     def register(plot: Callable) -> Callable:
@@ -87,7 +90,7 @@ def figure(
             with plt.style.context(SHEET):
                 return plot(rows, ax=ax)
 
-        key_columns = ("preset", "variant", "seed", *key.split())
+        key_columns = ("preset", *of.split(), *key.split())
         FIGURES[stem] = Figure(table, key_columns, tuple(values.split()), caption, facts, drawn)
         return drawn
 
@@ -103,6 +106,14 @@ def caption(stem: str, rows: pd.DataFrame) -> str:
     if stem not in FIGURES:
         raise ValueError(f"Expected a figure out of {sorted(FIGURES)}, found {stem!r}.")
     rows = _checked(stem, rows)
+    known = FIGURES[stem]
+    words = {"preset": rows["preset"].iloc[0], **known.facts(rows)}
+    if "seed" in known.key:
+        words |= _about_seeds(rows)
+    return known.caption.format(**words)
+
+
+def _about_seeds(rows: pd.DataFrame) -> dict[str, str]:
     styles = variant_styles(rows["variant"])
     counts = rows.groupby("variant")["seed"].nunique()
     usual = int(counts.mode().max())
@@ -111,13 +122,8 @@ def caption(stem: str, rows: pd.DataFrame) -> str:
         interval = "No interval is drawn, for no model has three seeds."
     else:
         interval = "Bars are 95 % t-intervals of the mean over seeds, where a model has three."
-    return FIGURES[stem].caption.format(
-        preset=rows["preset"].iloc[0],
-        seeds=f"n = {usual} seed{'s' * (usual > 1)} a model"
-        + (f" ({', '.join(others)})" if others else ""),
-        interval=interval,
-        **FIGURES[stem].facts(rows),
-    )
+    seeds = f"n = {usual} seed{'s' * (usual > 1)} a model"
+    return {"seeds": seeds + (f" ({', '.join(others)})" if others else ""), "interval": interval}
 
 
 # Rows
