@@ -17,6 +17,8 @@ from codiemb_lib.imports import notebook_files
 PRESET = load_preset(config.get("preset", "mini"))
 RUNS = f"data/runs/{PRESET.name}"
 FIGURES = f"figures/{PRESET.name}"
+# What notebook 05 compares a model with.
+BASE = f"{RUNS}/base/seed-{PRESET.seeds[0]}/embeddings.safetensors"
 # The kernel is the Python that runs Snakemake. One thread a run (Snakemake sets
 # OMP_NUM_THREADS), so that the number of cores changes no bit.
 EXECUTE = f"{shlex.quote(sys.executable)} -m codiemb_lib.cli execute --no-progress"
@@ -129,6 +131,7 @@ rule benchmark:
     input:
         **needs("05_benchmark"),
         model=lambda w: run(w.model, w.seed),
+        reference=lambda w: [] if w.model == "base" else BASE,
     output:
         executed=f"{RUNS}/{{model}}/seed-{{seed}}/05_benchmark.ipynb",
         scores=f"{RUNS}/{{model}}/seed-{{seed}}/scores.csv",
@@ -138,6 +141,19 @@ rule benchmark:
     shell:
         "{EXECUTE} {input.notebook} {output.executed} -p preset {PRESET.name}"
         " -p variant {wildcards.model} -p seed {wildcards.seed}"
+
+
+rule comparison:
+    input:
+        **needs("05_comparison"),
+        embeddings=every("embeddings.safetensors"),
+    output:
+        executed=f"{RUNS}/05_comparison.ipynb",
+        rows=[f"{RUNS}/{table}.csv" for table in ("comparisons", "claims")],
+    message:
+        "05 comparison"
+    shell:
+        "{EXECUTE} {input.notebook} {output.executed} -p preset {PRESET.name}"
 
 
 rule geometry:
@@ -157,6 +173,7 @@ rule figures:
     input:
         **needs("08_paper_figures"),
         scores=every("scores.csv"),
+        comparison=rules.comparison.output.rows,
         geometry=rules.geometry.output.rows,
     output:
         executed=f"{RUNS}/08_paper_figures.ipynb",
