@@ -22,6 +22,8 @@ STUDY += ["path", "path_geometry"] if PRESET.fusion_study and PRESET.fusion_stud
 # The tables of notebook 06.
 SPACE = ["geometry", "spectrum", "cosines", "rated_pairs", "trajectory", "layers"]
 SPACE += ["associations", "umap"]
+# What notebook 05 compares a model with.
+BASE = f"{RUNS}/base/seed-{PRESET.seeds[0]}/embeddings.safetensors"
 # The kernel is the Python that runs Snakemake. One thread a run (Snakemake sets
 # OMP_NUM_THREADS), so that the number of cores changes no bit.
 EXECUTE = f"{shlex.quote(sys.executable)} -m codiemb_lib.cli execute --no-progress"
@@ -133,6 +135,7 @@ rule benchmark:
     input:
         **needs("05_benchmark"),
         model=lambda w: run(w.model, w.seed),
+        reference=lambda w: [] if w.model == "base" else BASE,
     output:
         executed=f"{RUNS}/{{model}}/seed-{{seed}}/05_benchmark.ipynb",
         scores=f"{RUNS}/{{model}}/seed-{{seed}}/scores.csv",
@@ -142,6 +145,19 @@ rule benchmark:
     shell:
         "{EXECUTE} {input.notebook} {output.executed} -p preset {PRESET.name}"
         " -p variant {wildcards.model} -p seed {wildcards.seed}"
+
+
+rule comparison:
+    input:
+        **needs("05_comparison"),
+        embeddings=every("embeddings.safetensors"),
+    output:
+        executed=f"{RUNS}/05_comparison.ipynb",
+        rows=[f"{RUNS}/{table}.csv" for table in ("comparisons", "claims")],
+    message:
+        "05 comparison"
+    shell:
+        "{EXECUTE} {input.notebook} {output.executed} -p preset {PRESET.name}"
 
 
 rule geometry:
@@ -166,6 +182,7 @@ rule figures:
             for seed in PRESET.seeds
             for table in STUDY
         ],
+        comparison=rules.comparison.output.rows,
         geometry=rules.geometry.output.rows,
     output:
         executed=f"{RUNS}/08_paper_figures.ipynb",

@@ -1,4 +1,4 @@
-"""Figures of scores: the plane of both tasks, by test set, and while models learn."""
+"""Figures of scores: the plane of both tasks, by test set, compared, and while models learn."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
+from codiemb_lib.claims import AGAINST_BASE, CLAIMS, outcome
 from codiemb_lib.plotting import (
+    FAINT,
     SCORES,
     TIMES_100,
     draw_dots,
@@ -21,7 +23,14 @@ from codiemb_lib.plotting import (
     panels,
     plane,
 )
-from codiemb_lib.style import ROLES, TASK_ROLES, WIDTH_2, label_points, variant_styles
+from codiemb_lib.style import (
+    ROLES,
+    TASK_ROLES,
+    WIDTH_2,
+    Role,
+    label_points,
+    variant_styles,
+)
 
 
 @figure(
@@ -93,6 +102,80 @@ def plot_scores_by_dataset(rows: pd.DataFrame, *, ax: np.ndarray | None = None) 
         axis.set_title(dataset)
         axis.set_xlabel(f"{SCORES[task][1]}\n{TIMES_100}")
     return axes
+
+
+def _claims(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows of claims; of a preset that decides none, those against the base encoder."""
+    claims = rows[rows["claim"] != AGAINST_BASE]
+    return claims if len(claims) else rows
+
+
+@figure(
+    "comparisons",
+    of="variant reference",
+    key="claim task dataset",
+    values="difference low high bound p_holm seeds_low seeds_high",
+    caption="**Differences that decide claims, preset {preset}.** Difference of two models in mean "
+    "nDCG@10 over the IR test sets (left) and in mean Spearman correlation over the STS test sets "
+    "(right), times 100, mean over seeds; right of the line the first model is better. Thick: 95 % "
+    "bootstrap interval over test texts; thin: 95 % t-interval over seeds, which may leave the "
+    "frame. Small points are the single test sets. A grey tick is the margin of a claim that a "
+    "model is not worse. Solid: texts (p after Holm) and seeds both put the difference on one side "
+    "of zero, or of the tick; hollow: they do not. {claims}",
+    facts=lambda rows: {
+        "claims": " ".join(
+            f"{name}: {CLAIMS[name].text}."
+            for name in _claims(rows)["claim"].unique()
+            if name in CLAIMS
+        )
+    },
+)
+def plot_comparisons(rows: pd.DataFrame, *, ax: np.ndarray | None = None) -> np.ndarray:
+    """Draw the differences that decide the claims, a panel per task and a line per comparison.
+
+    Args:
+        rows: Rows of `comparison.compare`; those against the base encoder are drawn if alone.
+        ax: One Axes per task, IR first; a new figure by default.
+    """
+    rows = _claims(rows)
+    columns = ["difference", "low", "high", "bound", "seeds_low", "seeds_high"]
+    rows = rows.assign(**{column: 100 * rows[column] for column in columns})
+    styles = variant_styles([*rows["variant"], *rows["reference"]])
+    tasks = [task for task in TASK_ROLES if (rows["task"] == task).any()]
+    most = (rows["dataset"] == "mean").groupby(rows["task"]).sum().max()
+    axes = panels(len(tasks), ax, columns=2, height=0.72 + 0.21 * most, legend=True)
+    for axis, task in zip(axes, tasks, strict=True):
+        here = rows[rows["task"] == task]
+        labels = []
+        for (claim, *pair), lines in here.groupby(["claim", "variant", "reference"], sort=False):
+            label = " vs ".join(styles[model].label for model in pair)
+            _draw_comparison(axis, lines, ROLES[TASK_ROLES[task]], y=len(labels))
+            labels.append(f"{claim}: {label}" if claim in CLAIMS else label)
+        means = here.loc[here["dataset"] == "mean", ["low", "high", "bound"]]
+        reach = np.concatenate([means.to_numpy().ravel(), here["difference"]])
+        margin = 0.06 * np.ptp(reach) + 0.01
+        axis.set_xlim(reach.min() - margin, reach.max() + margin)
+        axis.axvline(0, color=ROLES["baseline"].colour, lw=0.6, zorder=0)
+        axis.set_yticks(range(len(labels)), labels)
+        axis.set_ylim(most - 0.4, -0.6)
+        axis.tick_params(axis="y", length=0)
+        axis.spines["left"].set_visible(False)
+        axis.set_xlabel(f"difference in {SCORES[task][1]}\n{TIMES_100}")
+    return axes
+
+
+def _draw_comparison(ax: Axes, rows: pd.DataFrame, look: Role, *, y: int) -> None:
+    """Draw one comparison: the single test sets, and the mean with both intervals and its bound."""
+    sets = rows.loc[rows["dataset"] != "mean", "difference"]
+    faint = {"ls": "none", "ms": 3, "mew": 0, "marker": look.marker, "alpha": FAINT}
+    ax.plot(sets, np.full(len(sets), y), color=look.colour, **faint)
+    mean = rows[rows["dataset"] == "mean"].iloc[0]
+    ax.plot(mean["bound"], y, marker="|", ms=8, color="#999999", zorder=-1)
+    ax.plot([mean["low"], mean["high"]], [y, y], color=look.colour, lw=2)
+    seeds = np.clip([mean["seeds_low"], mean["seeds_high"]], -1e3, 1e3)  # of one seed: all
+    ax.plot(seeds, [y + 0.25, y + 0.25], color=look.colour, lw=0.6)
+    face = look.colour if outcome(mean) else "white"
+    ax.plot(mean["difference"], y, color=look.colour, marker=look.marker, mfc=face, zorder=3)
 
 
 @figure(

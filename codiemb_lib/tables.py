@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import pandas as pd
 
-from codiemb_lib.plotting import SCORES
+from codiemb_lib.claims import AGAINST_BASE, ALPHA, verdicts
+from codiemb_lib.plotting import SCORES, half_interval
 from codiemb_lib.style import variant_styles
 
 _METRICS = {task: metric for task, (metric, _) in SCORES.items()}
 _TASKS = {"ir": "IR", "sts": "STS"}
 
 
-def results_table(scores: pd.DataFrame) -> pd.DataFrame:
+def results_table(scores: pd.DataFrame, comparisons: pd.DataFrame | None = None) -> pd.DataFrame:
     """The main table: a line a model, its mean over each task's test sets, then each test set.
 
     Values are nDCG@10 for retrieval and Spearman's rho for similarity, times 100, as text with two
-    decimals: the mean over seeds, and `±` half the range of the seeds for the task means.
+    decimals: the mean over seeds, and for the task means `±` half the 95 % t-interval of the seeds,
+    of two seeds half their range. `†` marks what differs from the base encoder by the paired test
+    over texts (p after Holm under 0.05).
 
     Args:
         scores: Score rows of one preset (preset, variant, seed, task, dataset, split, metric,
             value).
+        comparisons: Rows of `comparison.compare`; without them nothing is marked.
 
     Raises:
         ValueError: The rows belong to several presets, or a model lacks a test set or a seed's
@@ -36,18 +40,71 @@ def results_table(scores: pd.DataFrame) -> pd.DataFrame:
         raise ValueError(f"expected a score on every test set, found a gap for {missing}.")
     by_set = by_set[list(dict.fromkeys(zip(rows["task"], rows["dataset"], strict=True)))]
     means = by_set.T.groupby(level="task").mean().T
+    differing = set() if comparisons is None else _differing(comparisons)
     lines = []
     for variant, style in variant_styles(scores["variant"]).items():
         own = means.loc[variant]
         line = {"model": style.label, "seeds": len(own)}
         for task in means.columns:
-            half_range = (own[task].max() - own[task].min()) / 2
-            spread = f" ± {half_range:.2f}" if len(own) > 1 else ""
-            line[f"{_TASKS[task]} mean"] = f"{own[task].mean():.2f}{spread}"
+            mark = "†" if (variant, task, "mean") in differing else ""
+            line[f"{_TASKS[task]} mean"] = f"{own[task].mean():.2f}{mark}{_spread(own[task])}"
         for task, dataset in by_set.columns:
-            line[dataset] = f"{by_set.loc[variant, (task, dataset)].mean():.2f}"
+            mark = "†" if (variant, task, dataset) in differing else ""
+            line[dataset] = f"{by_set.loc[variant, (task, dataset)].mean():.2f}{mark}"
         lines.append(line)
     return pd.DataFrame(lines)
+
+
+def _spread(values: pd.Series) -> str:
+    """` ± ...` of the values of several seeds; "" of one."""
+    if len(values) == 1:
+        return ""
+    half = half_interval(values) if len(values) > 2 else (values.max() - values.min()) / 2
+    return f" ± {half:.2f}"
+
+
+def _differing(comparisons: pd.DataFrame) -> set[tuple[str, str, str]]:
+    """The models, tasks and data sets on which the paired test tells a model from the base."""
+    rows = comparisons[(comparisons["claim"] == AGAINST_BASE) & (comparisons["p_holm"] < ALPHA)]
+    return set(zip(rows["variant"], rows["task"], rows["dataset"], strict=True))
+
+
+def claims_table(comparisons: pd.DataFrame) -> pd.DataFrame:
+    """The claims: a line for each, its verdict, and the comparisons of means that decide it.
+
+    Differences are times 100: the mean over seeds, the 95 % interval over texts, that over seeds,
+    and p after Holm. Where a model need not be better, only not worse by more than a margin, p is
+    that of the margin, which stands beside it.
+
+    Args:
+        comparisons: Rows of `comparison.compare`.
+    """
+    means = comparisons[comparisons["dataset"] == "mean"]
+    lines = []
+    for claim in verdicts(comparisons).itertuples():
+        evidence = [_evidence(row) for row in means[means["claim"] == claim.claim].itertuples()]
+        lines.append(
+            {
+                "claim": f"{claim.claim}: {claim.text}",
+                "verdict": f"**{claim.verdict}**",
+                "evidence (difference × 100 [texts], [seeds], p)": "; ".join(evidence),
+            }
+        )
+    return pd.DataFrame(lines)
+
+
+def _evidence(row) -> str:
+    labels = {
+        name: style.label for name, style in variant_styles([row.variant, row.reference]).items()
+    }
+    interval = "[{:+.2f}, {:+.2f}]".format
+    seeds = interval(100 * row.seeds_low, 100 * row.seeds_high) if row.seeds > 1 else "[one seed]"
+    against = f" against {100 * row.bound:+.1f}" if row.bound else ""
+    return (
+        f"{_TASKS[row.task]}, {labels[row.variant]} less {labels[row.reference]}: "
+        f"{100 * row.difference:+.2f} {interval(100 * row.low, 100 * row.high)}, {seeds}, "
+        f"p = {row.p_holm:.2g}{against}"
+    )
 
 
 def to_markdown(table: pd.DataFrame) -> str:

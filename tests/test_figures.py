@@ -14,6 +14,7 @@ from matplotlib.colors import same_color
 from matplotlib.text import Text
 
 from codiemb_lib import figures, plotting, style
+from codiemb_lib.claims import AGAINST_BASE, CLAIMS, Comparison
 
 VARIANTS = [
     "base",
@@ -46,6 +47,7 @@ TABLES = (
     "path",
     "path_geometry",
     "umap",
+    "comparisons",
 )
 METHODS = ["uniform", "greedy", "delta_tensor", "ties"]
 
@@ -116,6 +118,19 @@ def table(name: str, variants=VARIANTS, seeds=2) -> pd.DataFrame:
             run = ("mini", "ir_only to sts_only", seed, t, texts)
             rows.append((*run, "anisotropy", rng.uniform(0.02, 0.3)))
             rows.append((*run, "effective_rank", rng.uniform(90, 200)))
+    elif name == "comparisons":
+        columns = "preset claim variant reference task dataset difference low high bound p_holm "
+        columns += "seeds_low seeds_high seeds"
+        pairs = [(name, c) for name, claim in CLAIMS.items() for c in claim.comparisons]
+        for variant, task in itertools.product(variants, ("ir", "sts")):
+            pairs.append((AGAINST_BASE, Comparison(variant, "base", task)))
+        for claim, c in pairs:
+            for dataset in [dataset for task, dataset in DATASETS if task == c.task] + ["mean"]:
+                middle, half = rng.uniform(-0.03, 0.03), rng.uniform(0.005, 0.02)
+                interval = (middle - half, middle + half)
+                spread = (middle - 4 * half, middle + 4 * half) if seeds > 1 else (-np.inf, np.inf)
+                test = (*interval, c.bound, 0.5, *spread, seeds)
+                rows.append(("mini", claim, c.model, c.reference, c.task, dataset, middle, *test))
     else:
         columns = "preset variant seed task dataset x y"
         for run, (task, dataset) in itertools.product(runs(variants, seeds), DATASETS):
@@ -354,6 +369,82 @@ def test_scores_by_dataset_wraps_many_test_sets():
     axes = plot("scores_by_dataset", pd.concat([rows, more]))
     assert len(axes) == 10
     assert len({ax.get_subplotspec().rowspan.start for ax in axes}) == 2
+
+
+def y_labels(ax):
+    return [label.get_text() for label in ax.get_yticklabels()]
+
+
+def bars(ax, y):
+    """Both ends of the line at a height."""
+    lines = [line for line in ax.get_lines() if line.get_linestyle() != "None"]
+    (line,) = [line for line in lines if list(line.get_ydata()) == [y, y]]
+    return tuple(line.get_xdata())
+
+
+def test_comparisons_have_a_line_each_with_both_intervals_and_the_margin():
+    rows = table("comparisons")
+    ir, sts = plot("comparisons", rows)
+    for ax, task in ((ir, "ir"), (sts, "sts")):
+        mine = [(n, c) for n, claim in CLAIMS.items() for c in claim.comparisons if c.task == task]
+        assert [label[:2] for label in y_labels(ax)] == [name for name, _ in mine]
+        for y, (name, c) in enumerate(mine):
+            row = rows[(rows["claim"] == name) & (rows["task"] == task)].iloc[-1]  # the mean
+            assert bars(ax, y) == pytest.approx((100 * row["low"], 100 * row["high"]))
+            assert bars(ax, y + 0.25) == pytest.approx(
+                (100 * row["seeds_low"], 100 * row["seeds_high"])
+            )
+            points = [line for line in ax.get_lines() if list(line.get_ydata()) == [y]]
+            at = {line.get_marker(): line.get_xdata()[0] for line in points}
+            assert at["|"] == pytest.approx(100 * c.bound)
+            assert at[style.ROLES[style.TASK_ROLES[task]].marker] == pytest.approx(
+                100 * row["difference"]
+            )
+    assert y_labels(ir)[0] == "C1: IR only vs mixed batches"
+    assert ir.get_xlabel() == "difference in nDCG@10\n× 100 (↑)"
+
+
+def test_comparisons_show_the_single_test_sets_faintly():
+    rows = table("comparisons")
+    ax = plot("comparisons", rows)[1]
+    sets = rows.query("claim == 'C3' and task == 'sts' and dataset != 'mean'")
+    faint = xy_of_lines(ax, alpha=plotting.FAINT)[2]
+    np.testing.assert_allclose(faint[:, 0], 100 * sets["difference"])
+
+
+def test_comparisons_that_tell_are_solid():
+    rows = table("comparisons")
+    told = (rows["claim"] == "C6") & (rows["task"] == "ir")
+    decided = {"low": 0.01, "high": 0.02, "seeds_low": 0.005, "seeds_high": 0.03, "p_holm": 0.01}
+    rows.loc[told, [*decided]] = [*decided.values()]
+    ax = plot("comparisons", rows)[0]
+    faces = {
+        label: line.get_markerfacecolor()
+        for label, line in zip(
+            y_labels(ax),
+            [line for line in ax.get_lines() if line.get_marker() == "o" and not line.get_alpha()],
+            strict=True,
+        )
+    }
+    solid = [label for label, face in faces.items() if not same_color(face, "white")]
+    assert solid == ["C6: delta-guided vs uniform soup"]
+
+
+def test_comparisons_of_one_seed_run_through_the_frame():
+    ax = plot("comparisons", table("comparisons", seeds=1))[0]
+    low, high = bars(ax, 0.25)
+    assert low < ax.get_xlim()[0] < ax.get_xlim()[1] < high
+
+
+def test_comparisons_without_claims_are_those_against_the_base():
+    rows = table("comparisons")
+    base = rows[rows["claim"] == AGAINST_BASE]
+    expected = [f"{label} vs base encoder" for label in LABELS]
+    assert sorted(y_labels(plot("comparisons", base)[0])) == sorted(expected)
+    assert "C3: batches of a single task" in figures.caption("comparisons", rows)
+    assert "C3" not in figures.caption("comparisons", base)
+    (only,) = plot("comparisons", rows[rows["task"] == "sts"])
+    assert y_labels(only)[0] == "C1: STS only vs mixed batches"
 
 
 def test_training_curves_draw_the_mean_over_seeds_by_step():

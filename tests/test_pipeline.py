@@ -103,6 +103,7 @@ def test_everything_runs_in_a_fresh_clone(tmp_path):
         "train": TRAINED,
         "fuse": FUSED,
         "benchmark": MODELS,
+        "comparison": 1,
         "geometry": 1,
         "figures": 1,
     }
@@ -129,7 +130,7 @@ def test_touched_objective_retrains(finished):
         counts = jobs(finished)
     assert (counts["train"], counts["fuse"]) == (TRAINED, FUSED)
     assert counts["benchmark"] == MODELS - 1  # the untrained encoder's scores stand
-    assert (counts["geometry"], counts["figures"]) == (1, 1)
+    assert (counts["comparison"], counts["geometry"], counts["figures"]) == (1, 1, 1)
     assert "data" not in counts
 
 
@@ -138,10 +139,18 @@ def test_touched_measure_of_geometry_retrains_nothing(finished):
         assert jobs(finished) == {"geometry": 1, "figures": 1}
 
 
+def test_touched_comparison_measures_no_model_anew(finished):
+    with changed(finished / "codiemb_lib" / "tables.py"):
+        assert jobs(finished) == {"figures": 1}
+    with changed(finished / "notebooks" / "05_comparison.ipynb", "\n"):
+        assert jobs(finished) == {"comparison": 1, "figures": 1}
+
+
 def test_changed_notebook_and_what_follows_from_it_run(finished):
     with changed(finished / "notebooks" / "04_checkpoint_fusion.ipynb", "\n"):
         counts = jobs(finished)
-    assert counts == {"fuse": FUSED, "benchmark": FUSED, "geometry": 1, "figures": 1}
+    after = {"comparison": 1, "geometry": 1, "figures": 1}
+    assert counts == {"fuse": FUSED, "benchmark": FUSED, **after}
 
 
 def test_changed_preset_concerns_its_own_runs_only(finished):
@@ -194,6 +203,11 @@ note(f'benchmark {variant}')
 for name in ('scores.csv', 'embeddings.safetensors'):
     write(runs / variant / f'seed-{seed}' / name)
 """,
+    "05_comparison": """
+note('comparison')
+for name in ('comparisons.csv', 'claims.csv'):
+    write(runs / name)
+""",
     "06_embedding_geometry": """
 note('geometry')
 for name in ('geometry.csv', 'spectrum.csv', 'umap.csv'):
@@ -241,7 +255,8 @@ def test_failed_notebook_is_named_then_the_run_goes_on(tiny):
         "benchmark codiemb",
         "benchmark soup",
     ]
-    assert done[-2:] == ["geometry", "figures"]
+    assert sorted(done[-3:-1]) == ["comparison", "geometry"]
+    assert done[-1] == "figures"
     assert not (tiny / failed).exists()
 
     assert "Nothing to be done" in reproduce(tiny, preset="tiny")

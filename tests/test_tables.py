@@ -1,16 +1,17 @@
 """The printed table against means computed by hand, and the README against the committed rows."""
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from codiemb_lib.config import project_root
-from codiemb_lib.tables import results_table, to_markdown
+from codiemb_lib.tables import claims_table, results_table, to_markdown
 
 
-def scores(**changes):
+def scores(seeds=2, **changes):
     rows = [
         ("codiemb", seed, task, dataset, "test", metric, value + seed / 100)
-        for seed in (0, 1)
+        for seed in range(seeds)
         for task, dataset, metric, value in [
             ("ir", "docs", "ndcg@10", 0.5),
             ("ir", "news", "ndcg@10", 0.7),
@@ -35,6 +36,75 @@ def test_means_over_seeds_and_sets_with_half_the_range():
     }
 
 
+def test_three_seeds_have_the_interval_of_student_and_one_has_none():
+    (line,) = results_table(scores(seeds=3)).to_dict("records")
+    assert line["IR mean"] == "61.00 ± 2.48"  # 4.303 * 1 / sqrt(3)
+    (line,) = results_table(scores(seeds=1)).to_dict("records")
+    assert line["IR mean"] == "60.00"
+
+
+def comparisons(**changes):
+    row = {
+        "claim": "base",
+        "variant": "codiemb",
+        "reference": "base",
+        "task": "ir",
+        "dataset": "news",
+        "difference": 0.02,
+        "low": 0.01,
+        "high": 0.031,
+        "bound": 0.0,
+        "p_holm": 0.0123,
+        "seeds_low": 0.005,
+        "seeds_high": 0.035,
+        "seeds": 3,
+    }
+    return pd.DataFrame([row | changes])
+
+
+def test_what_differs_from_the_base_is_marked():
+    (line,) = results_table(scores(), comparisons()).to_dict("records")
+    assert line["news"] == "70.50†"
+    assert [value for value in line.values() if "†" in str(value)] == ["70.50†"]
+    (line,) = results_table(scores(), comparisons(dataset="mean")).to_dict("records")
+    assert line["IR mean"] == "60.50† ± 0.50"
+    for other in (
+        {"p_holm": 0.06},
+        {"claim": "C7"},
+        {"task": "sts"},
+        {"variant": "mixed"},
+    ):
+        assert results_table(scores(), comparisons(**other)).equals(results_table(scores()))
+
+
+def test_claims_stand_with_verdict_and_evidence():
+    rows = pd.concat(
+        [
+            comparisons(claim="C7", dataset="mean", bound=-0.005),
+            comparisons(claim="C7", dataset="mean", task="sts", bound=-0.005),
+            comparisons(claim="C7"),
+            comparisons(dataset="mean"),
+        ]
+    )
+    (line,) = claims_table(rows).to_dict("records")
+    claim, verdict, evidence = line.values()
+    assert claim.startswith("C7: joint training harms neither")
+    assert verdict == "**holds**"
+    one, other = evidence.split("; ")
+    assert one == (
+        "IR, CoDiEmb less base encoder: +2.00 [+1.00, +3.10], [+0.50, +3.50], "
+        "p = 0.012 against -0.5"
+    )
+    assert other.startswith("STS, CoDiEmb less base encoder")
+
+
+def test_one_seed_has_no_interval_in_the_evidence():
+    endless = {"seeds": 1, "seeds_low": -np.inf, "seeds_high": np.inf}
+    (line,) = claims_table(comparisons(claim="C7", dataset="mean", **endless)).to_dict("records")
+    assert "[+1.00, +3.10], [one seed], p" in [*line.values()][-1]
+    assert line["verdict"] == "**cannot tell**"
+
+
 def test_gaps_and_several_presets_are_refused():
     rows = scores()
     with pytest.raises(ValueError, match="found a gap for"):
@@ -50,6 +120,9 @@ def test_markdown_has_a_line_a_row():
 
 
 def test_the_readme_shows_the_table_of_the_committed_rows():
-    rows = pd.read_csv(project_root() / "figures" / "mini" / "trade_off.csv")
+    folder = project_root() / "figures" / "mini"
+    rows = pd.read_csv(folder / "trade_off.csv")
+    tests = folder / "comparisons.csv"
+    compared = pd.read_csv(tests) if tests.is_file() else None
     readme = (project_root() / "README.md").read_text(encoding="utf-8")
-    assert to_markdown(results_table(rows)) in readme
+    assert to_markdown(results_table(rows, compared)) in readme

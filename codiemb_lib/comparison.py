@@ -1,0 +1,290 @@
+"""Which of two models is better, and is it noise? Paired bootstrap over texts, t over seeds.
+
+Two sources of chance are kept apart. Other test texts: all models are scored on the same resamples
+of the texts of each test set, and the scores of a resample are averaged over the seeds of a model.
+Other training runs: Student's interval of the difference over seeds, paired by seed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike
+from scipy import stats
+
+from codiemb_lib.claims import Comparison
+from codiemb_lib.evaluation import MAIN_METRIC, EncodedDataset, retrieval_metrics
+
+Run = tuple[str, int]  # a model and its seed
+
+
+class ComparisonError(ValueError):
+    """Models cannot be compared: they saw different texts, or a resample has no score."""
+
+
+@dataclass(frozen=True)
+class TextScores:
+    """What one run makes of each text of a test set.
+
+    `values` (n,) are the nDCG@10 of queries, or the cosines of pairs; `gold` (n,) are the pairs'
+    scores, and None for retrieval; `texts` are the queries, or the pairs.
+    """
+
+    task: str
+    dataset: str
+    texts: list[str] | list[tuple[str, str]]
+    values: np.ndarray
+    gold: np.ndarray | None
+
+
+@dataclass(frozen=True)
+class SetScores:
+    """The scores of several runs on a test set of `n` texts, and on resamples of these.
+
+    `by_run` holds for each run an array (1 + resamples,): first the score on the set itself.
+    """
+
+    task: str
+    dataset: str
+    n: int
+    by_run: dict[Run, np.ndarray]
+
+
+def text_scores(datasets: Iterable[EncodedDataset]) -> list[TextScores]:
+    """What is needed of a run's embeddings to compare it: a number a text."""
+    found = []
+    for d in datasets:
+        if d.task == "ir":
+            values = retrieval_metrics(d.queries @ d.passages.T, d.gold)[MAIN_METRIC["ir"]]
+            found.append(TextScores(d.task, d.name, d.query_texts, values, None))
+        else:
+            values = np.einsum("nd,nd->n", d.queries, d.passages)
+            pairs = list(zip(d.query_texts, d.passage_texts, strict=True))
+            found.append(TextScores(d.task, d.name, pairs, values, d.gold))
+    return found
+
+
+def resample(
+    runs: Mapping[Run, Sequence[TextScores]], *, resamples: int = 9999, seed: int = 0
+) -> list[SetScores]:
+    """Score all runs on the same resamples of the texts of each test set, by SciPy's bootstrap.
+
+    Test sets are resampled independently of each other. Pairs that share a text count as
+    independent, as everywhere in the field: where few texts form many pairs (`lee-similarity`),
+    intervals come out too short.
+
+    Raises:
+        ComparisonError: The runs were measured on different texts, or the similarities or gold
+            scores of some resample are constant, so that it has no correlation.
+    """
+    (first_run, first), *others = runs.items()
+    for run, scores in others:
+        for a, b in zip(first, scores, strict=False):
+            if (a.dataset, a.texts) != (b.dataset, b.texts) or not np.array_equal(a.gold, b.gold):
+                raise ComparisonError(
+                    f"expected the texts of {first_run} in {a.dataset!r} for {run} too, found "
+                    f"others in {b.dataset!r}. Run notebook 05 anew for the older of the two."
+                )
+        if len(scores) != len(first):
+            raise ComparisonError(
+                f"expected the {len(first)} test sets of {first_run} for {run} too, found "
+                f"{len(scores)}. Run notebook 05 anew for the older of the two."
+            )
+    sets = []
+    for place, one in enumerate(first):
+        values = np.stack([scores[place].values for scores in runs.values()])
+        drawn = bootstrap_scores(values, one.gold, resamples=resamples, seed=(seed, place))
+        if not np.isfinite(drawn).all():
+            raise ComparisonError(
+                f"{one.dataset}: expected similarities and gold scores that differ within every "
+                f"resample of its {values.shape[1]} texts, found constant ones. "
+                "Look at the model's scores, or test on more pairs."
+            )
+        by_run = dict(zip(runs, drawn, strict=True))
+        sets.append(SetScores(one.task, one.dataset, values.shape[1], by_run))
+    return sets
+
+
+def bootstrap_scores(
+    values: ArrayLike,
+    gold: ArrayLike | None = None,
+    *,
+    resamples: int = 9999,
+    seed: int | tuple[int, ...] = 0,
+) -> np.ndarray:
+    """Scores of models on a test set and on resamples of its texts, the same ones for all models.
+
+    Args:
+        values: (M, n), of M models for each of n texts.
+        gold: None: a model's score is its mean. Or (n,): its Spearman correlation with these, NaN
+            where a side is constant.
+        resamples: R.
+        seed: Of the resamples.
+
+    Returns:
+        (M, 1 + R); column 0 is the score on the texts themselves.
+    """
+    values = np.asarray(values, dtype=np.float64)
+    n = values.shape[1]
+    if gold is not None:
+        gold_ranks = _Ranks(np.asarray(gold))
+        value_ranks = [_Ranks(row) for row in values]
+
+    def score(rows: np.ndarray) -> np.ndarray:
+        """(B, n) numbers of texts -> (M, B)."""
+        at = n * np.arange(len(rows))[:, None] + rows
+        counts = np.bincount(at.ravel(), minlength=at.size).reshape(at.shape)
+        counts = np.ascontiguousarray(counts.T)  # (n, B) how often each text was drawn
+        if gold is None:
+            return values @ counts / n
+        y, y_square = gold_ranks.centred(counts)
+        y = y * counts
+        correlations = np.empty((len(values), len(rows)))
+        with np.errstate(invalid="ignore"):  # 0 / 0 is NaN
+            for i, ranks in enumerate(value_ranks):
+                x, x_square = ranks.centred(counts)
+                correlations[i] = np.einsum("nb,nb->b", x, y) / np.sqrt(x_square * y_square)
+        return correlations
+
+    drawn = stats.bootstrap(
+        (np.arange(n),),
+        lambda rows, axis: score(np.atleast_2d(rows)),
+        n_resamples=resamples,
+        batch=max(1, 2**17 // n),  # 1 MB: what a processor keeps at hand
+        vectorized=True,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    ).bootstrap_distribution
+    return np.concatenate([score(np.arange(n)[None]), drawn], axis=1)
+
+
+class _Ranks:
+    """Average ranks of values (n,) within resamples, without sorting each of them anew.
+
+    A resample is how often each text stands in it. The values are sorted once; a rank is the number
+    of texts in front, and half of those that tie.
+    """
+
+    def __init__(self, values: np.ndarray) -> None:
+        _, self.group = np.unique(values, return_inverse=True)  # (n,) 0 for the least
+        self.order = np.argsort(self.group, kind="stable")
+        self.starts = np.flatnonzero(np.diff(self.group[self.order], prepend=-1))
+
+    def centred(self, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Counts (n, B) -> ranks less their mean (n, B), and the sum of their squares (B,)."""
+        ties = np.add.reduceat(counts[self.order], self.starts, axis=0)  # (groups, B)
+        ranks = np.cumsum(ties, axis=0) - (ties + len(counts)) / 2
+        return ranks[self.group], np.einsum("gb,gb->b", ties, ranks**2)
+
+
+def compare(
+    sets: Sequence[SetScores], comparisons: Mapping[str, Iterable[Comparison]]
+) -> pd.DataFrame:
+    """Rows of paired comparisons: on every test set of the task, and on their mean.
+
+    A model with one seed (the untrained encoder) stands against each seed of the other.
+
+    Args:
+        sets: What `resample` gives.
+        comparisons: By the claim that they decide; any name will do.
+
+    Returns:
+        Columns: claim, variant, reference, task, dataset (`mean`: the mean over the task's sets),
+        difference (variant less reference, mean over seeds), low, high (95 % interval by
+        percentiles of the bootstrap over texts), bound, p (twice the share of resamples on the far
+        side of `bound`: it is under 0.05 where the interval leaves `bound` out. A permutation test
+        would exchange the models' cosines of a pair, which have different scales), p_holm (over
+        all comparisons of the call: the means one family, the single sets another), seeds_low,
+        seeds_high (95 % t-interval of the difference over seeds, unbounded for one), n, seeds.
+
+    Raises:
+        ComparisonError: A model is missing, two models have different seeds, or there is no test
+            set of a task.
+    """
+    rows = []
+    for claim, members in comparisons.items():
+        for c in members:
+            own = [s for s in sets if s.task == c.task]
+            if not own:
+                raise ComparisonError(f"expected a test set of task {c.task!r}, found none.")
+            by_set = np.stack([_paired(s, c) for s in own])  # (sets, seeds, 1 + resamples)
+            named = {s.dataset: (by_set[i], s.n) for i, s in enumerate(own)}
+            named["mean"] = by_set.mean(axis=0), sum(s.n for s in own)
+            for dataset, (differences, n) in named.items():
+                low, high = np.quantile(differences.mean(axis=0)[1:], [0.025, 0.975])
+                seeds_low, seeds_high = t_interval(differences[:, 0])
+                rows.append(
+                    {
+                        "claim": claim,
+                        "variant": c.model,
+                        "reference": c.reference,
+                        "task": c.task,
+                        "dataset": dataset,
+                        "difference": differences[:, 0].mean(),
+                        "low": low,
+                        "high": high,
+                        "bound": c.bound,
+                        "p": bootstrap_p(differences.mean(axis=0)[1:], c.bound),
+                        "seeds_low": seeds_low,
+                        "seeds_high": seeds_high,
+                        "n": n,
+                        "seeds": len(differences),
+                    }
+                )
+    table = pd.DataFrame(rows)
+    families = table.groupby(table["dataset"] == "mean")["p"]
+    table.insert(table.columns.get_loc("p") + 1, "p_holm", families.transform(holm))
+    return table
+
+
+def _paired(scores: SetScores, comparison: Comparison) -> np.ndarray:
+    """The differences of two models by seed, (seeds, 1 + resamples)."""
+    by_seed = {}
+    for model in (comparison.model, comparison.reference):
+        by_seed[model] = {seed: s for (name, seed), s in scores.by_run.items() if name == model}
+    ours, theirs = by_seed[comparison.model], by_seed[comparison.reference]
+    if not (ours and theirs) or (min(len(ours), len(theirs)) > 1 and ours.keys() != theirs.keys()):
+        found = {model: sorted(seeds) for model, seeds in by_seed.items()}
+        raise ComparisonError(
+            f"{scores.dataset}: expected runs of {comparison.model!r} and "
+            f"{comparison.reference!r} with the same seeds, or one of them with one, found {found}."
+        )
+    seeds = sorted(max(ours, theirs, key=len))
+    return np.stack(
+        [
+            ours.get(seed, next(iter(ours.values())))
+            - theirs.get(seed, next(iter(theirs.values())))
+            for seed in seeds
+        ]
+    )
+
+
+def t_interval(values: ArrayLike) -> tuple[float, float]:
+    """Student's 95 % interval of the mean of values (n,); of one value it has no bounds."""
+    values = np.asarray(values, dtype=np.float64)
+    if len(values) == 1:
+        return -np.inf, np.inf
+    half = stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
+    return values.mean() - half, values.mean() + half
+
+
+def bootstrap_p(drawn: ArrayLike, bound: float = 0.0) -> float:
+    """Two-sided p of `bound`: twice the share of resamples (R,) on its far side, at least 2/(R+1).
+
+    Davison & Hinkley (1997), section 4.4: the observed data count as one more resample.
+    """
+    drawn = np.asarray(drawn)
+    far = min(np.count_nonzero(drawn <= bound), np.count_nonzero(drawn >= bound))
+    return min(1.0, 2 * (1 + far) / (1 + len(drawn)))
+
+
+def holm(p: ArrayLike) -> np.ndarray:
+    """P-values (m,) of one family, adjusted by Holm (1979): each holds whatever the others do."""
+    p = np.asarray(p, dtype=np.float64)
+    order = np.argsort(p)
+    adjusted = np.empty_like(p)
+    adjusted[order] = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
+    return np.minimum(adjusted, 1)
