@@ -283,7 +283,7 @@ def local_task(
     records = dataset.split(split, limit=limit)
     corpus = dataset.sample_corpus(settings.corpus)
     if prompts is None:
-        prompts = own_prompts(store.embedder.encoder.prompts, dataset.task)
+        prompts = own_prompts(store.embedder.prompts, dataset.task)
     prompts = Prompts(**prompts.model_dump(include=set(Prompts.model_fields)))
     rows = store.once(
         [

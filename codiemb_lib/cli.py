@@ -119,8 +119,9 @@ def _encoder(name: str, preset: Preset | None) -> EncoderSettings:
     """
     from codiemb_lib.config import EncoderSettings
 
-    path = str(Path(name).resolve()) if Path(name).is_dir() else name
-    if preset and (path != name or name == preset.encoder.name):
+    is_folder = Path(name).is_dir()
+    path = str(Path(name).resolve()) if is_folder else name
+    if preset and (is_folder or name == preset.encoder.name):
         return preset.encoder.model_copy(update={"name": path, "lora": None})
     return EncoderSettings(name=path)
 

@@ -12,8 +12,8 @@ from tqdm.auto import tqdm
 
 from codiemb_lib import encoder, lean
 from codiemb_lib.config import EncoderSettings
-from codiemb_lib.encoder import Encoder, model_hash
-from codiemb_lib.files import atomic_path, sha256_file, sha256_text
+from codiemb_lib.encoder import Encoder, locate, model_hash
+from codiemb_lib.files import atomic_path, read_json, sha256_file, sha256_text
 
 CHUNK = 16_384  # texts that are tokenised, encoded and kept together
 
@@ -54,6 +54,12 @@ class Embedder:
         """
         loaded = Encoder.load(self.settings).eval()
         return loaded.to(torch.accelerator.current_accelerator(check_available=True) or "cpu")
+
+    @cached_property
+    def prompts(self) -> dict[str, str]:
+        """The named prompts of a sentence-transformers folder, without loading its weights."""
+        file = locate(self.settings) / "config_sentence_transformers.json"
+        return (read_json(file).get("prompts") or {}) if file.is_file() else {}
 
     def embed(
         self, texts: Sequence[str], *, prompt: str = "", progress: bool = False

@@ -157,7 +157,7 @@ def mteb_task(
     """
     mteb, about = load_mteb(), task.metadata
     if prompts is None:
-        prompts = own_prompts(store.embedder.encoder.prompts, _TASKS.get(about.type, about.type))
+        prompts = own_prompts(store.embedder.prompts, _TASKS.get(about.type, about.type))
     revision = str(about.dataset.get("revision"))
     rows = store.once(
         [

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import pytrec_eval
+from made_up import ir_records, sts_records
 
 from codiemb_lib import benchmark
 from codiemb_lib.benchmark import (
@@ -34,7 +35,6 @@ from codiemb_lib.evaluation import EvaluationError, encode_dataset, score_datase
 from codiemb_lib.records import Record, RecordError, write_jsonl
 from codiemb_lib.search import SearchError
 from codiemb_lib.sources import UnknownDatasetError
-from tests.made_up import ir_records, sts_records
 
 ROOT = data_root("../shared/data")
 ONE = [{0: 1}]

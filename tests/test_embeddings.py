@@ -89,3 +89,10 @@ def test_the_key_is_that_of_the_content(make_encoder, settings, tmp_path):
 def test_nothing_to_encode_is_refused(settings):
     with pytest.raises(EncoderError, match="found none"):
         Embedder(settings).embed([])
+
+
+def test_prompts_are_read_without_the_weights(make_encoder, settings, monkeypatch, tmp_path):
+    named = make_encoder(prompts={"query": "q: "}).save(tmp_path / "named")
+    monkeypatch.setattr(Encoder, "load", not_called)
+    assert Embedder(EncoderSettings(name=str(named))).prompts == {"query": "q: "}
+    assert Embedder(settings).prompts == {}
