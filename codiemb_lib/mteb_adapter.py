@@ -38,7 +38,7 @@ def load_mteb() -> Any:
         import mteb
     except ImportError as error:
         raise MtebError(
-            "expected the package mteb, found none. Install it: pip install 'mteb>=2.20,<3' "
+            "expected the package mteb, found none. Install it: pip install 'mteb>=2.26,<3' "
             "(our extra `mteb`)."
         ) from error
     return mteb
