@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property, partial
 from pathlib import Path
 from types import MappingProxyType
@@ -172,14 +173,15 @@ def mteb_task(
 
 def _evaluate(embedder: Embedder, task: Any, prompts: Prompts, progress: bool) -> list[Row]:
     about = task.metadata
-    result = load_mteb().evaluate(
-        MtebEncoder(embedder, {about.name: prompts}, progress=progress),
-        task,
-        cache=None,
-        co2_tracker=False,
-        encode_kwargs={"batch_size": 1024, "show_progress_bar": False},  # of the loader alone
-        show_progress_bar=False,
-    )
+    with _quiet_datasets(not progress):
+        result = load_mteb().evaluate(
+            MtebEncoder(embedder, {about.name: prompts}, progress=progress),
+            task,
+            cache=None,
+            co2_tracker=False,
+            encode_kwargs={"batch_size": 1024, "show_progress_bar": False},  # of the loader alone
+            show_progress_bar=False,
+        )
     if result.exceptions or not result.task_results:
         raise MtebError(f"expected a result of {about.name}, found {result.exceptions}.")
     counts = about.descriptive_stats or {}
@@ -201,3 +203,22 @@ def _evaluate(embedder: Embedder, task: Any, prompts: Prompts, progress: bool) -
                 for theirs, metric in metrics.items()
             ]
     return check_rows(rows)
+
+
+@contextmanager
+def _quiet_datasets(quiet: bool) -> Iterator[None]:
+    """Without the bars of the library through which mteb reads, which would fill a log."""
+    from datasets.utils import (
+        are_progress_bars_disabled,
+        disable_progress_bars,
+        enable_progress_bars,
+    )
+
+    change = quiet and not are_progress_bars_disabled()
+    if change:
+        disable_progress_bars()
+    try:
+        yield
+    finally:
+        if change:
+            enable_progress_bars()
