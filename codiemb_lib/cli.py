@@ -1,4 +1,4 @@
-"""The command line: `codiemb execute`, `codiemb reproduce`, `codiemb draw`, `codiemb data ...`.
+"""The command line: `codiemb execute`, `reproduce`, `fuse`, `benchmark`, `draw`, `data ...`.
 
 Modules of ours are imported where they are used, so that `codiemb --help` loads no papermill.
 """
@@ -8,12 +8,20 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import re
 import signal
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from codiemb_lib import __version__
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from codiemb_lib.config import EncoderSettings, Preset
 
 
 def execute(arguments: argparse.Namespace) -> None:
@@ -108,6 +116,80 @@ def write_report(arguments: argparse.Namespace) -> None:
     print(f"{out}: {len(page.encode()) / 2**20:.1f} MiB")
 
 
+def benchmark(arguments: argparse.Namespace) -> None:
+    """Score an encoder on data sets of ours and tasks of MTEB."""
+    from codiemb_lib.benchmark import BenchmarkError, Store, local_task, run_tasks
+    from codiemb_lib.config import DatasetSettings, Prompts, load_preset, project_root
+    from codiemb_lib.embeddings import Embedder
+    from codiemb_lib.evaluation import EvaluationError
+
+    preset = load_preset(arguments.preset) if arguments.preset else None
+    of_preset = {d.name: d for d in preset.datasets if d.test != 0} if preset else {}
+    names = arguments.tasks or ([] if arguments.mteb else [*of_preset])
+    if not names and not arguments.mteb:
+        raise EvaluationError(
+            "expected tasks, found none. Name data sets after --tasks, MTEB's after --mteb, or a "
+            "preset with data sets after --preset."
+        )
+    cache = Path(arguments.cache or project_root() / "data" / "cache" / "benchmark")
+    store = Store(Embedder(_encoder(arguments.model, preset), cache / "embeddings"), cache)
+    sides = {s: v for s in Prompts.model_fields if (v := getattr(arguments, s)) is not None}
+    given = Prompts(**sides) if sides else None
+    shared = {"progress": sys.stderr.isatty()}
+    how = {"split": arguments.split, "root": preset.data_root if preset else ""}
+    how |= {"columns": _columns(arguments.columns), "scale": arguments.scale}
+    tasks = {}
+    for name in names:
+        settings = of_preset.get(name) or DatasetSettings(name=_source(name))
+        prompts = given or (settings if name in of_preset else None)
+        tasks[name] = partial(local_task, store, settings, prompts, **how, **shared)
+    if arguments.mteb:
+        from codiemb_lib.mteb_adapter import mteb_task, mteb_tasks
+
+        for task in mteb_tasks(arguments.mteb):
+            name = task.metadata.name
+            prompts = given or (preset.benchmark.get(name) if preset else None)
+            tasks[name] = partial(mteb_task, store, task, prompts, **shared)
+    file = re.sub(r"[^\w.-]+", "-", arguments.model.strip("/.")) + ".csv"
+    out = Path(arguments.out or project_root() / "data" / "benchmark" / file)
+    try:
+        scores = run_tasks(tasks, store, out, model=arguments.model, **shared)
+    except BenchmarkError as error:
+        _print_scores(error.scores)
+        raise
+    _print_scores(scores)
+    print(f"\n{out}")
+
+
+def _encoder(name: str, preset: Preset | None) -> EncoderSettings:
+    """An encoder by its name, or by a path from here, as a shell means it.
+
+    A preset's settings hold for its own encoder and for a folder, which is taken for a model that
+    was trained from it.
+    """
+    from codiemb_lib.config import EncoderSettings
+
+    is_folder = Path(name).is_dir()
+    path = str(Path(name).resolve()) if is_folder else name
+    if preset and (is_folder or name == preset.encoder.name):
+        return preset.encoder.model_copy(update={"name": path, "lora": None})
+    return EncoderSettings(name=path)
+
+
+def _print_scores(scores: pd.DataFrame) -> None:
+    """The main metric of each task, and its mean over the data sets of a kind, times 100."""
+    import pandas as pd
+
+    from codiemb_lib.evaluation import MAIN_METRIC, task_means
+
+    for row in scores.itertuples():
+        if row.metric == MAIN_METRIC.get(row.task, row.metric):
+            n = f"{row.n:,}" if pd.notna(row.n) else ""  # mteb does not know each
+            print(f"{row.dataset:32} {row.split:12} {row.metric:12} {100 * row.value:7.2f} {n:>8}")
+    for task, mean in task_means(scores).items():
+        print(f"{'mean':32} {task:12} {MAIN_METRIC[task]:12} {100 * mean:7.2f}")
+
+
 def list_data(arguments: argparse.Namespace) -> None:
     """Print every data set of the registry."""
     from codiemb_lib.sources import CutEntry, list_datasets
@@ -144,7 +226,7 @@ def prepare_data(arguments: argparse.Namespace) -> None:
     from codiemb_lib.sources import hold_out, load_dataset
 
     logging.getLogger("codiemb_lib.readers").setLevel(logging.INFO)  # what is left out
-    columns = [int(name) if name.isdecimal() else name for name in arguments.columns]
+    columns = _columns(arguments.columns)
     form = {"task": arguments.task, "columns": columns, "scale": arguments.scale}
     source = _source(arguments.source)
     splits = dict(read_path(source, **form) if any(form.values()) else load_dataset(source).splits)
@@ -190,6 +272,10 @@ def mine_data(arguments: argparse.Namespace) -> None:
     found = sum(len(record.negatives) for record in mined)
     without = sum(not record.negatives for record in mined)
     print(f"{found:,} hard negatives for {len(mined):,} records, {without:,} of them without any")
+
+
+def _columns(names: Sequence[str]) -> list[str | int]:
+    return [int(name) if name.isdecimal() else name for name in names]
 
 
 def _source(name: str) -> str:
@@ -265,6 +351,38 @@ def _parser() -> argparse.ArgumentParser:
     fusing.add_argument("out", metavar="OUT", help="the folder of the fused model")
     fusing.set_defaults(command=fuse)
 
+    scoring = commands.add_parser("benchmark", help="score an encoder on tasks; finished ones stay")
+    scoring.add_argument(
+        "model", metavar="MODEL", help="a sentence-transformers folder, or as in a preset"
+    )
+    scoring.add_argument(
+        "--tasks",
+        nargs="+",
+        default=[],
+        metavar="NAME_OR_PATH",
+        help="data sets: of the registry, BEIR folders, files or folders of records, tables of "
+        "rated pairs; by default those of the preset",
+    )
+    scoring.add_argument(
+        "--mteb",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="cmteb15 (the paper's tasks), nanobeir, or tasks of MTEB",
+    )
+    scoring.add_argument(
+        "--preset", help="whose prompts, data sets, sizes and settings of the encoder hold"
+    )
+    scoring.add_argument("--split", default="test", choices=("train", "dev", "test"))
+    _table_options(scoring)
+    for side in ("query", "passage"):
+        scoring.add_argument(
+            f"--{side}-prompt", metavar="TEXT", help="by default the preset's, or the model's own"
+        )
+    scoring.add_argument("--out", metavar="FILE", help="by default data/benchmark/MODEL.csv")
+    scoring.add_argument("--cache", metavar="FOLDER", help="by default data/cache/benchmark")
+    scoring.set_defaults(command=benchmark)
+
     data = commands.add_parser("data", help="data sets: those of the registry, and your own")
     data_commands = data.add_subparsers(required=True, metavar="COMMAND")
     listing = data_commands.add_parser("list", help="name, task, splits and licence of each")
@@ -279,17 +397,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     _source_and_out(preparing)
     preparing.add_argument("--task", choices=("ir", "sts"), help="if the source does not say it")
-    preparing.add_argument(
-        "--columns",
-        nargs="+",
-        default=[],
-        metavar="COLUMN",
-        help="of a table, names or positions from 0: two texts and their score (sts), or query, "
-        "positive and, optionally, negative (ir)",
-    )
-    preparing.add_argument(
-        "--scale", nargs=2, type=float, metavar=("LOW", "HIGH"), help="of the scores (sts)"
-    )
+    _table_options(preparing)
     preparing.add_argument("--split", choices=("train", "dev", "test"), help="of a lone file")
     for split in ("dev", "test"):
         preparing.add_argument(
@@ -318,6 +426,20 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _table_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--columns",
+        nargs="+",
+        default=[],
+        metavar="COLUMN",
+        help="of a table, names or positions from 0: two texts and their score (sts), or query, "
+        "positive and, optionally, negative (ir)",
+    )
+    parser.add_argument(
+        "--scale", nargs=2, type=float, metavar=("LOW", "HIGH"), help="of the scores (sts)"
+    )
+
+
 def _source_and_out(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", metavar="SOURCE", help="a name of the registry, or a path")
     parser.add_argument("out", metavar="OUT", help="the folder to be written")
@@ -327,7 +449,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command `codiemb` and return its exit status.
 
     An error of ours is something that the user can mend: it takes one line, and the status is 2, or
-    1 where a notebook's cell failed. Any other error keeps its traceback.
+    1 where a notebook's cell or a task of a benchmark failed. Any other error keeps its traceback.
     """
     arguments = _parser().parse_args(argv)
     logging.basicConfig(format="codiemb: %(message)s")
@@ -340,7 +462,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not type(error).__module__.startswith("codiemb_lib."):
             raise
         print(f"codiemb: {error}", file=sys.stderr)
-        return 1 if type(error).__name__ == "CellError" else 2
+        return 1 if type(error).__name__ in ("CellError", "BenchmarkError") else 2
     return 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -24,6 +25,19 @@ from transformers import (
 )
 
 from codiemb_lib.encoder import Encoder
+
+
+@pytest.fixture
+def no_network(monkeypatch):
+    """Whoever asks a socket for a connection, or for an address, fails."""
+
+    def refuse(*_, **__):
+        raise AssertionError("the network is blocked")
+
+    for name in ("connect", "connect_ex"):
+        monkeypatch.setattr(socket.socket, name, refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 WORDS = [

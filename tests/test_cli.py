@@ -7,9 +7,11 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import nbformat
 import numpy as np
+import pandas as pd
 import psutil
 import pytest
 import yaml
@@ -232,6 +234,75 @@ def test_data_mine_fills_one_split_and_keeps_the_others(capsys, tmp_path, monkey
     assert "unknown split 'test'" in error_of(capsys, *command, "--split", "test")
     assert main([*command[:3], str(tmp_path / "strict"), *command[4:], "--margin", "0.6"]) == 0
     assert "0 hard negatives for 2 records, 2 of them" in capsys.readouterr().out
+
+
+# --- Benchmark ---
+
+
+@pytest.fixture
+def model(make_encoder, tmp_path):
+    """The folder of a sentence-transformers model."""
+    return make_encoder().save(tmp_path / "a model")
+
+
+def test_benchmark_scores_names_and_paths_without_a_network(
+    capsys, tmp_path, monkeypatch, model, no_network
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rated.csv").write_text("a cat,the cat,5\na dog,a bus,1\na car,old car,3\n")
+    write_jsonl(tmp_path / "mine" / "dev.jsonl", [Record("ir", "a cat", ("old cat",), ("a bus",))])
+    command = ["benchmark", "a model", "--scale", "0", "5", "--out", "out/scores.csv"]
+    command += ["--cache", "kept", "--tasks", "wordsim-353", "mine", "rated.csv"]
+    assert main(command) == 0
+    out = capsys.readouterr().out
+    rows = pd.read_csv(tmp_path / "out" / "scores.csv")
+    assert list(dict.fromkeys(rows["dataset"])) == ["wordsim-353", "mine", "rated.csv"]
+    assert list(rows["n"]) == [89, 89, 1, 1, 1, 3, 3]
+    assert set(rows["model"]) == {"a model"}
+    main_metrics = rows[rows["metric"].isin(["spearman", "ndcg@10"])]
+    lines = out.splitlines()
+    for line, row in zip(lines, main_metrics.itertuples(), strict=False):
+        assert line.split() == [
+            *(row.dataset, row.split, row.metric),
+            *(f"{100 * row.value:.2f}", f"{row.n}"),
+        ]
+    assert lines[-1] == "out/scores.csv"
+    monkeypatch.setattr(Encoder, "load", lambda _: pytest.fail("something was computed again"))
+    assert main(command) == 0
+    assert pd.read_csv(tmp_path / "out" / "scores.csv").equals(rows)
+
+
+def test_benchmark_names_failing_tasks_at_the_end(capsys, tmp_path, model, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    command = ["benchmark", str(model), "--out", "s.csv", "--cache", "kept", "--tasks"]
+    assert main([*command, "wordsim353", "wordsim-353"]) == 1
+    captured = capsys.readouterr()
+    assert captured.out.startswith("wordsim-353 ")
+    assert "1 of 2 tasks failed, the others stand in s.csv: wordsim353: " in captured.err
+    assert "Did you mean 'wordsim-353'?" in captured.err
+    assert set(pd.read_csv("s.csv")["dataset"]) == {"wordsim-353"}
+    assert "expected tasks, found none" in error_of(capsys, *command[:2])
+
+
+def test_benchmark_takes_prompts_sizes_and_encoder_settings_of_a_preset(
+    capsys, tmp_path, model, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    preset = yaml.safe_load(preset_path("smoke").read_text())
+    preset |= {"name": "mine", "fusion": {}, "encoder": {"name": "minilm-l6", "max_length": 8}}
+    preset["datasets"] = [
+        {"name": "wordsim-353", "test": 12, "query_prompt": "find "},
+        {"name": "simlex-999", "test": 0},
+    ]
+    Path("mine.yaml").write_text(yaml.safe_dump(preset))
+    loaded, load = [], Encoder.load
+    monkeypatch.setattr(Encoder, "load", lambda s: loaded.append(s) or load(s))
+    assert main(["benchmark", str(model), "--preset", "mine.yaml", "--out", "s.csv"]) == 0
+    rows = pd.read_csv("s.csv", keep_default_na=False)
+    assert set(rows["dataset"]) == {"wordsim-353"}
+    assert set(rows["n"]) == {12}
+    assert set(rows["query_prompt"]) == {"find "}
+    assert [(s.name, s.max_length) for s in loaded] == [(str(model), 8)]
 
 
 def test_version(capsys):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import http.server
 import json
-import socket
 import threading
 from collections import Counter, defaultdict
 from functools import partial
@@ -298,15 +297,6 @@ def test_a_sample_of_a_corpus_is_nested(make):
 
 
 # --- The real files ---
-
-
-@pytest.fixture
-def no_network(monkeypatch):
-    def refuse(*_):
-        raise AssertionError("the network is blocked")
-
-    for name in ("connect", "connect_ex"):
-        monkeypatch.setattr(socket.socket, name, refuse)
 
 
 @pytest.fixture
