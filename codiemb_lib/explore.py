@@ -305,6 +305,8 @@ def plot_fusion(lengths: pd.DataFrame, names: Sequence[str]) -> Figure:
     axes[0].set(ylim=(0, 1), ylabel="weight", xlabel="layer (-1: embeddings)")
     axes[1].set(ylim=(0, None), ylabel="distance from the start", xlabel="layer (-1: embeddings)")
     axes[1].legend(loc="upper left", bbox_to_anchor=(1, 1))
+    for ax in axes:
+        ax.set_xticks(lengths["layer"].unique())
     return figure
 
 
