@@ -1,5 +1,6 @@
 # make reproduce   every figure and table of a preset: PRESET=mini (default), PRESET=smoke, ...
 # make test        the tests; ARGS="tests/test_fusion.py -x" for some of them
+# make test-browser  JupyterLab in a headless Chromium; skipped, with a reason, where there is none
 # make lint        ruff, on code and notebooks
 # make lab         JupyterLab on the notebooks; ARGS=--no-browser, say
 # make lock        remake requirements.lock from the bounds in pyproject.toml
@@ -20,7 +21,7 @@ ifneq "$(shell cat $(READY) 2>/dev/null)" "$(CURDIR)"
 .PHONY: $(READY)
 endif
 
-.PHONY: reproduce test lint lab lock
+.PHONY: reproduce test test-browser lint lab lock
 .DEFAULT_GOAL := reproduce
 
 reproduce: $(READY)
@@ -28,6 +29,9 @@ reproduce: $(READY)
 
 test: $(READY)
 	$(RUN) pytest $(ARGS)
+
+test-browser: $(READY)
+	$(RUN) pytest tests/test_browser.py -rs $(ARGS)
 
 lint: $(READY)
 	$(RUN) ruff check
