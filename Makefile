@@ -1,6 +1,7 @@
 # make reproduce   every figure and table of a preset: PRESET=mini (default), PRESET=smoke, ...
 # make report      the same, then data/runs/PRESET/report.html: one file with all of it
 # make test        the tests; ARGS="tests/test_fusion.py -x" for some of them
+# make test-browser  JupyterLab in a headless Chromium; skipped, with a reason, where there is none
 # make lint        ruff, on code and notebooks
 # make lab         JupyterLab on the notebooks; ARGS=--no-browser, say
 # make lock        remake requirements.lock from the bounds in pyproject.toml
@@ -21,7 +22,7 @@ ifneq "$(shell cat $(READY) 2>/dev/null)" "$(CURDIR)"
 .PHONY: $(READY)
 endif
 
-.PHONY: reproduce report test lint lab lock
+.PHONY: reproduce report test test-browser lint lab lock
 .DEFAULT_GOAL := reproduce
 
 reproduce: $(READY)
@@ -32,6 +33,9 @@ report: reproduce
 
 test: $(READY)
 	$(RUN) pytest $(ARGS)
+
+test-browser: $(READY)
+	$(RUN) pytest tests/test_browser.py -rs $(ARGS)
 
 lint: $(READY)
 	$(RUN) ruff check

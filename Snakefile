@@ -80,6 +80,7 @@ rule all:
     input:
         f"{RUNS}/00_start_here.ipynb",
         f"{RUNS}/01_data_and_batches.ipynb",
+        f"{RUNS}/02_losses_by_hand.ipynb",
         f"{RUNS}/08_paper_figures.ipynb",
         f"{FIGURES}/results.csv",
 
@@ -102,6 +103,17 @@ rule data:
         f"{RUNS}/01_data_and_batches.ipynb",
     message:
         "01 data and batches"
+    shell:
+        "{EXECUTE} {input.notebook} {output} -p preset {PRESET.name}"
+
+
+rule losses:
+    input:
+        **needs("02_losses_by_hand"),
+    output:
+        f"{RUNS}/02_losses_by_hand.ipynb",
+    message:
+        "02 losses by hand"
     shell:
         "{EXECUTE} {input.notebook} {output} -p preset {PRESET.name}"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -15,11 +16,18 @@ import pytest
 
 from codiemb_lib import figures
 from codiemb_lib.config import load_preset
+from codiemb_lib.exercises import EXERCISES
 from codiemb_lib.files import read_json
 from codiemb_lib.sources import load_dataset
 
 ROOT = Path(__file__).parents[1]
-NOTEBOOKS = sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
+NOTEBOOKS = sorted(
+    str(path.relative_to(ROOT / "notebooks").with_suffix(""))
+    for folder in ("notebooks", "notebooks/solutions")
+    for path in (ROOT / folder).glob("*.ipynb")
+)
+WITH_KNOBS = {"00_start_here", "01_data_and_batches", "02_losses_by_hand", "10_explore"}
+WIDGET = "application/vnd.jupyter.widget-view+json"
 PRESET = load_preset("smoke")
 
 
@@ -61,14 +69,19 @@ def codiemb(project: Path, *arguments: str) -> str:
 def test_notebook_runs_alone_at_its_defaults(tmp_path, cache, name):
     project = copy_project(tmp_path, cache)
     codiemb(project, "execute", f"notebooks/{name}.ipynb", f"out/{name}.ipynb")
-    cells = nbformat.read(project / "out" / f"{name}.ipynb", as_version=4).cells
-    warned = [
-        output.text
-        for cell in cells
-        for output in cell.get("outputs", [])
-        if output.get("name") == "stderr" and "Warning" in output.text
-    ]
-    assert not warned
+    executed = nbformat.read(project / "out" / f"{name}.ipynb", as_version=4)
+    outputs = [output for cell in executed.cells for output in cell.get("outputs", [])]
+    assert not [o.text for o in outputs if o.get("name") == "stderr" and "Warning" in o.text]
+    # A widget's own errors stand in its state, and what it shows also lies beside it for print.
+    states = executed.metadata.get("widgets", {}).get("application/vnd.jupyter.widget-state+json")
+    assert '"output_type": "error"' not in json.dumps(states)
+    shown = [o.data for o in outputs if WIDGET in o.get("data", {})]
+    exhibits = [data for data in shown if "Exhibit" in data["text/plain"]]
+    assert all("image/png" in data or "text/html" in data for data in exhibits)
+    assert exhibits or name not in WITH_KNOBS
+    if name.startswith("solutions/"):
+        verdicts = [o.data["text/plain"] for o in outputs if "text/plain" in o.get("data", {})]
+        assert [v[0] for v in verdicts] == ["✓"] * len(EXERCISES)
 
 
 def test_the_whole_way_leaves_every_run_table_and_figure(tmp_path, cache):
