@@ -48,7 +48,7 @@ PIXELS = """img => {
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory):
-    """The address of a JupyterLab on a copy of the project, whose user has no files of their own."""
+    """The address of a JupyterLab on a copy of the project, whose user has no files yet."""
     folder = tmp_path_factory.mktemp("lab")
     load_dataset("api-docs", cache=folder / "cache")
     project = copy_project(folder, folder / "cache")

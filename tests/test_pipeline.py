@@ -101,7 +101,7 @@ def test_everything_runs_in_a_fresh_clone(tmp_path):
         "start": 1,
         "data": 1,
         "train": TRAINED,
-        "fuse": FUSED,
+        "fuse": len(PRESET.seeds),
         "benchmark": MODELS,
         "comparison": 1,
         "geometry": 1,
@@ -128,7 +128,7 @@ def test_touched_figure_retrains_nothing(finished, name):
 def test_touched_objective_retrains(finished):
     with changed(finished / "codiemb_lib" / "objectives.py"):
         counts = jobs(finished)
-    assert (counts["train"], counts["fuse"]) == (TRAINED, FUSED)
+    assert (counts["train"], counts["fuse"]) == (TRAINED, len(PRESET.seeds))
     assert counts["benchmark"] == MODELS - 1  # the untrained encoder's scores stand
     assert (counts["comparison"], counts["geometry"], counts["figures"]) == (1, 1, 1)
     assert "data" not in counts
@@ -150,7 +150,7 @@ def test_changed_notebook_and_what_follows_from_it_run(finished):
     with changed(finished / "notebooks" / "04_checkpoint_fusion.ipynb", "\n"):
         counts = jobs(finished)
     after = {"comparison": 1, "geometry": 1, "figures": 1}
-    assert counts == {"fuse": FUSED, "benchmark": FUSED, **after}
+    assert counts == {"fuse": len(PRESET.seeds), "benchmark": FUSED, **after}
 
 
 def test_changed_preset_concerns_its_own_runs_only(finished):
@@ -197,7 +197,7 @@ while Path('../wait').exists():
     time.sleep(0.05)
 note('train ends')
 """,
-    "04_checkpoint_fusion": "note('fuse')",
+    "04_checkpoint_fusion": "note('fuse')\nwrite(runs / 'fusion' / f'seed-{seed}' / 'study.csv')",
     "05_benchmark": """
 note(f'benchmark {variant}')
 for name in ('scores.csv', 'embeddings.safetensors'):
