@@ -107,8 +107,8 @@ def plot_anisotropy(rows: pd.DataFrame, *, ax: np.ndarray | None = None) -> np.n
     "values of the embedding matrix of {texts} texts of each kind, neither centred nor normalised, "
     "as shares of their sum, largest first; drawn is the ratio to the base encoder's share, on "
     "logarithmic scales, the mean over up to a third of neighbouring values. Above the dotted line "
-    "a direction carries more than before training: a high start is a common direction of all texts. Thin lines are seeds, thick lines "
-    "their mean; {seeds}.",
+    "a direction carries more than before training: a high start is a common direction of all "
+    "texts. Thin lines are seeds, thick lines their mean; {seeds}.",
     facts=lambda rows: {"texts": str(rows["index"].max())},
 )
 def plot_spectra(rows: pd.DataFrame, *, ax: np.ndarray | None = None) -> np.ndarray:
