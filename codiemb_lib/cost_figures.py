@@ -15,7 +15,7 @@ from codiemb_lib.style import TASK_ROLES
     values="value tokens seconds",
     caption="**What a score costs, preset {preset}.** Mean test score against the tokens that a "
     "model's training encoded, which, unlike time, do not depend on what else the machine did. A "
-    "fused model costs the sum of its ingredients. In time, that is {seconds} seconds a model. "
+    "fused model costs the sum of its ingredients. In time that is {seconds} seconds a model. "
     "Faint points are seeds, solid points their mean; {seeds}. {interval}",
     facts=lambda rows: {"seconds": _seconds(rows)},
 )

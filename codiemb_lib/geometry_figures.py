@@ -105,10 +105,10 @@ def plot_anisotropy(rows: pd.DataFrame, *, ax: np.ndarray | None = None) -> np.n
     values="singular_value",
     caption="**Spectrum of the embeddings against the base encoder's, preset {preset}.** Singular "
     "values of the embedding matrix of {texts} texts of each kind, neither centred nor normalised, "
-    "as shares of their sum, largest first; drawn is the ratio to the base encoder's share, on "
-    "logarithmic scales, the mean over up to a third of neighbouring values. Above the dotted line "
-    "a direction carries more than before training: a high start is a common direction of all "
-    "texts. Thin lines are seeds, thick lines their mean; {seeds}.",
+    "as shares of their sum, largest first. Drawn is the ratio to the base encoder's share, on "
+    "logarithmic scales, as means over neighbouring values, the more the further right. Above the "
+    "dotted line a direction carries more than it did before training: a high start is a common "
+    "direction of all texts. Thin lines are seeds, thick lines their mean; {seeds}.",
     facts=lambda rows: {"texts": str(rows["index"].max())},
 )
 def plot_spectra(rows: pd.DataFrame, *, ax: np.ndarray | None = None) -> np.ndarray:
@@ -125,7 +125,8 @@ def plot_spectra(rows: pd.DataFrame, *, ax: np.ndarray | None = None) -> np.ndar
         )
     base = rows[rows["variant"] == "base"].groupby(["texts", "index"])["singular_value"].mean()
     rows = rows[rows["variant"] != "base"].join(base.rename("base"), on=["texts", "index"])
-    edges = np.unique(np.geomspace(1, rows["index"].max() + 1, 25).astype(int))
+    last = rows["index"].max()
+    edges = np.unique([*range(1, 11), *np.geomspace(10, max(10, last) + 1, 16).astype(int)])
     rows = rows.assign(
         value=rows["singular_value"] / rows["base"],
         index=edges[np.searchsorted(edges, rows["index"], side="right") - 1],
@@ -261,7 +262,7 @@ _OVER = {"models": "models, test", "checkpoints": "checkpoints, dev"}
     of="over task",
     key="texts measure",
     values="correlation low high n clusters",
-    caption="**Does geometry go with scores? Preset {preset}.** Spearman's correlation of each "
+    caption="**Does geometry go with scores, preset {preset}?** Spearman's correlation of each "
     "measure of the task's texts with the task's score (nDCG@10, Spearman), over {points}. Lines "
     "are 95 % intervals of a bootstrap that draws whole variants, since seeds and checkpoints of "
     "one are alike; filled where they leave out zero. {count} correlations of few models of one "

@@ -37,6 +37,7 @@ def plot_cosines(rows: pd.DataFrame, *, ax: np.ndarray | None = None) -> np.ndar
             here = first_seed(rows[(rows["variant"] == variant) & (rows["task"] == task)])
             role, plain = ROLES[TASK_ROLES[task]], ROLES["baseline"]
             names = {"positive": f"{TASK_ROLES[task]} positives", "negative": "negatives"}
+            names["random"] = "random pairs"
             forms = {
                 "random": {"fill": True, "color": "#DDDDDD"},
                 "negative": {"color": plain.colour, "ls": plain.line},
@@ -46,9 +47,7 @@ def plot_cosines(rows: pd.DataFrame, *, ax: np.ndarray | None = None) -> np.ndar
                 mine = here[here["pairs"] == pairs].sort_values("cosine")
                 if len(mine):
                     edges = [*mine["cosine"], mine["cosine"].iloc[-1] + width]
-                    axis.stairs(
-                        mine["share"], edges, label=names.get(pairs, "random pairs"), **form
-                    )
+                    axis.stairs(mine["share"], edges, label=names[pairs], **form)
             axis.set_xlim(seen.min(), seen.max() + width)
             axis.set_ylim(0, 1.05 * rows.loc[rows["task"] == task, "share"].max())
             if task == tasks[0]:

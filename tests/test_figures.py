@@ -37,18 +37,10 @@ DATASETS = [
     ("sts", "lee-similarity"),
 ]
 METRICS = {"ir": ("ndcg@10", "recall@100"), "sts": ("spearman", "pearson")}
-TABLES = (
-    "scores",
-    "dev",
-    "geometry",
-    "spectrum",
-    "fusion",
-    "study",
-    "path",
-    "path_geometry",
-    "umap",
-    "comparisons",
-)
+TABLES = ("scores", "dev", "comparisons", "fusion", "study", "path", "path_geometry")
+TABLES += ("geometry", "spectrum", "trajectory", "layers", "cosines", "rated_pairs", "umap")
+TABLES += ("associations", "cost_scores")
+DRAWN = ["base", "ir_only", "sts_only", "codiemb"]  # whose pairs, layers and maps are shown
 METHODS = ["uniform", "greedy", "delta_tensor", "ties"]
 
 
@@ -58,9 +50,11 @@ def runs(variants, seeds):
             yield "mini", variant, seed
 
 
-def table(name: str, variants=VARIANTS, seeds=2) -> pd.DataFrame:
+def table(name: str, variants=None, seeds=2) -> pd.DataFrame:
     """Rows of the shape that the pipeline writes, with made-up values."""
     rng = np.random.default_rng(7)
+    few = name in ("umap", "layers", "cosines", "rated_pairs")
+    variants = variants or (DRAWN if few else VARIANTS)
     rows = []
     if name == "scores":
         columns = "preset variant seed task dataset split metric value n selected_on"
@@ -131,10 +125,52 @@ def table(name: str, variants=VARIANTS, seeds=2) -> pd.DataFrame:
                 spread = (middle - 4 * half, middle + 4 * half) if seeds > 1 else (-np.inf, np.inf)
                 test = (*interval, c.bound, 0.5, *spread, seeds)
                 rows.append(("mini", claim, c.model, c.reference, c.task, dataset, middle, *test))
+    elif name == "trajectory":
+        columns = "preset variant seed texts measure value n step"
+        measures = ("anisotropy", "uniformity", "alignment", "effective_rank", "hubness")
+        for run, texts in itertools.product(runs(variants, seeds), ("ir", "sts", "all")):
+            for measure, step in itertools.product(measures, (0, 50, 100)):
+                rows.append((*run, texts, measure, rng.uniform(0.2, 0.5), 77, step))
+    elif name == "layers":
+        columns = "preset variant seed texts level layer measure value low high n"
+        kinds = itertools.product(("ir_queries", "ir_passages", "sts"), range(7))
+        for run, (texts, layer) in itertools.product(runs(variants, 1), kinds):
+            key = (*run, texts)
+            value = rng.uniform(0.2, 0.5)
+            for level in ("token", "sentence"):
+                rows.append((*key, level, layer, "cosine", value, value - 0.1, value + 0.1, 60))
+                rows.append((*key, level, layer, "effective_rank", 40, np.nan, np.nan, 60))
+            rows.append((*key, "token", layer, "condition_number", 30 * value, *[np.nan] * 2, 60))
+    elif name == "cosines":
+        columns = "preset variant seed task pairs cosine share n"
+        kinds = itertools.product(("ir", "sts"), ("positive", "negative", "random"))
+        for run, (task, pairs) in itertools.product(runs(variants, seeds), kinds):
+            shares = rng.dirichlet(np.ones(40))
+            for left, share in zip(np.linspace(-1, 0.95, 40).round(6), shares, strict=True):
+                rows.append((*run, task, pairs, left, share, 1234))
+    elif name == "rated_pairs":
+        columns = "preset variant seed dataset pair gold cosine"
+        for run, (_, dataset) in itertools.product(runs(variants, seeds), DATASETS[2:]):
+            rows += [(*run, dataset, i, *rng.uniform(0, 1, size=2)) for i in range(9)]
+    elif name == "associations":
+        columns = "preset over task texts measure correlation low high n clusters"
+        sides = ("models", "checkpoints"), ("ir", "sts"), ("ir", "sts", "all")
+        for over, task, texts, measure in itertools.product(*sides, ("anisotropy", "hubness")):
+            low, rho, high = np.sort(rng.uniform(-1, 1, size=3))
+            rows.append(("mini", over, task, texts, measure, rho, low, high, 19, 10))
+    elif name == "cost_scores":
+        columns = "preset variant seed task value tokens seconds"
+        for run, task in itertools.product(runs(variants, seeds), ("ir", "sts")):
+            cost = [0, 0] if run[1] == "base" else rng.uniform(1e4, 1e5, size=2)
+            rows.append((*run, task, rng.uniform(0.5, 0.7), *cost))
     else:
-        columns = "preset variant seed task dataset x y"
-        for run, (task, dataset) in itertools.product(runs(variants, seeds), DATASETS):
-            rows += [(*run, task, dataset, *point) for point in rng.normal(size=(8, 2))]
+        columns = (
+            "preset variant seed map task dataset text x y trust trust_low trust_high agreement"
+        )
+        kinds = itertools.product(("umap", "pca"), DATASETS)
+        for run, (name, (task, dataset)) in itertools.product(runs(variants, seeds), kinds):
+            for i, point in enumerate(rng.normal(size=(8, 2))):
+                rows.append((*run, name, task, dataset, i, *point, 0.9, 0.88, 0.91, 0.5))
     return pd.DataFrame(rows, columns=columns.split())
 
 
@@ -215,8 +251,9 @@ def test_figure_draws_on_given_axes_and_refuses_a_wrong_number(stem):
 
 @pytest.mark.parametrize("stem", sorted(figures.FIGURES))
 def test_missing_column_is_named(stem):
-    rows = table(figures.FIGURES[stem].table).drop(columns="variant")
-    with pytest.raises(ValueError, match=rf"{stem}: expected the columns .*\['variant'\].*Pass"):
+    column = figures.FIGURES[stem].key[1]
+    rows = table(figures.FIGURES[stem].table).drop(columns=column)
+    with pytest.raises(ValueError, match=rf"{stem}: expected the columns .*\['{column}'\].*Pass"):
         plot(stem, rows)
     with pytest.raises(ValueError, match="expected the columns"):
         figures.caption(stem, rows)
@@ -244,7 +281,7 @@ def test_rows_of_two_presets_are_refused(stem):
         plot(stem, pd.concat([rows, rows.assign(preset="smoke")]))
 
 
-@pytest.mark.parametrize("stem", sorted(set(figures.FIGURES) - {"umap"}))
+@pytest.mark.parametrize("stem", sorted(figures.FIGURES))
 def test_rows_that_stand_twice_are_refused(stem):
     rows = table(figures.FIGURES[stem].table)
     with pytest.raises(ValueError, match="each row once"):
@@ -506,17 +543,120 @@ def test_anisotropy_has_a_panel_per_kind_of_texts_on_one_scale():
         plot("anisotropy", rows[rows["measure"] == "alignment"])
 
 
-def test_spectra_are_logarithmic_and_averaged_over_seeds():
+def test_spectra_are_drawn_against_the_base_encoder():
     rows = table("spectrum")
     axes = plot("spectra", rows)
     assert [ax.get_yscale() for ax in axes] == ["log", "log"]
     handles, labels = axes[0].get_legend_handles_labels()
-    assert labels == LABELS
-    mine = rows[(rows["variant"] == "soup") & (rows["texts"] == "all")]
-    expected = mine.groupby("index")["singular_value"].mean()
+    assert labels == LABELS[1:]
+    of_all = rows[rows["texts"] == "all"]
+    base = of_all[of_all["variant"] == "base"].set_index("index")["singular_value"]
+    mine = of_all[of_all["variant"] == "soup"].groupby("index")["singular_value"].mean()
     line = handles[labels.index("uniform soup")]
-    np.testing.assert_allclose(line.get_ydata(), expected)
+    np.testing.assert_allclose(line.get_ydata(), mine / base)  # so few values stand each alone
     np.testing.assert_array_equal(line.get_xdata(), range(1, 13))
+    with pytest.raises(ValueError, match="expected rows of 'base' to compare with"):
+        plot("spectra", rows[rows["variant"] != "base"])
+
+
+def test_a_long_spectrum_is_drawn_as_means_over_neighbours():
+    index = np.arange(1, 301)
+    base = pd.DataFrame({"preset": "mini", "variant": "base", "seed": 0, "texts": "sts"}, index)
+    base = base.assign(index=index, singular_value=1 / 300)
+    wave = base.assign(variant="soup", singular_value=(1 + 0.5 * (-1.0) ** index) / 300)
+    (ax,) = plot("spectra", pd.concat([base, wave]))
+    (line,) = (line for line in ax.get_lines() if line.get_label() == "uniform soup")
+    assert len(line.get_xdata()) < 30
+    assert line.get_ydata()[0] == pytest.approx(0.5)
+    np.testing.assert_allclose(line.get_ydata()[-3:], 1, atol=0.02)
+
+
+def test_cosines_have_a_row_per_task_and_three_curves_that_are_named_once():
+    rows = table("cosines")
+    axes = plot("cosines", rows)
+    assert len(axes) == 8
+    titles = [ax.get_title(loc="left") for ax in axes[:4]]
+    assert titles == [LABELS[VARIANTS.index(variant)] for variant in DRAWN]
+    curve = next(patch for patch in axes[7].patches if patch.get_label() == "STS positives")
+    mine = rows.query(
+        "variant == 'codiemb' and task == 'sts' and pairs == 'positive' and seed == 0"
+    )
+    np.testing.assert_allclose(curve.get_data().values, mine["share"])
+    np.testing.assert_allclose(curve.get_data().edges, np.linspace(-1, 1, 41))
+    (legend,) = axes[0].figure.legends
+    names = [text.get_text() for text in legend.get_texts()]
+    assert names == ["random pairs", "negatives", "IR positives", "STS positives"]
+    assert "IR positive 1,234" in figures.caption("cosines", rows)
+
+
+def test_rated_pairs_are_the_points_of_a_data_set_and_a_model():
+    rows = table("rated_pairs")
+    axes = plot("rated_pairs", rows)
+    assert len(axes) == 12
+    mine = rows.query("variant == 'ir_only' and dataset == 'wordsim-353' and seed == 0")
+    points = axes[5].collections[0].get_offsets()
+    np.testing.assert_allclose(points, mine[["gold", "cosine"]])
+    assert axes[4].get_ylabel() == "wordsim-353\ncosine"
+
+
+def test_geometry_by_step_has_a_row_per_measure_and_a_column_per_task():
+    rows = table("trajectory", variants=VARIANTS[1:8])
+    axes = plot("geometry_by_step", rows)
+    assert [ax.get_ylabel() for ax in axes[::2]] == [
+        "anisotropy (↓)",
+        "uniformity (↓)",
+        "alignment (↓)",
+        "effective rank (↑)",
+    ]
+    handles, labels = axes[3].get_legend_handles_labels()
+    mine = rows.query("variant == 'codiemb' and texts == 'sts' and measure == 'uniformity'")
+    expected = mine.groupby("step")["value"].mean().reset_index()
+    np.testing.assert_allclose(handles[labels.index("CoDiEmb")].get_xydata(), expected)
+    assert "of 77 texts" in figures.caption("geometry_by_step", rows)
+    with pytest.raises(ValueError, match="Pass the rows unfiltered"):
+        plot("geometry_by_step", rows[rows["texts"] == "all"])
+
+
+def test_geometry_by_layer_bands_are_intervals_of_means_alone():
+    rows = table("layers")
+    axes = plot("geometry_by_layer", rows).reshape(4, 3)
+    bands = [any(c.get_paths() for c in ax.collections) for ax in axes[:, 0]]
+    assert bands == [True, False, True, False]
+    handles, labels = axes[1, 2].get_legend_handles_labels()
+    mine = rows.query("variant == 'base' and texts == 'sts' and measure == 'condition_number'")
+    line = handles[labels.index("base encoder")]
+    np.testing.assert_allclose(line.get_xydata(), mine[["layer", "value"]])
+
+
+def test_geometry_scores_fill_what_leaves_out_zero():
+    rows = table("associations")
+    rows["low"], rows["correlation"], rows["high"] = -0.2, 0.3, 0.8
+    rows.loc[rows["measure"] == "hubness", "low"] = 0.1
+    axes = plot("geometry_scores", rows)
+    assert [ax.get_title(loc="left") for ax in axes] == [
+        "IR score,\nmodels, test",
+        "STS score,\nmodels, test",
+        "IR score,\ncheckpoints, dev",
+        "STS score,\ncheckpoints, dev",
+    ]
+    points = [line for line in axes[1].get_lines() if len(line.get_xdata()) == 1]
+    assert [line.get_ydata()[0] for line in points] == [0, 1]
+    assert same_color(points[0].get_markerfacecolor(), "white")
+    assert same_color(points[1].get_markerfacecolor(), style.ROLES["STS"].colour)
+    text = figures.caption("geometry_scores", rows)
+    assert "19 models of 10 variants (IR)" in text
+    assert "8 correlations" in text
+    with pytest.raises(ValueError, match="Pass the rows unfiltered"):
+        plot("geometry_scores", rows[rows["texts"] == "all"])
+
+
+def test_cost_scores_put_tokens_across_and_scores_upwards():
+    rows = table("cost_scores")
+    axes = plot("cost_scores", rows)
+    mine = rows.query("variant == 'soup' and task == 'sts'")
+    expected = (mine["tokens"].mean() / 1000, 100 * mine["value"].mean())
+    assert mean_markers(axes[1])["uniform soup"][:2] == pytest.approx(expected)
+    assert mean_markers(axes[0])["base encoder"][0] == 0
 
 
 def test_fusion_weights_map_norms_and_weights_by_layer_and_module():
@@ -560,18 +700,37 @@ def test_fusion_variants_of_different_ingredients_are_refused():
         plot("fusion_weights", pd.concat([rows, other.assign(variant="delta_of_two")]))
 
 
-def test_umap_has_a_panel_per_variant_with_its_first_seed_on_common_axes():
+def test_umap_has_a_row_per_map_and_a_panel_per_variant_with_its_first_seed():
     rows = table("umap")
     axes = plot("umap", rows)
-    assert [ax.get_title(loc="left") for ax in axes] == LABELS
-    assert len({(*ax.get_xlim(), *ax.get_ylim()) for ax in axes}) == 1
+    assert [ax.get_title(loc="left") for ax in axes[:4]] == [
+        "base encoder",
+        "IR only",
+        "STS only",
+        "CoDiEmb",
+    ]
+    assert [axes[0].get_ylabel(), axes[4].get_ylabel()] == ["UMAP", "PCA"]
+    for row in (axes[:4], axes[4:]):
+        assert len({(*ax.get_xlim(), *ax.get_ylim()) for ax in row}) == 1
     for ax in axes:
         assert ax.get_aspect() == 1
         assert not ax.get_xticks().size
         assert not ax.get_yticks().size
-    points = axes[1].collections[0].get_offsets()
-    mine = rows.query("variant == 'ir_only' and dataset == 'api-docs' and seed == 0")
+    points = axes[5].collections[0].get_offsets()
+    mine = rows.query(
+        "variant == 'ir_only' and dataset == 'api-docs' and seed == 0 and map == 'pca'"
+    )
     np.testing.assert_allclose(points, mine[["x", "y"]])
+
+
+def test_umap_caption_says_how_far_to_trust_it_and_which_coordinates_it_shows():
+    rows = table("umap")
+    text = figures.caption("umap", rows)
+    assert "UMAP 0.90 to 0.90 (by up to 0.030 another" in text
+    assert "shares 50% of each text's neighbours" in text
+    moved = rows.assign(x=rows["x"] + 1)
+    sha, other = (figures.caption("umap", r).split("SHA-256 ")[1] for r in (rows, moved))
+    assert sha != other
 
 
 def test_umap_colours_tell_task_by_hue_and_data_set_by_shade():
@@ -585,9 +744,15 @@ def test_umap_colours_tell_task_by_hue_and_data_set_by_shade():
     assert [text.get_text() for text in legend.get_texts()] == [name for _, name in DATASETS]
 
 
-def test_umap_of_one_variant_takes_one_column():
-    (ax,) = plot("umap", table("umap", variants=["codiemb"]))
-    assert ax.figure.get_figwidth() == style.WIDTH_1
+def test_written_figure_has_picture_rows_and_caption(tmp_path):
+    rows = table("cost_scores")
+    figures.write("cost_scores", rows, tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {
+        f"cost_scores.{end}" for end in ("png", "pdf", "csv", "md")
+    }
+    saved = pd.read_csv(tmp_path / "cost_scores.csv")
+    pd.testing.assert_frame_equal(saved, rows, rtol=1e-5)
+    assert (tmp_path / "cost_scores.md").read_text().startswith("**What a score costs")
 
 
 # Fusion studies
