@@ -85,7 +85,8 @@ def knobs(draw: Callable[..., Figure | Axes], **controls: widgets.ValueWidget) -
         plt.close(figure)
         return png.getvalue()
 
-    return Exhibit([*controls.values()], widgets.Image(format="png"), show)
+    size = {"align_self": "flex-start", "max_width": "100%"}  # its own, not that of the page
+    return Exhibit([*controls.values()], widgets.Image(format="png", layout=size), show)
 
 
 # Search

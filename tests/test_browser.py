@@ -7,6 +7,7 @@ own browsers are not used, so nothing is fetched.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -48,7 +49,7 @@ PIXELS = """img => {
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory):
-    """The address of a JupyterLab on a copy of the project, whose user has no files yet."""
+    """The address of a JupyterLab on a copy of the project, without anybody's own settings."""
     folder = tmp_path_factory.mktemp("lab")
     load_dataset("api-docs", cache=folder / "cache")
     project = copy_project(folder, folder / "cache")
@@ -116,7 +117,8 @@ def test_all_cells_run_and_a_slider_changes_the_picture(lab, browser, name):
     page.set_default_timeout(1000 * START)
     page.goto(f"{lab}/lab/tree/{name}.ipynb?token={TOKEN}&reset")
     page.wait_for_selector(".jp-CodeCell")
-    page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status='idle']")
+    # Whoever runs a cell before the kernel is there is asked which one it shall be.
+    page.get_by_text(re.compile(r"^Python 3.*\| Idle$")).wait_for()
 
     page.click(".lm-MenuBar-itemLabel:text-is('Run')")
     page.click(".lm-Menu-itemLabel:text-is('Run All Cells')")
@@ -125,9 +127,11 @@ def test_all_cells_run_and_a_slider_changes_the_picture(lab, browser, name):
     assert page.locator(".jp-RenderedImage img, .widget-image").count() > 0
 
     picture = page.locator("img.widget-image").first
-    picture.scroll_into_view_if_needed()
-    before = picture.evaluate(PIXELS)
+    shown, drawn = picture.evaluate("img => [img.clientWidth, img.naturalWidth]")
+    assert shown <= drawn, "the picture is stretched over the page"
     handle = page.locator(".noUi-handle").first
+    handle.scroll_into_view_if_needed()
+    before = picture.evaluate(PIXELS)
     box = handle.bounding_box()
     x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
     page.mouse.move(x, y)
