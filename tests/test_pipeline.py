@@ -210,7 +210,8 @@ for name in ('comparisons.csv', 'claims.csv'):
 """,
     "06_embedding_geometry": """
 note('geometry')
-for name in ('geometry.csv', 'spectrum.csv', 'umap.csv'):
+tables = "geometry spectrum cosines rated_pairs trajectory layers associations umap"
+for name in [f"{table}.csv" for table in tables.split()]:
     write(runs / name)
 """,
     "08_paper_figures": "note('figures')\nwrite(Path('../figures/tiny/results.csv'))",

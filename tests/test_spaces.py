@@ -113,3 +113,48 @@ def test_spectra_are_shares_that_fall(space):
         assert spectrum_of_kind["singular_value"].is_monotonic_decreasing
     assert set(rows["texts"]) == set(spaces.KINDS)
     assert isinstance(rows, pd.DataFrame)
+
+
+def by_loop(space, task, sort):
+    """The cosines of a sort of pairs, one by one."""
+    found = []
+    for d in space:
+        if d.task != task:
+            continue
+        for i, query in enumerate(d.queries):
+            ir = task == "ir"
+            own = d.gold[i] if ir else [i]
+            other = [
+                query @ d.passages[j]
+                for j in range(len(d.passages))
+                if j not in own and d.passage_texts[j] != d.query_texts[i]
+            ]
+            if sort == "random":
+                found += other
+            elif sort == "negative":
+                low = not ir and d.gold[i] <= 0.2
+                found += [max(other)] if ir else [query @ d.passages[i]] * int(low)
+            else:
+                found += [query @ d.passages[j] for j in own if ir or d.gold[i] >= 0.8]
+    return found
+
+
+@pytest.mark.parametrize("task", ["ir", "sts"])
+@pytest.mark.parametrize("sort", ["positive", "negative", "random"])
+def test_histograms_count_every_pair_of_its_sort(space, monkeypatch, task, sort):
+    monkeypatch.setattr(spaces, "_BLOCK", 7)  # of 30 and 40 queries
+    rows = spaces.cosine_histograms(space)
+    mine = rows[(rows["task"] == task) & (rows["pairs"] == sort)]
+    expected = by_loop(space, task, sort)
+    assert set(mine["n"]) == {len(expected)}
+    counts, edges = np.histogram(expected, spaces.BINS)
+    np.testing.assert_allclose(mine["share"], counts / len(expected))
+    np.testing.assert_allclose(mine["cosine"], edges[:-1], atol=1e-9)
+
+
+def test_rated_pairs_stand_with_their_cosine(space):
+    rows = spaces.rated_pairs(space)
+    assert list(rows.columns) == ["dataset", "pair", "gold", "cosine"]
+    assert len(rows) == 40
+    assert rows["cosine"][5] == pytest.approx(vector("s5") @ vector("s8"))
+    assert spaces.rated_pairs(space[:1]).empty
