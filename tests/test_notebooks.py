@@ -197,4 +197,5 @@ def test_a_second_process_waits_for_the_first(tmp_path, caplog):
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
 def test_our_notebooks_have_proper_parameters(notebook):
-    assert read_parameters(notebook)["preset"] in {"mini", "smoke"}
+    small = {"mini", "smoke", "trade-offs"}
+    assert read_parameters(notebook)["preset"] in small
