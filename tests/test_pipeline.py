@@ -100,6 +100,7 @@ def test_everything_runs_in_a_fresh_clone(tmp_path):
     assert jobs(copy_project(tmp_path)) == {
         "start": 1,
         "data": 1,
+        "losses": 1,
         "train": TRAINED,
         "fuse": len(PRESET.seeds),
         "benchmark": MODELS,
@@ -187,6 +188,7 @@ def write(path):
 STUBS = {
     "00_start_here": "note('start')",
     "01_data_and_batches": "note('data')",
+    "02_losses_by_hand": "note('losses')",
     "03_joint_training": """
 note('train begins')
 checkpoint = runs / variant / f'seed-{seed}' / 'checkpoint'
