@@ -173,7 +173,8 @@ def _dev_score(
 ) -> Callable[[Mapping[str, Tensor]], float]:
     """The function from weights to the mean over tasks of a preset's dev scores."""
     experiment = load_preset(preset)
-    records = {d.name: load_split(d.name, "dev", limit=d.dev) for d in experiment.datasets}
+    scored = [d for d in experiment.datasets if d.dev != 0]
+    records = {d.name: load_split(d.name, "dev", limit=d.dev) for d in scored}
 
     def score(weights: Mapping[str, Tensor]) -> float:
         # Through a folder, for transformers knows names and heads of its models better than we do.
@@ -181,7 +182,7 @@ def _dev_score(
             folder = write_model(Path(scratch) / "soup", weights, like=like, settings=settings)
             changes = {"name": str(folder.resolve()), "lora": None}
             encoder = Encoder.load(experiment.encoder.model_copy(update=changes))
-        scores = evaluate(encoder, experiment.datasets, records)
+        scores = evaluate(encoder, scored, records)
         return float(np.mean([*task_means(scores).values()]))
 
     return score

@@ -64,10 +64,10 @@ WORDS = [
 ]
 
 
-def tiny_tokenizer() -> PreTrainedTokenizerFast:
-    """A WordPiece tokenizer of a few words and all ASCII letters."""
+def tiny_tokenizer(characters: str = "") -> PreTrainedTokenizerFast:
+    """A WordPiece tokenizer of a few words, all ASCII letters and some more characters."""
     letters = [chr(c) for c in range(97, 123)]
-    pieces = [*SPECIAL, *WORDS, *letters, *(f"##{letter}" for letter in letters)]
+    pieces = [*SPECIAL, *WORDS, *letters, *(f"##{letter}" for letter in letters), *characters]
     vocabulary = {token: i for i, token in enumerate(dict.fromkeys(pieces))}
     tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer()
@@ -91,8 +91,8 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
 def make_encoder():
     """A function that makes a random two-layer BERT of 16 dimensions, in evaluation mode."""
 
-    def make(*, seed: int = 0, layers: int = 2, **options) -> Encoder:
-        tokenizer = tiny_tokenizer()
+    def make(*, seed: int = 0, layers: int = 2, characters: str = "", **options) -> Encoder:
+        tokenizer = tiny_tokenizer(characters)
         torch.manual_seed(seed)
         backbone = BertModel(
             BertConfig(

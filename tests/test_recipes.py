@@ -127,6 +127,7 @@ def test_greedy_soup_is_scored_on_dev(make_kitchen, tmp_path, monkeypatch, capsy
 def test_a_greedy_soup_of_real_scores(make_kitchen, tmp_path):
     preset = yaml.safe_load(preset_path("smoke").read_text())
     preset["name"], preset["encoder"] = "tiny", {"name": "unused", "max_length": 16}
+    preset["datasets"][-1] |= {"train": 0, "dev": 0}  # for its test records alone
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(preset))
     recipe = write_recipe(make_kitchen(), method="greedy", dev=str(tmp_path / "tiny.yaml"))
     assert fuse_recipe(recipe, tmp_path / "fused").kept in (
