@@ -295,9 +295,10 @@ def test_benchmark_takes_prompts_sizes_and_encoder_settings_of_a_preset(
         {"name": "simlex-999", "test": 0},
     ]
     Path("mine.yaml").write_text(yaml.safe_dump(preset))
+    how = ["--preset", "mine.yaml", "--out", "s.csv", "--cache", "kept"]
     loaded, load = [], Encoder.load
     monkeypatch.setattr(Encoder, "load", lambda s: loaded.append(s) or load(s))
-    assert main(["benchmark", str(model), "--preset", "mine.yaml", "--out", "s.csv"]) == 0
+    assert main(["benchmark", str(model), *how]) == 0
     rows = pd.read_csv("s.csv", keep_default_na=False)
     assert set(rows["dataset"]) == {"wordsim-353"}
     assert set(rows["n"]) == {12}
