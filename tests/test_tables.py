@@ -119,10 +119,11 @@ def test_markdown_has_a_line_a_row():
     assert to_markdown(table) == "| model | IR mean |\n| --- | --- |\n| a | 60.50 ± 0.50 |\n"
 
 
-def test_the_readme_shows_the_table_of_the_committed_rows():
-    folder = project_root() / "figures" / "mini"
+@pytest.mark.parametrize("preset", ["mini", "english"])
+def test_the_readme_shows_the_table_of_the_committed_rows(preset):
+    folder = project_root() / "figures" / preset
     rows = pd.read_csv(folder / "trade_off.csv")
-    tests = folder / "comparisons.csv"
-    compared = pd.read_csv(tests) if tests.is_file() else None
-    readme = (project_root() / "README.md").read_text(encoding="utf-8")
-    assert to_markdown(results_table(rows, compared)) in readme
+    compared = pd.read_csv(folder / "comparisons.csv")
+    table = to_markdown(results_table(rows, compared))
+    assert table in (project_root() / "README.md").read_text(encoding="utf-8")
+    assert table == (folder / "results.md").read_text(encoding="utf-8")
