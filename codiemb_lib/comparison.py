@@ -17,6 +17,7 @@ from scipy import stats
 
 from codiemb_lib.claims import Comparison
 from codiemb_lib.evaluation import MAIN_METRIC, EncodedDataset, retrieval_metrics
+from codiemb_lib.intervals import t_interval
 
 Run = tuple[str, int]  # a model and its seed
 
@@ -260,15 +261,6 @@ def _paired(scores: SetScores, comparison: Comparison) -> np.ndarray:
             for seed in seeds
         ]
     )
-
-
-def t_interval(values: ArrayLike) -> tuple[float, float]:
-    """Student's 95 % interval of the mean of values (n,); of one value it has no bounds."""
-    values = np.asarray(values, dtype=np.float64)
-    if len(values) == 1:
-        return -np.inf, np.inf
-    half = stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
-    return values.mean() - half, values.mean() + half
 
 
 def bootstrap_p(drawn: ArrayLike, bound: float = 0.0) -> float:

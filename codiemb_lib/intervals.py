@@ -1,4 +1,4 @@
-"""Intervals of measures over texts: the bootstrap for means, the jackknife for the others."""
+"""Intervals: over texts by the bootstrap or the jackknife, over seeds by Student's t."""
 
 from __future__ import annotations
 
@@ -109,3 +109,12 @@ def jackknife_intervals(
     error = np.sqrt((groups - 1) * without.var(axis=0))
     half = stats.t.ppf((1 + confidence) / 2, groups - 1) * error
     return Intervals(values, values - half, values + half)
+
+
+def t_interval(values: ArrayLike) -> tuple[float, float]:
+    """Student's 95 % interval of the mean of values (n,); of one value it has no bounds."""
+    values = np.asarray(values, dtype=np.float64)
+    if len(values) == 1:
+        return -np.inf, np.inf
+    half = stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
+    return values.mean() - half, values.mean() + half

@@ -21,8 +21,8 @@ from matplotlib.axes import Axes
 from matplotlib.container import ErrorbarContainer
 from matplotlib.legend import Legend
 from matplotlib.ticker import MaxNLocator
-from scipy import stats
 
+from codiemb_lib.intervals import t_interval
 from codiemb_lib.style import (
     ROLES,
     SHEET,
@@ -232,8 +232,10 @@ def first_seed(rows: pd.DataFrame) -> pd.DataFrame:
 
 def half_interval(values: pd.Series) -> float | None:
     """Half the 95 % t-interval of the mean, or None for fewer than three values."""
-    n = len(values)
-    return None if n < 3 else float(stats.t.ppf(0.975, n - 1) * values.std(ddof=1) / np.sqrt(n))
+    if len(values) < 3:
+        return None
+    low, high = t_interval(values)
+    return float(high - low) / 2
 
 
 # Drawing

@@ -15,10 +15,10 @@ from codiemb_lib.comparison import (
     compare,
     holm,
     resample,
-    t_interval,
     text_scores,
 )
 from codiemb_lib.evaluation import EncodedDataset, score_dataset
+from codiemb_lib.intervals import t_interval
 
 IR = {"c": [Comparison("a", "b", "ir")]}
 BOTH = {"c": [Comparison("a", "b", "ir"), Comparison("a", "b", "sts")]}
