@@ -36,8 +36,8 @@ from codiemb_lib.records import Record
 from codiemb_lib.runs import hardware, versions, write_rows
 from codiemb_lib.sources import load_dataset
 
-PUBLIC = {"stsb": (None, 0), "squad-sentences": (800, 1500), "scifact": (100, 500)}
-EMBEDDED = {"simlex-999": (None, 0), "lee-news": (None, 0), "api-docs": (200, 0)}
+PUBLIC = {"stsb": (None, 0), "squad-sentences": (500, 500), "scifact": (60, 150)}
+EMBEDDED = {"simlex-999": (None, 0), "lee-news": (None, 0), "api-docs": (100, 0)}
 BATCHES = {"default": {}, "8": {"batch_size": 8}}
 SAME = 5e-5  # rounding swaps neighbours among thousands of rankings
 
