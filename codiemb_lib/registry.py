@@ -7,6 +7,7 @@ installed package, which is found and never imported; the data root; or a downlo
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
@@ -284,6 +285,17 @@ def source_lines(entry: Entry, package: str, source: SourceFile) -> list[str]:
 
 
 # --- Public files ---------------------------------------------------------------------------------
+
+
+def public_files(part: object) -> Iterator[PublicFile]:
+    """All public files that stand in an entry, in several, or in a part of one."""
+    if isinstance(part, PublicFile):
+        yield part
+    elif isinstance(part, BaseModel | Mapping):
+        yield from public_files(tuple(dict(part).values()))
+    elif isinstance(part, Sequence) and not isinstance(part, str):
+        for member in part:
+            yield from public_files(member)
 
 
 def find_file(file: PublicFile, root: Path | None, fetched: Path) -> Path:

@@ -5,7 +5,13 @@ from __future__ import annotations
 import pytest
 
 from codiemb_lib.readers import SPLITS, MissingSourceError
-from codiemb_lib.registry import ChecksumError, HubEntry, RegistryError, list_datasets
+from codiemb_lib.registry import (
+    ChecksumError,
+    HubEntry,
+    RegistryError,
+    list_datasets,
+    public_files,
+)
 from codiemb_lib.sources import load_dataset
 
 NAMES = ["api-docs", "lee-news", "simlex-999", "wordsim-353", "lee-similarity"]
@@ -38,6 +44,18 @@ def test_the_registry_lists_every_data_set_with_its_origin():
     for entry in entries:
         assert entry.licence
         assert entry.provenance
+
+
+def test_public_files_are_those_with_a_place_in_the_data_root():
+    entries = {entry.name: entry for entry in list_datasets()}
+    found = {name: [file.path for file in public_files(entry)] for name, entry in entries.items()}
+    assert {name for name, files in found.items() if files} == set(PUBLIC)
+    assert found["sick"] == [f"sick/SICK_{s}.txt" for s in ("train", "trial", "test_annotated")]
+    assert len(found["squad-sentences"]) == 4  # questions and passages, twice
+    assert found["scifact"][0] == "scifact/corpus.jsonl"
+    assert [file.path for file in public_files(list(entries.values()))] == [
+        path for files in found.values() for path in files
+    ]
 
 
 @pytest.mark.parametrize(
