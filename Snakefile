@@ -7,12 +7,14 @@
 # before it runs a rule again: a killed training would lose the checkpoint that it goes on from, and
 # a notebook whose text alone has changed would train anew instead of finding its finished run.
 
+import os
 import shlex
 import sys
 from pathlib import Path
 
-from codiemb_lib.config import load_preset
+from codiemb_lib.config import data_root, load_preset
 from codiemb_lib.imports import notebook_files
+from codiemb_lib.registry import list_datasets, public_files
 
 PRESET = load_preset(config.get("preset", "mini"))
 RUNS = f"data/runs/{PRESET.name}"
@@ -37,6 +39,18 @@ def local_files():
     return sorted(str(file) for file in found if file.is_file() and file.suffix in suffixes)
 
 
+def root_files():
+    """The files of the data root that the preset's data sets read.
+
+    Files that are fetched are none: they lie in data/cache, pinned by the registry, and before the
+    first run they are not there. The paths do not hang on where the project lies.
+    """
+    names, root = {d.name for d in PRESET.datasets}, data_root(PRESET.data_root)
+    files = public_files([entry for entry in list_datasets() if entry.name in names])
+    paths = [root / file.path for file in files] if root else []
+    return sorted(os.path.relpath(path) for path in paths if path.is_file())
+
+
 def needs(notebook):
     """What every rule of a notebook depends on."""
     path = f"notebooks/{notebook}.ipynb"
@@ -45,7 +59,7 @@ def needs(notebook):
         "preset": f"notebooks/presets/{PRESET.name}.yaml",
         "registry": "data/registry.yaml",
         "library": [str(file) for file in notebook_files(path, root="codiemb_lib")],
-        "local": local_files(),
+        "local": local_files() + root_files(),
     }
 
 

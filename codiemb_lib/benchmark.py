@@ -6,24 +6,22 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-import pytrec_eval
 from tqdm.auto import tqdm
 
-from codiemb_lib import search
+from codiemb_lib import evaluation, search
 from codiemb_lib.config import DatasetSettings, Prompts, project_root
 from codiemb_lib.embeddings import Embedder
-from codiemb_lib.evaluation import EvaluationError, sts_metrics
+from codiemb_lib.evaluation import EvaluationError, ranking_metrics, sts_metrics
 from codiemb_lib.files import read_json, sha256_file, sha256_text, write_json
 from codiemb_lib.readers import Columns, Scale, read_path
 from codiemb_lib.records import Record, RecordError
 from codiemb_lib.runs import hardware, write_rows
-from codiemb_lib.search import top_k
 from codiemb_lib.sources import Dataset, load_dataset
 
 logger = logging.getLogger(__name__)
@@ -32,9 +30,7 @@ COLUMNS = ["model", "task", "dataset", "split", "metric", "value", "n", "passage
 COLUMNS += ["query_prompt", "passage_prompt", "by", "seconds", "hardware"]
 COLUMNS += ["model_hash", "data_hash"]
 
-_DEPTH = 100  # no measure looks below
 _TABLES = (".csv", ".tsv")
-_QUERIES = 4096  # whose rankings are in pytrec_eval's hands at once
 
 Row = dict[str, Any]
 
@@ -54,61 +50,6 @@ class BenchmarkError(RuntimeError):
 # --- Scores ---------------------------------------------------------------------------------------
 
 
-def ranking_metrics(
-    queries: np.ndarray,
-    passages: np.ndarray,
-    grades: Sequence[Mapping[int, int]],
-    *,
-    progress: bool = False,
-) -> dict[str, np.ndarray]:
-    """nDCG@10, recall@100 and MRR@10 of every query, by exact search and pytrec_eval.
-
-    Memory beside the vectors is that of a tile of the search, and 100 numbers a query.
-
-    Args:
-        queries: (Q, D).
-        passages: (C, D); among equal inner products the earlier passage ranks first.
-        grades: For each query the rows of its relevant passages, at least one, with their grades:
-            whole numbers from 1, which nDCG takes for gains.
-        progress: Show a bar of the search.
-
-    Returns:
-        Arrays (Q,) in [0, 1].
-
-    Raises:
-        EvaluationError: A query without relevant passage, or other than one mapping a query.
-        SearchError: Vectors of another shape, or without a finite length.
-    """
-    if len(grades) != len(queries) or not all(grades):
-        raise EvaluationError(
-            f"expected a relevant passage for each of {len(queries)} queries, found grades for "
-            f"{sum(map(bool, grades))}."
-        )
-    similarities, rows = top_k(queries, passages, min(_DEPTH, len(passages)), progress=progress)
-    last, width = len(passages) - 1, len(str(len(passages)))
-    parts = []
-    for start in range(0, len(queries), _QUERIES):
-        block = slice(start, start + _QUERIES)
-        # trec_eval puts the last name first among equals: names fall as rows grow.
-        run = {
-            str(i): {f"{last - row:0{width}d}": s for row, s in zip(r, values, strict=True)}
-            for i, (r, values) in enumerate(
-                zip(rows[block].tolist(), similarities[block].tolist(), strict=True)
-            )
-        }
-        qrels = {
-            str(i): {f"{last - row:0{width}d}": grade for row, grade in graded.items()}
-            for i, graded in enumerate(grades[block])
-        }
-        found = pytrec_eval.RelevanceEvaluator(qrels, {"ndcg_cut.10", "recall.100"}).evaluate(run)
-        top = {query: dict(islice(ranking.items(), 10)) for query, ranking in run.items()}
-        first = pytrec_eval.RelevanceEvaluator(qrels, {"recip_rank"}).evaluate(top)
-        parts += [
-            (found[q]["ndcg_cut_10"], found[q]["recall_100"], first[q]["recip_rank"]) for q in qrels
-        ]
-    return dict(zip(("ndcg@10", "recall@100", "mrr@10"), np.array(parts).T, strict=True))
-
-
 def score_records(
     embedder: Embedder,
     records: Sequence[Record],
@@ -119,9 +60,9 @@ def score_records(
 ) -> list[Row]:
     """Rows (task, metric, value, n, passages) of the records of one data set.
 
-    What a retrieval set is searched in, and how ties rank, is as in `evaluation.encode_dataset`
-    and `evaluation.retrieval_metrics`; but where all scores of positives are whole numbers, as in
-    a BEIR folder, nDCG takes them for grades. Both texts of a pair carry the query's prompt.
+    What a retrieval set is searched in is as in `evaluation.encode_dataset`; but where all scores
+    of positives are whole numbers, as in a BEIR folder, nDCG takes them for grades. Both texts of a
+    pair carry the query's prompt.
 
     Raises:
         EvaluationError: No records, a score that is not defined, or one that is none.
@@ -139,8 +80,7 @@ def score_records(
         passages = None
     else:
         own = (text for record in records for text in (*record.positives, *record.negatives))
-        # In reverse: there the later passage comes first among equals, here the earlier row.
-        texts = list(dict.fromkeys(chain(own, corpus)))[::-1]
+        texts = list(dict.fromkeys(chain(own, corpus)))
         row = {text: i for i, text in enumerate(texts)}
         graded = _are_graded(records)
         grades = [
@@ -288,7 +228,7 @@ def local_task(
     rows = store.once(
         [
             *(dataset.content_hash, split, f"{limit} {settings.corpus}", prompts.model_dump_json()),
-            *(sha256_file(file) for file in (__file__, search.__file__)),
+            *(sha256_file(file) for file in (__file__, evaluation.__file__, search.__file__)),
         ],
         partial(score_records, store.embedder, records, corpus, prompts, progress=progress),
     )

@@ -192,7 +192,7 @@ def _print_scores(scores: pd.DataFrame) -> None:
 
 def list_data(arguments: argparse.Namespace) -> None:
     """Print every data set of the registry."""
-    from codiemb_lib.sources import CutEntry, list_datasets
+    from codiemb_lib.registry import CutEntry, list_datasets
 
     for entry in list_datasets():
         splits = ", ".join(entry.splits)
@@ -280,7 +280,7 @@ def _columns(names: Sequence[str]) -> list[str | int]:
 
 def _source(name: str) -> str:
     """A name of the registry as it is; else a path from here, as a shell means it."""
-    from codiemb_lib.sources import list_datasets
+    from codiemb_lib.registry import list_datasets
 
     if name not in {entry.name for entry in list_datasets()} and Path(name).exists():
         return str(Path(name).resolve())

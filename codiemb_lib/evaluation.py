@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from types import MappingProxyType
 
@@ -20,9 +20,11 @@ from codiemb_lib.config import DatasetSettings
 from codiemb_lib.encoder import Encoder
 from codiemb_lib.files import atomic_path
 from codiemb_lib.records import Record
+from codiemb_lib.search import top_columns, top_k
 
 MAIN_METRIC = {"ir": "ndcg@10", "sts": "spearman"}
-_TREC_MEASURES = {"ndcg@10": "ndcg_cut_10", "recall@100": "recall_100"}
+_DEPTH = 100  # no measure looks below
+_QUERIES = 4096  # whose rankings are in pytrec_eval's hands at once
 
 
 class EvaluationError(ValueError):
@@ -128,60 +130,97 @@ def load_encoded(path: str | Path) -> list[EncodedDataset]:
     return sorted(datasets, key=lambda dataset: (dataset.task, dataset.name))
 
 
-def retrieval_metrics(
-    similarities: np.ndarray, relevant: Sequence[Collection[int]]
+def ranking_metrics(
+    queries: np.ndarray,
+    passages: np.ndarray,
+    grades: Sequence[Mapping[int, int]],
+    *,
+    progress: bool = False,
 ) -> dict[str, np.ndarray]:
-    """nDCG@10, recall@100 and MRR@10 of every query, by pytrec_eval.
+    """nDCG@10, recall@100 and MRR@10 of every query, by exact search and pytrec_eval.
+
+    Memory beside the vectors is that of a tile of the search, and 100 numbers a query.
 
     Args:
-        similarities: (Q, C), query by passage. Ties rank as trec_eval ranks them, by the
-            document's name in descending order; here the name is the zero-padded column.
-        relevant: For each query the columns of its relevant passages, at least one.
+        queries: (Q, D).
+        passages: (C, D). Ties rank as trec_eval ranks them, by the document's name in descending
+            order; here the later passage ranks first.
+        grades: For each query the rows of its relevant passages, at least one, with their grades:
+            whole numbers from 1, which nDCG takes for gains.
+        progress: Show a bar of the search.
 
     Returns:
         Arrays (Q,) in [0, 1].
 
     Raises:
+        EvaluationError: A query without relevant passage, or other than one mapping a query.
+        SearchError: Vectors of another shape, or without a finite length.
+    """
+    _check_grades(grades, len(queries))
+    # The search keeps the earlier of equal passages, so it gets them from the last to the first.
+    backwards = np.asarray(passages)[::-1]
+    depth = min(_DEPTH, len(backwards))
+    similarities, places = top_k(queries, backwards, depth, progress=progress)
+    return _measure(similarities, len(backwards) - 1 - places, grades)
+
+
+def retrieval_metrics(
+    similarities: np.ndarray, relevant: Sequence[Collection[int]]
+) -> dict[str, np.ndarray]:
+    """The `ranking_metrics` of similarities that are there already, with all grades 1.
+
+    Args:
+        similarities: (Q, C) floats, query by passage.
+        relevant: For each query the columns of its relevant passages, at least one.
+
+    Raises:
         EvaluationError: Shapes that do not fit, NaN or Inf, or a query without relevant passage.
     """
     similarities = np.asarray(similarities)
-    if similarities.ndim != 2 or len(similarities) != len(relevant):
+    if similarities.ndim != 2:
         raise EvaluationError(
-            f"expected one row of similarities for each of {len(relevant)} queries, "
-            f"found shape {similarities.shape}."
+            f"expected similarities of queries and passages, found shape {similarities.shape}."
         )
+    grades = [dict.fromkeys(columns, 1) for columns in relevant]
+    _check_grades(grades, len(similarities))
     _check_finite(similarities)
-    if empty := [i for i, columns in enumerate(relevant) if not len(columns)]:
-        raise EvaluationError(
-            f"expected a relevant passage for every query, found none for queries {empty[:5]}."
-        )
     columns = similarities.shape[1]
-    width = len(str(columns))
-    names = [f"d{i:0{width}d}" for i in range(columns)]
-    qrels = {f"q{i}": {names[c]: 1 for c in rows} for i, rows in enumerate(relevant)}
-    # No measure looks below rank 100: longer rankings only cost time.
-    run = {f"q{i}": _ranking(row, names, depth=100) for i, row in enumerate(similarities)}
-    results = pytrec_eval.RelevanceEvaluator(qrels, {"ndcg_cut.10", "recall.100"}).evaluate(run)
-    top = {query: dict(list(ranking.items())[:10]) for query, ranking in run.items()}
-    reciprocal = pytrec_eval.RelevanceEvaluator(qrels, {"recip_rank"}).evaluate(top)
-    queries = list(qrels)
-    metrics = {
-        metric: np.array([results[query][measure] for query in queries])
-        for metric, measure in _TREC_MEASURES.items()
-    }
-    metrics["mrr@10"] = np.array([reciprocal[query]["recip_rank"] for query in queries])
-    return metrics
+    best, places = top_columns(similarities[:, ::-1], min(_DEPTH, columns))
+    return _measure(best, columns - 1 - places, grades)
 
 
-def _ranking(similarities: np.ndarray, names: Sequence[str], *, depth: int) -> dict[str, float]:
-    """The best `depth` passages in trec_eval's order: by score, ties by name, both descending."""
-    if len(similarities) > depth:
-        worst = np.partition(similarities, -depth)[-depth]
-        candidates = np.flatnonzero(similarities >= worst)  # all that tie at the cut
-    else:
-        candidates = np.arange(len(similarities))
-    order = candidates[np.lexsort((-candidates, -similarities[candidates]))][:depth]
-    return {names[i]: float(similarities[i]) for i in order}
+def _check_grades(grades: Sequence[Mapping[int, int]], queries: int) -> None:
+    if len(grades) != queries or not all(grades):
+        raise EvaluationError(
+            f"expected a relevant passage for each of {queries} queries, found grades for "
+            f"{sum(map(bool, grades))}."
+        )
+
+
+def _measure(
+    similarities: np.ndarray, rows: np.ndarray, grades: Sequence[Mapping[int, int]]
+) -> dict[str, np.ndarray]:
+    """The measures of rankings: the best passages of each query (Q, k), by their rows."""
+    parts = []
+    for start in range(0, len(rows), _QUERIES):
+        block = slice(start, start + _QUERIES)
+        ranked = zip(rows[block].tolist(), similarities[block].tolist(), strict=True)
+        # Names rise with rows, and trec_eval puts the last name first among equals.
+        run = {
+            str(i): {f"{row:09d}": s for row, s in zip(*ranking, strict=True)}
+            for i, ranking in enumerate(ranked)
+        }
+        qrels = {
+            str(i): {f"{row:09d}": grade for row, grade in graded.items()}
+            for i, graded in enumerate(grades[block])
+        }
+        found = pytrec_eval.RelevanceEvaluator(qrels, {"ndcg_cut.10", "recall.100"}).evaluate(run)
+        top = {query: dict(islice(ranking.items(), 10)) for query, ranking in run.items()}
+        first = pytrec_eval.RelevanceEvaluator(qrels, {"recip_rank"}).evaluate(top)
+        parts += [
+            (found[q]["ndcg_cut_10"], found[q]["recall_100"], first[q]["recip_rank"]) for q in qrels
+        ]
+    return dict(zip(("ndcg@10", "recall@100", "mrr@10"), np.array(parts).T, strict=True))
 
 
 def sts_metrics(similarities: np.ndarray, scores: np.ndarray) -> dict[str, float]:
@@ -225,8 +264,8 @@ def _check_finite(values: np.ndarray) -> None:
 def score_dataset(encoded: EncodedDataset) -> pd.DataFrame:
     """Rows (task, dataset, metric, value, n) of one encoded data set; retrieval is averaged."""
     if encoded.task == "ir":
-        similarities = encoded.queries @ encoded.passages.T  # cosine: all have unit length
-        by_query = retrieval_metrics(similarities, encoded.gold)
+        grades = [dict.fromkeys(rows, 1) for rows in encoded.gold]
+        by_query = ranking_metrics(encoded.queries, encoded.passages, grades)  # unit length: cosine
         metrics = {metric: float(values.mean()) for metric, values in by_query.items()}
     else:
         similarities = np.einsum("nd,nd->n", encoded.queries, encoded.passages)

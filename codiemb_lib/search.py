@@ -53,15 +53,28 @@ def top_k(
     indices = np.empty((len(queries), k), dtype=np.int64)
     for top in trange(0, len(queries), height, desc="search", disable=not progress, leave=False):
         rows = slice(top, top + height)
-        tile = queries[rows] @ passages[:width].T
-        keep = tile >= np.partition(tile, -k, axis=1)[:, -k, None]
-        best, where = _merge(tile[:, :0], indices[rows, :0], tile, keep, 0, k)
+        best, where = top_columns(_product(queries[rows], passages[:width]), k)
         for left in range(width, len(passages), width):
-            tile = queries[rows] @ passages[left : left + width].T
+            tile = _product(queries[rows], passages[left : left + width])
             keep = tile > best[:, -1:]  # what equals the k-th best comes later, so it is out
             best, where = _merge(best, where, tile, keep, left, k)
         similarities[rows], indices[rows] = best, where
     return similarities, indices
+
+
+def top_columns(similarities: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The k largest of each row of a matrix of floats (n, w), falling, and their columns.
+
+    Among equals the earlier column comes first and is kept.
+    """
+    keep = similarities >= np.partition(similarities, -k, axis=1)[:, -k, None]
+    none = np.empty((len(similarities), 0), dtype=np.int64)
+    return _merge(similarities[:, :0], none, similarities, keep, 0, k)
+
+
+def _product(queries: np.ndarray, passages: np.ndarray) -> np.ndarray:
+    # BLAS takes no rows in reverse, and without it NumPy needs many times as long.
+    return queries @ np.ascontiguousarray(passages).T
 
 
 def _merge(

@@ -1,4 +1,4 @@
-"""What the tests share: tiny random encoders of the architectures that presets name."""
+"""What the tests share: tiny random encoders of the architectures that presets name; registries."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
 import torch
+import yaml
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import (
     BertConfig,
@@ -24,7 +25,9 @@ from transformers import (
     XLMRobertaModel,
 )
 
+from codiemb_lib.config import project_root
 from codiemb_lib.encoder import Encoder
+from codiemb_lib.sources import load_dataset
 
 
 @pytest.fixture
@@ -37,6 +40,29 @@ def no_network(monkeypatch):
     for name in ("connect", "connect_ex"):
         monkeypatch.setattr(socket.socket, name, refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory):
+    """The folder of built data sets, with `api-docs`, which takes seconds."""
+    folder = tmp_path_factory.mktemp("cache")
+    load_dataset("api-docs", cache=folder)
+    return folder
+
+
+@pytest.fixture
+def registry(tmp_path):
+    """Writes a registry: the project's own with some entries changed."""
+    content = yaml.safe_load((project_root() / "data" / "registry.yaml").read_text())
+
+    def write(**changes):
+        for name, change in changes.items():
+            content.setdefault(name.replace("_", "-"), {}).update(change)
+        path = tmp_path / "registry.yaml"
+        path.write_text(yaml.safe_dump(content, sort_keys=False))
+        return path
+
+    return write
 
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]

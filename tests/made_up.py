@@ -1,4 +1,4 @@
-"""Made-up records that several tests train on."""
+"""What several tests are about: the models of a preset, and made-up records to train on."""
 
 from __future__ import annotations
 
@@ -10,6 +10,19 @@ from codiemb_lib.config import DatasetSettings
 from codiemb_lib.records import Record
 
 WORDS = ["cat", "dog", "car", "bus", "old", "new", "fast", "slow", "red", "blue"]
+# The models of `mini`, in the order of figures.
+MODELS = [
+    "base",
+    "ir_only",
+    "sts_only",
+    "mixed",
+    "cosent",
+    "codiemb",
+    "codiemb_ir25",
+    "codiemb_ir75",
+    "soup",
+    "delta",
+]
 PROMPTS = {
     "ir": DatasetSettings(name="ir", query_prompt="query: "),
     "sts": DatasetSettings(name="sts", query_prompt="find "),

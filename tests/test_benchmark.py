@@ -1,19 +1,14 @@
-"""Scores of a benchmark against pytrec_eval and SciPy over everything; failures; what is kept."""
+"""Scores of a benchmark against those of the runs' tables; failures; what is kept."""
 
 from __future__ import annotations
 
 import json
 import math
-import os
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-import pytrec_eval
 from made_up import ir_records, sts_records
 
 from codiemb_lib import benchmark
@@ -25,7 +20,6 @@ from codiemb_lib.benchmark import (
     load_task,
     local_task,
     own_prompts,
-    ranking_metrics,
     run_tasks,
     score_records,
 )
@@ -37,7 +31,6 @@ from codiemb_lib.search import SearchError
 from codiemb_lib.sources import UnknownDatasetError
 
 ROOT = data_root("../shared/data")
-ONE = [{0: 1}]
 
 
 @pytest.fixture
@@ -55,68 +48,6 @@ def data(tmp_path):
 
 
 # --- Scores ---
-
-
-@pytest.mark.parametrize("levels", [0, 3, 1])
-@pytest.mark.parametrize("graded", [False, True])
-def test_rankings_score_as_whole_ones_do_in_pytrec_eval(levels, graded):
-    """Random vectors; small integers, of which most products tie; and all products equal."""
-    random = np.random.default_rng(levels)
-    Q, C, D = 12, 300, 4
-    if levels:
-        draw = lambda n: random.integers(0, levels, (n, D)).astype(np.float32)  # noqa: E731
-    else:
-        draw = lambda n: random.normal(size=(n, D)).astype(np.float32)  # noqa: E731
-    queries, passages = draw(Q), draw(C)
-    grades = [
-        {int(row): int(random.integers(1, 4)) if graded else 1 for row in rows}
-        for rows in (random.choice(C, random.integers(1, 15), replace=False) for _ in range(Q))
-    ]
-    # trec_eval ranks equals by name, the last first: names that fall keep the earlier row.
-    names = [f"d{C - row:03d}" for row in range(C)]
-    run = {
-        f"q{i}": dict(zip(names, map(float, similarities), strict=True))
-        for i, similarities in enumerate(queries @ passages.T)
-    }
-    qrels = {
-        f"q{i}": {names[row]: g for row, g in by_row.items()} for i, by_row in enumerate(grades)
-    }
-    measures = {"ndcg_cut.10", "recall.100", "recip_rank"}
-    whole = pytrec_eval.RelevanceEvaluator(qrels, measures).evaluate(run)
-    found = ranking_metrics(queries, passages, grades)
-    for i in range(Q):
-        expected = whole[f"q{i}"]
-        reciprocal = expected["recip_rank"] if expected["recip_rank"] >= 0.1 else 0.0
-        assert found["ndcg@10"][i] == pytest.approx(expected["ndcg_cut_10"], abs=1e-12)
-        assert found["recall@100"][i] == pytest.approx(expected["recall_100"], abs=1e-12)
-        assert found["mrr@10"][i] == pytest.approx(reciprocal, abs=1e-12)
-
-
-def test_grades_are_gains_of_ndcg():
-    passages = np.float32([[0.9], [0.8], [0.7]])
-    found = ranking_metrics(np.float32([[1]]), passages, [{0: 1, 2: 3}])
-    best = 3 + 1 / math.log2(3)
-    assert found["ndcg@10"].item() == pytest.approx((1 + 3 / math.log2(4)) / best)
-
-
-def test_queries_come_back_in_their_order_whatever_the_block(monkeypatch):
-    random = np.random.default_rng(0)
-    queries, passages = random.normal(size=(25, 8)), random.normal(size=(50, 8))
-    grades = [{int(random.integers(50)): 1} for _ in range(25)]
-    whole = ranking_metrics(queries, passages, grades)
-    monkeypatch.setattr(benchmark, "_QUERIES", 4)
-    for metric, values in ranking_metrics(queries, passages, grades).items():
-        np.testing.assert_array_equal(values, whole[metric])
-
-
-def test_queries_without_relevant_passage_and_vectors_without_length_are_refused():
-    vectors = np.eye(3, dtype=np.float32)
-    with pytest.raises(EvaluationError, match="each of 3 queries, found grades for 1"):
-        ranking_metrics(vectors, vectors, [{0: 1}, {}, {}])
-    with pytest.raises(EvaluationError, match="each of 3 queries, found grades for 1"):
-        ranking_metrics(vectors, vectors, ONE)
-    with pytest.raises(SearchError, match="row 0"):
-        ranking_metrics(np.full((1, 3), np.nan), vectors, ONE)
 
 
 @pytest.mark.parametrize("records", [ir_records(30), sts_records(30)])
@@ -179,32 +110,6 @@ def test_nan_embeddings_fail_loudly(store, monkeypatch):
         score_records(store.embedder, sts_records(3))
     with pytest.raises(EvaluationError, match="found none"):
         score_records(store.embedder, [])
-
-
-def test_memory_is_not_that_of_all_pairs():
-    script = """
-import numpy as np
-from codiemb_lib.benchmark import ranking_metrics
-
-def peak():
-    with open("/proc/self/status") as status:
-        return next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
-
-random = np.random.default_rng(0)
-queries, passages = (random.normal(size=(n, 2)).astype(np.float32) for n in (5000, 50000))
-ranking_metrics(queries[:64], passages[:64], [{0: 1}] * 64)
-before = peak()
-ranking_metrics(queries, passages, [{0: 1}] * 5000)
-print(peak() - before)
-"""
-    result = subprocess.run(
-        [sys.executable, "-c", script],
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[1])},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert int(result.stdout) < 500_000  # kB; all pairs are 1,000,000
 
 
 # --- Tasks ---

@@ -22,7 +22,8 @@ from codiemb_lib.config import preset_path
 from codiemb_lib.encoder import Encoder
 from codiemb_lib.files import alone
 from codiemb_lib.records import Record, read_jsonl, write_jsonl
-from codiemb_lib.sources import list_datasets, load_dataset
+from codiemb_lib.registry import list_datasets
+from codiemb_lib.sources import load_dataset
 
 
 @pytest.fixture
@@ -128,7 +129,7 @@ def test_error_that_is_not_ours_keeps_its_traceback(monkeypatch):
     def broken():
         raise ZeroDivisionError
 
-    monkeypatch.setattr("codiemb_lib.sources.list_datasets", broken)
+    monkeypatch.setattr("codiemb_lib.registry.list_datasets", broken)
     with pytest.raises(ZeroDivisionError):
         main(["data", "list"])
 

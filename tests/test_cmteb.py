@@ -11,7 +11,7 @@ import yaml
 
 from codiemb_lib.config import load_preset, preset_path, project_root
 from codiemb_lib.leaks import load_datasets
-from codiemb_lib.sources import HubEntry, list_datasets
+from codiemb_lib.registry import HubEntry, list_datasets
 from codiemb_lib.training import train
 
 datasets = pytest.importorskip("datasets", reason="the optional package of the Hub")

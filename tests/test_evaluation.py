@@ -5,14 +5,17 @@ import math
 import numpy as np
 import pytest
 import pytrec_eval
+from memory import growth
 from scipy import stats
 
+from codiemb_lib import evaluation
 from codiemb_lib.config import DatasetSettings
 from codiemb_lib.evaluation import (
     EvaluationError,
     encode_dataset,
     evaluate,
     load_encoded,
+    ranking_metrics,
     retrieval_metrics,
     save_encoded,
     score_dataset,
@@ -20,6 +23,7 @@ from codiemb_lib.evaluation import (
     task_means,
 )
 from codiemb_lib.records import Record
+from codiemb_lib.search import SearchError
 
 IR = [
     Record("ir", "the cat", ("a cat is a cat", "old cat"), ("red bus",), dataset="d"),
@@ -58,21 +62,80 @@ def test_retrieval_metrics_by_their_definition():
         assert metrics["recall@100"][i] == pytest.approx(found / len(columns))
 
 
-def test_ties_rank_as_in_pytrec_eval_over_the_whole_ranking():
-    generator = np.random.default_rng(1)
-    similarities = generator.integers(0, 4, size=(20, 300)) / 4  # hundreds of ties
-    relevant = [generator.choice(300, size=5, replace=False) for _ in range(20)]
-    names = [f"d{i:03d}" for i in range(300)]
-    qrels = {f"q{i}": {names[c]: 1 for c in r} for i, r in enumerate(relevant)}
+@pytest.mark.parametrize("levels", [0, 3, 1])
+@pytest.mark.parametrize("graded", [False, True])
+def test_rankings_score_as_whole_ones_do_in_pytrec_eval(levels, graded):
+    """Random vectors; small integers, of which most products tie; and all products equal."""
+    random = np.random.default_rng(levels)
+    Q, C, D = 12, 300, 4
+    if levels:
+        draw = lambda n: random.integers(0, levels, (n, D)).astype(np.float32)  # noqa: E731
+    else:
+        draw = lambda n: random.normal(size=(n, D)).astype(np.float32)  # noqa: E731
+    queries, passages = draw(Q), draw(C)
+    grades = [
+        {int(row): int(random.integers(1, 4)) if graded else 1 for row in rows}
+        for rows in (random.choice(C, random.integers(1, 15), replace=False) for _ in range(Q))
+    ]
+    names = [f"d{row:03d}" for row in range(C)]
     run = {
-        f"q{i}": dict(zip(names, map(float, row), strict=True))
-        for i, row in enumerate(similarities)
+        f"q{i}": dict(zip(names, map(float, similarities), strict=True))
+        for i, similarities in enumerate(queries @ passages.T)
     }
-    whole = pytrec_eval.RelevanceEvaluator(qrels, {"ndcg_cut.10", "recall.100"}).evaluate(run)
-    metrics = retrieval_metrics(similarities, relevant)
-    for i in range(20):
-        assert metrics["ndcg@10"][i] == pytest.approx(whole[f"q{i}"]["ndcg_cut_10"])
-        assert metrics["recall@100"][i] == pytest.approx(whole[f"q{i}"]["recall_100"])
+    qrels = {
+        f"q{i}": {names[row]: g for row, g in by_row.items()} for i, by_row in enumerate(grades)
+    }
+    measures = {"ndcg_cut.10", "recall.100", "recip_rank"}
+    whole = pytrec_eval.RelevanceEvaluator(qrels, measures).evaluate(run)
+    found = ranking_metrics(queries, passages, grades)
+    if not graded:
+        for metric, values in retrieval_metrics(queries @ passages.T, grades).items():
+            np.testing.assert_array_equal(values, found[metric])
+    for i in range(Q):
+        expected = whole[f"q{i}"]
+        reciprocal = expected["recip_rank"] if expected["recip_rank"] >= 0.1 else 0.0
+        assert found["ndcg@10"][i] == pytest.approx(expected["ndcg_cut_10"], abs=1e-12)
+        assert found["recall@100"][i] == pytest.approx(expected["recall_100"], abs=1e-12)
+        assert found["mrr@10"][i] == pytest.approx(reciprocal, abs=1e-12)
+
+
+def test_grades_are_gains_of_ndcg():
+    passages = np.float32([[0.9], [0.8], [0.7]])
+    found = ranking_metrics(np.float32([[1]]), passages, [{0: 1, 2: 3}])
+    best = 3 + 1 / math.log2(3)
+    assert found["ndcg@10"].item() == pytest.approx((1 + 3 / math.log2(4)) / best)
+
+
+def test_queries_come_back_in_their_order_whatever_the_block(monkeypatch):
+    random = np.random.default_rng(0)
+    queries, passages = random.normal(size=(25, 8)), random.normal(size=(50, 8))
+    grades = [{int(random.integers(50)): 1} for _ in range(25)]
+    whole = ranking_metrics(queries, passages, grades)
+    monkeypatch.setattr(evaluation, "_QUERIES", 4)
+    for metric, values in ranking_metrics(queries, passages, grades).items():
+        np.testing.assert_array_equal(values, whole[metric])
+
+
+def test_queries_without_relevant_passage_and_vectors_without_length_are_refused():
+    vectors = np.eye(3, dtype=np.float32)
+    with pytest.raises(EvaluationError, match="each of 3 queries, found grades for 1"):
+        ranking_metrics(vectors, vectors, [{0: 1}, {}, {}])
+    with pytest.raises(EvaluationError, match="each of 3 queries, found grades for 1"):
+        ranking_metrics(vectors, vectors, [{0: 1}])
+    with pytest.raises(SearchError, match="row 0"):
+        ranking_metrics(np.full((1, 3), np.nan), vectors, [{0: 1}])
+
+
+def test_memory_is_not_that_of_all_pairs():
+    before = """
+import numpy as np
+from codiemb_lib.evaluation import ranking_metrics
+random = np.random.default_rng(0)
+queries, passages = (random.normal(size=(n, 2)).astype(np.float32) for n in (5000, 50000))
+ranking_metrics(queries[:64], passages[:64], [{0: 1}] * 64)
+"""
+    grown = growth(before, "ranking_metrics(queries, passages, [{0: 1}] * 5000)")
+    assert grown < 500_000  # kB; all pairs are 1,000,000
 
 
 def test_sts_metrics_are_those_of_scipy_with_ties():
@@ -102,10 +165,12 @@ def test_sts_that_has_no_score_fails_loudly(similarities, scores, message):
 def test_retrieval_that_has_no_score_fails_loudly():
     with pytest.raises(EvaluationError, match="NaN or Inf"):
         retrieval_metrics(np.array([[0.1, np.nan]]), [[0]])
-    with pytest.raises(EvaluationError, match=r"none for queries \[1\]"):
+    with pytest.raises(EvaluationError, match="each of 2 queries, found grades for 1"):
         retrieval_metrics(np.zeros((2, 3)), [[0], []])
-    with pytest.raises(EvaluationError, match="one row of similarities"):
+    with pytest.raises(EvaluationError, match="each of 3 queries, found grades for 1"):
         retrieval_metrics(np.zeros((3, 3)), [[0]])
+    with pytest.raises(EvaluationError, match=r"found shape \(3,\)"):
+        retrieval_metrics(np.zeros(3), [[0]])
 
 
 def test_a_retrieval_set_is_encoded_once_with_its_relevance(make_encoder):

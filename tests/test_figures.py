@@ -10,25 +10,14 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from made_up import MODELS
 from matplotlib.colors import same_color
 from matplotlib.text import Text
 
 from codiemb_lib import figures, plotting, style
 from codiemb_lib.claims import AGAINST_BASE, CLAIMS, Comparison
 
-VARIANTS = [
-    "base",
-    "ir_only",
-    "sts_only",
-    "mixed",
-    "cosent",
-    "codiemb",
-    "codiemb_ir25",
-    "codiemb_ir75",
-    "soup",
-    "delta",
-]
-LABELS = [look.label for look in style.variant_styles(VARIANTS).values()]
+LABELS = [look.label for look in style.variant_styles(MODELS).values()]
 DATASETS = [
     ("ir", "api-docs"),
     ("ir", "lee-news"),
@@ -54,7 +43,7 @@ def table(name: str, variants=None, seeds=2) -> pd.DataFrame:
     """Rows of the shape that the pipeline writes, with made-up values."""
     rng = np.random.default_rng(7)
     few = name in ("umap", "layers", "cosines", "rated_pairs")
-    variants = variants or (DRAWN if few else VARIANTS)
+    variants = variants or (DRAWN if few else MODELS)
     rows = []
     if name == "scores":
         columns = "preset variant seed task dataset split metric value n selected_on"
@@ -319,7 +308,7 @@ def test_trade_off_puts_means_over_test_sets_and_seeds_in_the_plane():
     ax = plot("trade_off", rows)
     drawn = mean_markers(ax)
     assert list(drawn) == LABELS
-    for variant, look in style.variant_styles(VARIANTS).items():
+    for variant, look in style.variant_styles(MODELS).items():
         test = rows[(rows["variant"] == variant) & (rows["split"] == "test")]
         x = 100 * test.loc[test["metric"] == "ndcg@10", "value"].mean()
         y = 100 * test.loc[test["metric"] == "spearman", "value"].mean()
@@ -485,7 +474,7 @@ def test_comparisons_without_claims_are_those_against_the_base():
 
 
 def test_training_curves_draw_the_mean_over_seeds_by_step():
-    rows = table("dev", variants=VARIANTS[1:8])
+    rows = table("dev", variants=MODELS[1:8])
     axes = plot("training_curves", rows)
     assert axes[0].get_ylabel().startswith("IR dev sets")
     assert axes[1].get_ylabel().startswith("STS dev sets")
@@ -506,7 +495,7 @@ def test_training_curves_of_one_task_leave_the_other_panel_empty():
 
 
 def test_up_to_four_series_are_named_where_they_end():
-    axes = plot("training_curves", table("dev", variants=VARIANTS[1:4]))
+    axes = plot("training_curves", table("dev", variants=MODELS[1:4]))
     assert not axes[0].figure.legends
     assert [text.get_text() for text in axes[0].texts] == LABELS[1:4]
 
@@ -576,7 +565,7 @@ def test_cosines_have_a_row_per_task_and_three_curves_that_are_named_once():
     axes = plot("cosines", rows)
     assert len(axes) == 8
     titles = [ax.get_title(loc="left") for ax in axes[:4]]
-    assert titles == [LABELS[VARIANTS.index(variant)] for variant in DRAWN]
+    assert titles == [LABELS[MODELS.index(variant)] for variant in DRAWN]
     curve = next(patch for patch in axes[7].patches if patch.get_label() == "STS positives")
     mine = rows.query(
         "variant == 'codiemb' and task == 'sts' and pairs == 'positive' and seed == 0"
@@ -600,7 +589,7 @@ def test_rated_pairs_are_the_points_of_a_data_set_and_a_model():
 
 
 def test_geometry_by_step_has_a_row_per_measure_and_a_column_per_task():
-    rows = table("trajectory", variants=VARIANTS[1:8])
+    rows = table("trajectory", variants=MODELS[1:8])
     axes = plot("geometry_by_step", rows)
     assert [ax.get_ylabel() for ax in axes[::2]] == [
         "anisotropy (↓)",

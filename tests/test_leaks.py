@@ -18,8 +18,9 @@ from codiemb_lib.leaks import (
     near_identical,
     remove_leaks,
 )
+from codiemb_lib.readers import SPLITS
 from codiemb_lib.records import Record
-from codiemb_lib.sources import SPLITS, Dataset, load_dataset
+from codiemb_lib.sources import Dataset, load_dataset
 
 ROOT = data_root("../shared/data")
 real_files = pytest.mark.skipif(

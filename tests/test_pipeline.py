@@ -14,12 +14,14 @@ from pathlib import Path
 
 import nbformat
 import pytest
+import yaml
 
 from codiemb_lib.config import load_preset
 
 ROOT = Path(__file__).parents[1]
 PRESET = load_preset("smoke")
 PATIENCE = 240  # seconds, on a busy machine
+TABLE = "root/sick/SICK_train.txt"
 TRAINED, FUSED, MODELS = len(PRESET.variants), len(PRESET.fusion), len(PRESET.models)
 
 
@@ -42,7 +44,7 @@ def start(project: Path, log: str, *options: str, preset: str = "smoke") -> subp
         return subprocess.Popen(
             [*command, "--cores", "2", "--", *options],
             cwd=project,
-            env={**os.environ, "PYTHONPATH": str(project), "CODIEMB_ROOT": ""},
+            env={**os.environ, "PYTHONPATH": str(project), "CODIEMB_ROOT": "", "CODIEMB_DATA": ""},
             stdout=stream,
             stderr=stream,
         )
@@ -75,8 +77,17 @@ def jobs(project: Path) -> dict[str, int]:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> Path:
-    """A copy of the project in which everything seems to have run: its outputs are empty files."""
+    """A copy of the project in which everything seems to have run: its outputs are empty files.
+
+    Its preset reads a set of the data root too, of which one file is there.
+    """
     project = copy_project(tmp_path_factory.mktemp("finished"))
+    path = project / "notebooks" / "presets" / "smoke.yaml"
+    preset = yaml.safe_load(path.read_text())
+    preset |= {"datasets": [*preset["datasets"], {"name": "sick"}], "data_root": "root"}
+    path.write_text(yaml.safe_dump(preset))
+    (project / TABLE).parent.mkdir(parents=True)
+    (project / TABLE).touch()
     summary = reproduce(project, "--summary")
     for path in re.findall(r"^(?:data|figures)/\S+", summary, re.M):
         (project / path).parent.mkdir(parents=True, exist_ok=True)
@@ -162,6 +173,12 @@ def test_changed_preset_concerns_its_own_runs_only(finished):
         assert jobs(finished) == {}
     with changed(presets / "smoke.yaml"):
         assert jobs(finished)["train"] == TRAINED
+
+
+def test_changed_file_of_the_data_root_concerns_all_that_read_data(finished):
+    with changed(finished / TABLE):
+        counts = jobs(finished)
+    assert (counts["data"], counts["train"], counts["benchmark"]) == (1, TRAINED, MODELS)
 
 
 TINY = """

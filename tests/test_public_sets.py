@@ -15,16 +15,12 @@ import yaml
 
 from codiemb_lib.config import data_root
 from codiemb_lib.docstrings import normalise
+from codiemb_lib.entries import cut_dev
 from codiemb_lib.files import sha256_file
-from codiemb_lib.readers import read_beir
+from codiemb_lib.readers import SPLITS, MissingSourceError, read_beir
 from codiemb_lib.records import Record, read_rows
-from codiemb_lib.sources import (
-    SPLITS,
-    ChecksumError,
-    MissingSourceError,
-    cut_dev,
-    load_dataset,
-)
+from codiemb_lib.registry import ChecksumError
+from codiemb_lib.sources import load_dataset
 
 SIZES = {
     "stsb": (5749, 1500, 1379),

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from memory import growth
 
 from codiemb_lib.search import SearchError, top_k
 
@@ -116,28 +112,12 @@ def test_shapes_that_do_not_fit_are_refused():
 
 
 def test_memory_is_that_of_a_tile_not_of_all_pairs():
-    # Of a new process the peak is its own only in VmHWM: ru_maxrss begins with the parent's.
-    script = """
+    before = """
 import numpy as np
 from codiemb_lib.search import top_k
-
-def peak():
-    with open("/proc/self/status") as status:
-        return next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
-
 random = np.random.default_rng(0)
 queries, passages = (random.normal(size=(n, 2)).astype(np.float32) for n in (4000, 20000))
 top_k(queries[:64], passages[:64], 1)
-before = peak()
-top_k(queries, passages, 10, block=(500, 2000))
-print(peak() - before)
 """
-    root = Path(__file__).resolve().parents[1]
-    result = subprocess.run(
-        [sys.executable, "-c", script],
-        env=os.environ | {"PYTHONPATH": str(root)},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert int(result.stdout) < 40_000  # kB; a tile takes 4,000 of them, all pairs 320,000
+    grown = growth(before, "top_k(queries, passages, 10, block=(500, 2000))")
+    assert grown < 40_000  # kB; a tile takes 4,000 of them, all pairs 320,000

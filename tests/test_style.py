@@ -13,24 +13,12 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from made_up import MODELS
 from matplotlib.text import Text
 
 import codiemb_lib
 from codiemb_lib import style
 from codiemb_lib.files import UnwritableError
-
-MINI = [
-    "base",
-    "ir_only",
-    "sts_only",
-    "mixed",
-    "cosent",
-    "codiemb",
-    "codiemb_ir25",
-    "codiemb_ir75",
-    "soup",
-    "delta",
-]
 
 
 @pytest.fixture(autouse=True)
@@ -70,8 +58,8 @@ def test_roles_have_the_colours_of_the_house():
 
 
 def test_variants_of_the_preset_have_labels_roles_and_an_order():
-    styles = style.variant_styles(reversed(MINI))
-    assert list(styles) == MINI
+    styles = style.variant_styles(reversed(MODELS))
+    assert list(styles) == MODELS
     assert [s.label for s in styles.values()] == [
         "base encoder",
         "IR only",
@@ -90,7 +78,7 @@ def test_variants_of_the_preset_have_labels_roles_and_an_order():
 
 
 def test_variants_of_one_role_differ_in_marker_and_line():
-    styles = style.variant_styles([*MINI, "mine", "yours"]).values()
+    styles = style.variant_styles([*MODELS, "mine", "yours"]).values()
     assert len({(s.colour, s.marker, s.fill) for s in styles}) == len(styles)
     assert len({(s.colour, s.line) for s in styles}) == len(styles)
 
@@ -126,7 +114,7 @@ def test_labels_of_close_points_overlap_neither_each_other_nor_the_points(seed):
     fig, ax = plt.subplots(figsize=(style.WIDTH_2, 3.6))
     ax.plot(x, y, "o")
     ax.margins(0.1)
-    labels = style.label_points(ax, x, y, MINI)
+    labels = style.label_points(ax, x, y, MODELS)
     fig.canvas.draw()
     boxes = [Text.get_window_extent(label).padded(-0.5) for label in labels]
     for i, box in enumerate(boxes):
