@@ -79,7 +79,7 @@ def reproduced(tmp_path_factory, cache) -> Path:
 
 
 @pytest.fixture(scope="module")
-def alone(request, tmp_path_factory, cache, reproduced) -> Iterator[dict[str, Future]]:
+def alone(request, tmp_path_factory, cache) -> Iterator[dict[str, Future]]:
     """The copies of the other notebooks that are asked for, two of them made at a time."""
 
     def execute(name: str, project: Path) -> Path:
@@ -94,9 +94,9 @@ def alone(request, tmp_path_factory, cache, reproduced) -> Iterator[dict[str, Fu
         if name not in IN_REPRODUCTION
     }
     if fuses := projects.get("04_checkpoint_fusion"):  # it finds all ingredients but one
-        runs = "data/runs/smoke"
+        runs = request.getfixturevalue("reproduced") / "data" / "runs" / "smoke"
         for trained in {*PRESET.variants} - {"codiemb"}:
-            shutil.copytree(reproduced / runs / trained, fuses / runs / trained)
+            shutil.copytree(runs / trained, fuses / "data" / "runs" / "smoke" / trained)
     with ThreadPoolExecutor(2) as pool:
         yield {name: pool.submit(execute, name, project) for name, project in projects.items()}
         pool.shutdown(cancel_futures=True)
