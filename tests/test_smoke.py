@@ -1,4 +1,4 @@
-"""The real notebooks at smoke size: each alone at its defaults, then all of them in their order."""
+"""The real notebooks at smoke size: all of them in their order, and each alone at its defaults."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import nbformat
@@ -18,7 +20,7 @@ from codiemb_lib import figures
 from codiemb_lib.config import load_preset
 from codiemb_lib.exercises import EXERCISES
 from codiemb_lib.files import read_json
-from codiemb_lib.sources import load_dataset
+from codiemb_lib.notebooks import read_parameters
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted(
@@ -26,17 +28,20 @@ NOTEBOOKS = sorted(
     for folder in ("notebooks", "notebooks/solutions")
     for path in (ROOT / folder).glob("*.ipynb")
 )
+# Those of which the reproduction makes such a copy: no earlier run changes what they do.
+IN_REPRODUCTION = {
+    name: f"{folder}{name}.ipynb"
+    for name, folder in {
+        "00_start_here": "",
+        "01_data_and_batches": "",
+        "02_losses_by_hand": "",
+        "03_joint_training": "codiemb/seed-0/",
+        "05_benchmark": "base/seed-0/",
+    }.items()
+}
 WITH_KNOBS = {"00_start_here", "01_data_and_batches", "02_losses_by_hand", "10_explore"}
 WIDGET = "application/vnd.jupyter.widget-view+json"
 PRESET = load_preset("smoke")
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory) -> Path:
-    """The built data sets, which a fresh copy of the project would build again."""
-    folder = tmp_path_factory.mktemp("cache")
-    load_dataset("api-docs", cache=folder)
-    return folder
 
 
 def copy_project(folder: Path, cache: Path) -> Path:
@@ -65,11 +70,48 @@ def codiemb(project: Path, *arguments: str) -> str:
     return finished.stdout + finished.stderr
 
 
+@pytest.fixture(scope="module")
+def reproduced(tmp_path_factory, cache) -> Path:
+    """A project in which all of `smoke` has run."""
+    project = copy_project(tmp_path_factory.mktemp("reproduced"), cache)
+    codiemb(project, "reproduce", "--preset", "smoke", "--cores", "2")
+    return project
+
+
+@pytest.fixture(scope="module")
+def alone(request, tmp_path_factory, cache) -> Iterator[dict[str, Future]]:
+    """The copies of the other notebooks that are asked for, two of them made at a time."""
+
+    def execute(name: str, project: Path) -> Path:
+        codiemb(project, "execute", f"notebooks/{name}.ipynb", f"out/{name}.ipynb")
+        return project / "out" / f"{name}.ipynb"
+
+    tests = [item for item in request.session.items if item.module is request.module]
+    names = [item.callspec.params["name"] for item in tests if hasattr(item, "callspec")]
+    projects = {
+        name: copy_project(tmp_path_factory.mktemp("alone"), cache)
+        for name in names
+        if name not in IN_REPRODUCTION
+    }
+    if fuses := projects.get("04_checkpoint_fusion"):  # it finds all ingredients but one
+        runs = request.getfixturevalue("reproduced") / "data" / "runs" / "smoke"
+        for trained in {*PRESET.variants} - {"codiemb"}:
+            shutil.copytree(runs / trained, fuses / "data" / "runs" / "smoke" / trained)
+    with ThreadPoolExecutor(2) as pool:
+        yield {name: pool.submit(execute, name, project) for name, project in projects.items()}
+        pool.shutdown(cancel_futures=True)
+
+
 @pytest.mark.parametrize("name", NOTEBOOKS)
-def test_notebook_runs_alone_at_its_defaults(tmp_path, cache, name):
-    project = copy_project(tmp_path, cache)
-    codiemb(project, "execute", f"notebooks/{name}.ipynb", f"out/{name}.ipynb")
-    executed = nbformat.read(project / "out" / f"{name}.ipynb", as_version=4)
+def test_notebook_runs_alone_at_its_defaults(request, name):
+    if name in IN_REPRODUCTION:
+        project = request.getfixturevalue("reproduced")
+        path = project / "data" / "runs" / "smoke" / IN_REPRODUCTION[name]
+    else:
+        path = request.getfixturevalue("alone")[name].result()
+    executed = nbformat.read(path, as_version=4)
+    defaults = read_parameters(ROOT / "notebooks" / f"{name}.ipynb")
+    assert executed.metadata.papermill.parameters.items() <= defaults.items()
     outputs = [output for cell in executed.cells for output in cell.get("outputs", [])]
     assert not [o.text for o in outputs if o.get("name") == "stderr" and "Warning" in o.text]
     # A widget's own errors stand in its state, and what it shows also lies beside it for print.
@@ -84,10 +126,8 @@ def test_notebook_runs_alone_at_its_defaults(tmp_path, cache, name):
         assert [v[0] for v in verdicts] == ["✓"] * len(EXERCISES)
 
 
-def test_the_whole_way_leaves_every_run_table_and_figure(tmp_path, cache):
-    project = copy_project(tmp_path, cache)
-    codiemb(project, "reproduce", "--preset", "smoke", "--cores", "2")
-    drawn = project / "figures" / "smoke"
+def test_the_whole_way_leaves_every_run_table_and_figure(reproduced):
+    drawn = reproduced / "figures" / "smoke"
     expected = {
         f"{stem}.{kind}" for stem in figures.FIGURES for kind in ("png", "pdf", "csv", "md")
     }
@@ -96,10 +136,10 @@ def test_the_whole_way_leaves_every_run_table_and_figure(tmp_path, cache):
     assert list(dict.fromkeys(scores["variant"])) == PRESET.models
     assert np.isfinite(scores["value"]).all()
     for model in PRESET.models[1:]:
-        folder = project / "data" / "runs" / "smoke" / model / "seed-0"
+        folder = reproduced / "data" / "runs" / "smoke" / model / "seed-0"
         manifest = read_json(folder / "manifest.json")
         assert (manifest["preset"], manifest["variant"]) == ("smoke", model)
         assert {"config.json", "model.safetensors", "modules.json"} <= {
             path.name for path in (folder / "model").iterdir()
         }
-    assert "Nothing to be done" in codiemb(project, "reproduce", "--preset", "smoke")
+    assert "Nothing to be done" in codiemb(reproduced, "reproduce", "--preset", "smoke")
