@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import pandas as pd
 
-from codiemb_lib.claims import AGAINST_BASE, ALPHA, verdicts
+from codiemb_lib.claims import AGAINST_BASE, ALPHA, ISOTROPY, verdicts
 from codiemb_lib.plotting import SCORES, half_interval
 from codiemb_lib.style import variant_styles
 
 _METRICS = {task: metric for task, (metric, _) in SCORES.items()}
 _TASKS = {"ir": "IR", "sts": "STS"}
+_COMPARED = _TASKS | {
+    ISOTROPY[task]: f"minus mean cosine of {name} texts" for task, name in _TASKS.items()
+}
 
 
 def results_table(scores: pd.DataFrame, comparisons: pd.DataFrame | None = None) -> pd.DataFrame:
@@ -101,7 +104,7 @@ def _evidence(row) -> str:
     seeds = interval(100 * row.seeds_low, 100 * row.seeds_high) if row.seeds > 1 else "[one seed]"
     against = f" against {100 * row.bound:+.1f}" if row.bound else ""
     return (
-        f"{_TASKS[row.task]}, {labels[row.variant]} less {labels[row.reference]}: "
+        f"{_COMPARED[row.task]}, {labels[row.variant]} less {labels[row.reference]}: "
         f"{100 * row.difference:+.2f} {interval(100 * row.low, 100 * row.high)}, {seeds}, "
         f"p = {row.p_holm:.2g}{against}"
     )

@@ -98,6 +98,15 @@ def test_claims_stand_with_verdict_and_evidence():
     assert other.startswith("STS, CoDiEmb less base encoder")
 
 
+def test_evidence_on_the_space_states_its_sign():
+    row = {"claim": "C8", "dataset": "mean", "task": "sts_isotropy", "reference": "mixed"}
+    (line,) = claims_table(comparisons(**row)).to_dict("records")
+    assert [*line.values()][-1] == (
+        "minus mean cosine of STS texts, CoDiEmb less mixed batches: "
+        "+2.00 [+1.00, +3.10], [+0.50, +3.50], p = 0.012"
+    )
+
+
 def test_one_seed_has_no_interval_in_the_evidence():
     endless = {"seeds": 1, "seeds_low": -np.inf, "seeds_high": np.inf}
     (line,) = claims_table(comparisons(claim="C7", dataset="mean", **endless)).to_dict("records")
