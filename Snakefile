@@ -21,6 +21,11 @@ RUNS = f"data/runs/{PRESET.name}"
 FIGURES = f"figures/{PRESET.name}"
 STUDY = ["study"] if PRESET.fusion else []  # tables of notebook 04
 STUDY += ["path", "path_geometry"] if PRESET.fusion_study and PRESET.fusion_study.path else []
+STUDIES = [  # of all seeds
+    f"{RUNS}/fusion/seed-{seed}/{table}.csv" for seed in PRESET.seeds for table in STUDY
+]
+# The tables of notebook 05_comparison.
+COMPARED = ["comparisons", "claims"] + (["study_comparisons"] if STUDY else [])
 # The tables of notebook 06.
 SPACE = ["geometry", "spectrum", "cosines", "rated_pairs", "trajectory", "layers"]
 SPACE += ["associations", "umap"]
@@ -177,9 +182,10 @@ rule comparison:
     input:
         **needs("05_comparison"),
         embeddings=every("embeddings.safetensors"),
+        merges=STUDIES,
     output:
         executed=f"{RUNS}/05_comparison.ipynb",
-        rows=[f"{RUNS}/{table}.csv" for table in ("comparisons", "claims")],
+        rows=[f"{RUNS}/{table}.csv" for table in COMPARED],
     message:
         "05 comparison"
     shell:
@@ -190,6 +196,7 @@ rule geometry:
     input:
         **needs("06_embedding_geometry"),
         embeddings=every("embeddings.safetensors"),
+        merges=STUDIES,
     output:
         executed=f"{RUNS}/06_embedding_geometry.ipynb",
         rows=[f"{RUNS}/{table}.csv" for table in SPACE],
@@ -203,11 +210,7 @@ rule figures:
     input:
         **needs("08_paper_figures"),
         scores=every("scores.csv"),
-        fusion=[
-            f"{RUNS}/fusion/seed-{seed}/{table}.csv"
-            for seed in PRESET.seeds
-            for table in STUDY
-        ],
+        fusion=STUDIES,
         comparison=rules.comparison.output.rows,
         geometry=rules.geometry.output.rows,
     output:

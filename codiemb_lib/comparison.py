@@ -9,15 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 from scipy import stats
 
-from codiemb_lib.claims import Comparison
+from codiemb_lib.claims import ISOTROPY, Comparison
 from codiemb_lib.evaluation import MAIN_METRIC, EncodedDataset, retrieval_metrics
+from codiemb_lib.geometry import unit_rows
 from codiemb_lib.intervals import t_interval
+from codiemb_lib.spaces import texts_of
 
 Run = tuple[str, int]  # a model and its seed
 
@@ -30,13 +33,14 @@ class ComparisonError(ValueError):
 class TextScores:
     """What one run makes of each text of a test set.
 
-    `values` (n,) are the nDCG@10 of queries, or the cosines of pairs; `gold` (n,) are the pairs'
-    scores, and None for retrieval; `texts` are the queries, or the pairs.
+    `values` (n,) are the nDCG@10 of queries, or the cosines of pairs, or (n, D) the directions of
+    texts; `gold` (n,) are the pairs' scores, and None for the others; `texts` are the queries, the
+    pairs, or both sides of each data set that the texts are taken from.
     """
 
     task: str
     dataset: str
-    texts: list[str] | list[tuple[str, str]]
+    texts: list
     values: np.ndarray
     gold: np.ndarray | None
 
@@ -68,6 +72,17 @@ def text_scores(datasets: Iterable[EncodedDataset]) -> list[TextScores]:
     return found
 
 
+def directions(datasets: Sequence[EncodedDataset]) -> list[TextScores]:
+    """What is needed of a run's embeddings to compare its isotropy: the directions of the distinct
+    texts of each task (`spaces.texts_of`), of all its data sets as one."""
+    found = []
+    for task, rows in texts_of(datasets).items():
+        if task in ISOTROPY:
+            texts = [(d.query_texts, d.passage_texts) for d in datasets if d.task == task]
+            found.append(TextScores(ISOTROPY[task], "all", texts, unit_rows(rows, 2), None))
+    return found
+
+
 def resample(
     runs: Mapping[Run, Sequence[TextScores]], *, resamples: int = 9999, seed: int = 0
 ) -> list[SetScores]:
@@ -76,6 +91,11 @@ def resample(
     Test sets are resampled independently of each other. Pairs that share a text count as
     independent, as everywhere in the field: where few texts form many pairs (`lee-similarity`),
     intervals come out too short.
+
+    Args:
+        runs: What `text_scores`, `directions` or both give of each.
+        resamples: How many.
+        seed: Of the resamples.
 
     Raises:
         ComparisonError: The runs were measured on different texts, or the similarities or gold
@@ -102,7 +122,7 @@ def resample(
             raise ComparisonError(
                 f"{one.dataset}: expected similarities and gold scores that differ within every "
                 f"resample of its {values.shape[1]} texts, found constant ones. "
-                "Look at the model's scores, or test on more pairs."
+                "Look at the model's scores, or test on more texts."
             )
         by_run = dict(zip(runs, drawn, strict=True))
         sets.append(SetScores(one.task, one.dataset, values.shape[1], by_run))
@@ -119,47 +139,80 @@ def bootstrap_scores(
     """Scores of models on a test set and on resamples of its texts, the same ones for all models.
 
     Args:
-        values: (M, n), of M models for each of n texts.
-        gold: None: a model's score is its mean. Or (n,): its Spearman correlation with these, NaN
-            where a side is constant.
+        values: (M, n), of M models for each of n texts; or (M, n, D), unit vectors.
+        gold: None: a model's score is its mean; of vectors minus their mean cosine (`_isotropy`).
+            Or (n,): its Spearman correlation with these. NaN where a side is constant.
         resamples: R.
         seed: Of the resamples.
 
     Returns:
         (M, 1 + R); column 0 is the score on the texts themselves.
     """
-    values = np.asarray(values, dtype=np.float64)
+    values = np.asarray(values)
     n = values.shape[1]
-    if gold is not None:
-        gold_ranks = _Ranks(np.asarray(gold))
-        value_ranks = [_Ranks(row) for row in values]
+    cells = 2**15  # 256 KB, which a processor keeps at hand: twice as fast as 2 MB
+    if values.ndim == 3:
+        of_counts, cells = partial(_isotropy, values), 2**21  # products of large matrices
+    elif gold is None:
+        of_counts = partial(_means, values)
+    else:
+        of_counts = partial(
+            _correlations, [_Ranks(row) for row in values], _Ranks(np.asarray(gold))
+        )
 
     def score(rows: np.ndarray) -> np.ndarray:
         """(B, n) numbers of texts -> (M, B)."""
         at = n * np.arange(len(rows))[:, None] + rows
         counts = np.bincount(at.ravel(), minlength=at.size).reshape(at.shape)
-        counts = np.ascontiguousarray(counts.T)  # (n, B) how often each text was drawn
-        if gold is None:
-            return values @ counts / n
-        y, y_square = gold_ranks.centred(counts)
-        y = y * counts
-        correlations = np.empty((len(values), len(rows)))
-        with np.errstate(invalid="ignore"):  # 0 / 0 is NaN
-            for i, ranks in enumerate(value_ranks):
-                x, x_square = ranks.centred(counts)
-                correlations[i] = np.einsum("nb,nb->b", x, y) / np.sqrt(x_square * y_square)
-        return correlations
+        return of_counts(np.ascontiguousarray(counts.T))
 
     drawn = stats.bootstrap(
         (np.arange(n),),
         lambda rows, axis: score(np.atleast_2d(rows)),
         n_resamples=resamples,
-        batch=max(1, 2**15 // n),  # 256 KB, which a processor keeps at hand: twice as fast as 2 MB
+        batch=max(1, cells // n),
         vectorized=True,
         method="percentile",
         rng=np.random.default_rng(seed),
     ).bootstrap_distribution
     return np.concatenate([score(np.arange(n)[None]), drawn], axis=1)
+
+
+# Scores (M, B) from how often each of n texts was drawn, counts (n, B).
+
+
+def _means(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    return values @ counts / len(counts)
+
+
+def _correlations(models: list[_Ranks], gold: _Ranks, counts: np.ndarray) -> np.ndarray:
+    y, y_square = gold.centred(counts)
+    y = y * counts
+    correlations = np.empty((len(models), counts.shape[1]))
+    with np.errstate(invalid="ignore"):  # 0 / 0 is NaN
+        for i, ranks in enumerate(models):
+            x, x_square = ranks.centred(counts)
+            correlations[i] = np.einsum("nb,nb->b", x, y) / np.sqrt(x_square * y_square)
+    return correlations
+
+
+def _isotropy(models: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    r"""Minus the mean cosine of two different texts, from unit vectors `models` (M, n, D).
+
+    A text and its own copies in a resample are no pair. With :math:`w_i` copies of :math:`u_i`,
+    :math:`\sum_{i \ne j} w_i w_j\, u_i \cdot u_j = \lVert \sum_i w_i u_i \rVert^2 - \sum_i w_i^2
+    \lVert u_i \rVert^2`, over :math:`(\sum_i w_i)^2 - \sum_i w_i^2` such pairs.
+    """
+    squares = np.square(counts, dtype=np.float64)
+    pairs = counts.sum(axis=0) ** 2 - squares.sum(axis=0)
+    counts = counts.astype(models.dtype)
+    isotropies = np.empty((len(models), counts.shape[1]))
+    for i, units in enumerate(models):
+        total = np.square(units.T @ counts, dtype=np.float64).sum(axis=0)
+        own = np.einsum("nd,nd->n", units, units, dtype=np.float64) @ squares
+        with np.errstate(invalid="ignore"):  # 0 / 0 is NaN
+            isotropies[i] = (own - total) / pairs
+    return isotropies
 
 
 class _Ranks:

@@ -103,7 +103,7 @@ def report(preset: str) -> str:
         code_style=HtmlFormatter().get_style_defs(".highlight"),
         tables=[
             markdown2html(path.read_text(encoding="utf-8"))
-            for name in ("results", "claims")
+            for name in ("results", "claims", "merges")
             if (path := pictures / f"{name}.md").is_file()
         ],
         figures=[

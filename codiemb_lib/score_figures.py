@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from codiemb_lib.claims import AGAINST_BASE, CLAIMS, outcome
+from codiemb_lib.claims import AGAINST_BASE, CLAIMS, ISOTROPY, outcome
 from codiemb_lib.plotting import (
     FAINT,
     SCORES,
@@ -104,10 +104,30 @@ def plot_scores_by_dataset(rows: pd.DataFrame, *, ax: np.ndarray | None = None) 
     return axes
 
 
+# What models are compared on, in the order of the panels: the role and the label of the axis.
+_COMPARED = {
+    task: (role, f"difference in {SCORES[task][1]}\n{TIMES_100}")
+    for task, role in TASK_ROLES.items()
+} | {
+    ISOTROPY[task]: (role, f"difference in isotropy\nof {role} texts, {TIMES_100}")
+    for task, role in TASK_ROLES.items()
+}
+
+
 def _claims(rows: pd.DataFrame) -> pd.DataFrame:
     """The rows of claims; of a preset that decides none, those against the base encoder."""
     claims = rows[rows["claim"] != AGAINST_BASE]
     return claims if len(claims) else rows
+
+
+def _about_claims(rows: pd.DataFrame) -> dict[str, str]:
+    rows = _claims(rows)
+    spaces = "Below, the same for isotropy: minus the mean cosine of two texts of a task. "
+    texts = [f"{name}: {CLAIMS[name].text}." for name in rows["claim"].unique() if name in CLAIMS]
+    return {
+        "isotropy": spaces if rows["task"].isin(ISOTROPY.values()).any() else "",
+        "claims": " ".join(texts),
+    }
 
 
 @figure(
@@ -119,48 +139,47 @@ def _claims(rows: pd.DataFrame) -> pd.DataFrame:
     "nDCG@10 over the IR test sets (left) and in mean Spearman correlation over the STS test sets "
     "(right), times 100, mean over seeds; right of the line the first model is better. Thick: 95 % "
     "bootstrap interval over test texts; thin: 95 % t-interval over seeds, which may leave the "
-    "frame. Small points are the single test sets. A grey tick is the margin of a claim that a "
-    "model is not worse. Solid: texts (p after Holm) and seeds both put the difference on one side "
-    "of zero, or of the tick; hollow: they do not. {claims}",
-    facts=lambda rows: {
-        "claims": " ".join(
-            f"{name}: {CLAIMS[name].text}."
-            for name in _claims(rows)["claim"].unique()
-            if name in CLAIMS
-        )
-    },
+    "frame. Small points are the single test sets. {isotropy}A grey tick is the margin of a claim "
+    "that a model is not worse. Solid: texts (p after Holm) and seeds both put the difference on "
+    "one side of zero, or of the tick; hollow: they do not. {claims}",
+    facts=_about_claims,
 )
 def plot_comparisons(rows: pd.DataFrame, *, ax: np.ndarray | None = None) -> np.ndarray:
-    """Draw the differences that decide the claims, a panel per task and a line per comparison.
+    """Draw the differences that decide the claims, a line per comparison: IR left, STS right.
 
     Args:
         rows: Rows of `comparison.compare`; those against the base encoder are drawn if alone.
-        ax: One Axes per task, IR first; a new figure by default.
+        ax: One Axes per score and isotropy of a task in the rows; a new figure by default.
     """
     rows = _claims(rows)
     columns = ["difference", "low", "high", "bound", "seeds_low", "seeds_high"]
     rows = rows.assign(**{column: 100 * rows[column] for column in columns})
     styles = variant_styles([*rows["variant"], *rows["reference"]])
-    tasks = [task for task in TASK_ROLES if (rows["task"] == task).any()]
-    most = (rows["dataset"] == "mean").groupby(rows["task"]).sum().max()
-    axes = panels(len(tasks), ax, columns=2, height=0.72 + 0.21 * most, legend=True)
-    for axis, task in zip(axes, tasks, strict=True):
+    tasks = [task for task in _COMPARED if (rows["task"] == task).any()]
+    counts = (rows["dataset"] == "mean").groupby(rows["task"]).sum()[tasks].to_list()
+    most = [max(counts[i : i + 2]) for i in range(0, len(tasks), 2)]  # lines of each row of panels
+    heights = [0.72 + 0.21 * lines for lines in most]
+    axes = panels(len(tasks), ax, columns=2, height=np.mean(heights), legend=True)
+    if ax is None:
+        axes[0].get_gridspec().set_height_ratios(heights)
+    for i, (axis, task) in enumerate(zip(axes, tasks, strict=True)):
+        role, label = _COMPARED[task]
         here = rows[rows["task"] == task]
         labels = []
         for (claim, *pair), lines in here.groupby(["claim", "variant", "reference"], sort=False):
-            label = " vs ".join(styles[model].label for model in pair)
-            _draw_comparison(axis, lines, ROLES[TASK_ROLES[task]], y=len(labels))
-            labels.append(f"{claim}: {label}" if claim in CLAIMS else label)
+            models = " vs ".join(styles[model].label for model in pair)
+            _draw_comparison(axis, lines, ROLES[role], y=len(labels))
+            labels.append(f"{claim}: {models}" if claim in CLAIMS else models)
         means = here.loc[here["dataset"] == "mean", ["low", "high", "bound"]]
         reach = np.concatenate([means.to_numpy().ravel(), here["difference"]])
         margin = 0.06 * np.ptp(reach) + 0.01
         axis.set_xlim(reach.min() - margin, reach.max() + margin)
         axis.axvline(0, color=ROLES["baseline"].colour, lw=0.6, zorder=0)
         axis.set_yticks(range(len(labels)), labels)
-        axis.set_ylim(most - 0.4, -0.6)
+        axis.set_ylim(most[i // 2] - 0.4, -0.6)
         axis.tick_params(axis="y", length=0)
         axis.spines["left"].set_visible(False)
-        axis.set_xlabel(f"difference in {SCORES[task][1]}\n{TIMES_100}")
+        axis.set_xlabel(label)
     return axes
 
 

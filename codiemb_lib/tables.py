@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pandas as pd
 
-from codiemb_lib.claims import AGAINST_BASE, ALPHA, verdicts
+from codiemb_lib.claims import AGAINST_BASE, ALPHA, ISOTROPY, verdicts
+from codiemb_lib.evaluation import task_means
 from codiemb_lib.plotting import SCORES, half_interval
+from codiemb_lib.studies import candidates
 from codiemb_lib.style import variant_styles
 
 _METRICS = {task: metric for task, (metric, _) in SCORES.items()}
 _TASKS = {"ir": "IR", "sts": "STS"}
+_COMPARED = _TASKS | {
+    ISOTROPY[task]: f"minus mean cosine of {name} texts" for task, name in _TASKS.items()
+}
 
 
 def results_table(scores: pd.DataFrame, comparisons: pd.DataFrame | None = None) -> pd.DataFrame:
@@ -97,14 +104,57 @@ def _evidence(row) -> str:
     labels = {
         name: style.label for name, style in variant_styles([row.variant, row.reference]).items()
     }
+    what = f"{_COMPARED[row.task]}, {labels[row.variant]} less {labels[row.reference]}"
+    return f"{what}: {_difference(row)}"
+
+
+def _difference(row) -> str:
+    """Times 100, with the intervals over texts and over seeds, and p against its bound."""
     interval = "[{:+.2f}, {:+.2f}]".format
     seeds = interval(100 * row.seeds_low, 100 * row.seeds_high) if row.seeds > 1 else "[one seed]"
     against = f" against {100 * row.bound:+.1f}" if row.bound else ""
     return (
-        f"{_TASKS[row.task]}, {labels[row.variant]} less {labels[row.reference]}: "
         f"{100 * row.difference:+.2f} {interval(100 * row.low, 100 * row.high)}, {seeds}, "
         f"p = {row.p_holm:.2g}{against}"
     )
+
+
+def merges_table(study: pd.DataFrame, comparisons: pd.DataFrame) -> pd.DataFrame:
+    """Ways to merge the same runs: a line a method, the best on dev first.
+
+    Scores are times 100, means over seeds: of the settings that dev picked for each seed (`picked`,
+    how often), on dev and on test. Beside them the differences to the uniform soup on test, as in
+    `claims_table`. `won` marks the best mean of both tasks on dev: of all, and of the delta-guided
+    family, whose methods' names begin with `delta`.
+
+    Args:
+        study: Rows of the picks of a fusion study, with the method as variant.
+        comparisons: Rows of `comparison.compare`, of each method against `uniform`.
+    """
+    dev = candidates(study).groupby("method", sort=False)
+    scores = dev[["ir", "sts", "mean"]].mean().sort_values("mean", ascending=False, kind="stable")
+    delta = [method for method in scores.index if method.startswith("delta")]
+    won = {method: "delta-guided" for method in delta[:1]}
+    won[scores.index[0]] = ", ".join(["all", *won.get(scores.index[0], "").split()])
+    means = comparisons[comparisons["dataset"] == "mean"]
+    tested = study[study["split"] == "test"].groupby("variant")
+    lines = []
+    for method, found in scores.iterrows():
+        picked = Counter(dev.get_group(method)["settings"])
+        on_test = task_means(tested.get_group(method))
+        line = {
+            "method": method.replace("_", " "),
+            "won": won.get(method, ""),
+            "picked": "; ".join(f"{name} ({count})" for name, count in picked.items()),
+            **{f"dev {_TASKS.get(key, key)}": f"{100 * found[key]:.2f}" for key in found.index},
+            **{f"test {_TASKS[task]}": f"{100 * on_test[task]:.2f}" for task in on_test},
+        }
+        own = {row.task: row for row in means[means["variant"] == method].itertuples()}
+        for task, name in _TASKS.items():
+            heading = f"test {name} less soup [texts], [seeds], p"
+            line[heading] = _difference(own[task]) if task in own else ""
+        lines.append(line)
+    return pd.DataFrame(lines)
 
 
 def to_markdown(table: pd.DataFrame) -> str:

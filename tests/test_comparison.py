@@ -13,12 +13,15 @@ from codiemb_lib.comparison import (
     bootstrap_p,
     bootstrap_scores,
     compare,
+    directions,
     holm,
     resample,
     text_scores,
 )
 from codiemb_lib.evaluation import EncodedDataset, score_dataset
-from codiemb_lib.intervals import t_interval
+from codiemb_lib.geometry import anisotropy, anisotropy_by_text
+from codiemb_lib.intervals import mean_interval, t_interval
+from codiemb_lib.spaces import texts_of
 
 IR = {"c": [Comparison("a", "b", "ir")]}
 BOTH = {"c": [Comparison("a", "b", "ir"), Comparison("a", "b", "sts")]}
@@ -76,6 +79,18 @@ def test_text_scores_are_what_a_data_sets_score_is_made_of():
     assert words.texts[0] == ("a", "u")
 
 
+def drawn_rows(n, resamples, seed):
+    """The numbers of the texts that SciPy draws from this seed, (resamples, n)."""
+    return stats.bootstrap(
+        (np.arange(n),),
+        lambda rows, axis: np.atleast_2d(rows).T.astype(float),
+        vectorized=True,
+        n_resamples=resamples,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    ).bootstrap_distribution.T.astype(int)
+
+
 @pytest.mark.parametrize("tied", [False, True])
 def test_correlations_of_resamples_are_those_of_scipy_on_the_texts_drawn(tied):
     generator = np.random.default_rng(1)
@@ -83,20 +98,67 @@ def test_correlations_of_resamples_are_those_of_scipy_on_the_texts_drawn(tied):
     gold = generator.integers(0, 4, 30)
     drawn = bootstrap_scores(values, gold, resamples=50, seed=5)
     assert drawn.shape == (3, 51)
-    rows = stats.bootstrap(  # the numbers of the texts that SciPy draws from this seed
-        (np.arange(30),),
-        lambda rows, axis: np.atleast_2d(rows).T.astype(float),
-        vectorized=True,
-        n_resamples=50,
-        method="percentile",
-        rng=np.random.default_rng(5),
-    ).bootstrap_distribution.T.astype(int)
+    rows = drawn_rows(30, 50, seed=5)
     for i in range(3):
         slow = [stats.spearmanr(values[i], gold).statistic]
         slow += [stats.spearmanr(values[i, row], gold[row]).statistic for row in rows]
         np.testing.assert_allclose(drawn[i], slow, atol=1e-12)
         means = bootstrap_scores(values, resamples=50, seed=5)[i]
         np.testing.assert_allclose(means[1:], [values[i, row].mean() for row in rows])
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_isotropy_of_resamples_is_that_of_a_loop_over_pairs_of_different_texts(dtype):
+    generator = np.random.default_rng(8)
+    models = unit(generator, 2, 12, 5).astype(dtype)
+    drawn = bootstrap_scores(models, resamples=30, seed=5)
+    rows = [np.arange(12), *drawn_rows(12, 30, seed=5)]
+    for units, found in zip(models, drawn, strict=True):
+        for row, value in zip(rows, found, strict=True):
+            cosines = [units[i] @ units[j] for i in row for j in row if i != j]
+            assert value == pytest.approx(-np.mean(cosines), abs=1e-6)
+
+
+def test_interval_of_isotropy_is_about_that_of_anisotropy():
+    texts = unit(np.random.default_rng(9), 300, 20) + 0.2
+    units = texts / np.linalg.norm(texts, axis=1, keepdims=True)
+    found = -bootstrap_scores(units[None], resamples=2000)[0]
+    mean, low, high = mean_interval(anisotropy_by_text(units), pairwise=True)
+    assert found[0] == pytest.approx(mean)
+    # Copies that counted as pairs would lift the resamples by (1 - mean) / n.
+    assert found[1:].mean() == pytest.approx(mean, abs=0.1 * (1 - mean) / 300 + 0.05 * (high - low))
+    assert np.ptp(np.quantile(found[1:], [0.025, 0.975])) == pytest.approx(high - low, rel=0.1)
+
+
+def test_directions_are_of_the_distinct_texts_of_a_task():
+    generator = np.random.default_rng(10)
+    words = EncodedDataset("a", "sts", ["x", "y"], ["y", "z"], *unit(generator, 2, 2, 4), [0, 1])
+    other = EncodedDataset("b", "sts", ["v"], ["x"], *unit(generator, 2, 1, 4), [0])
+    (texts,) = directions([words, other])
+    assert texts.task == "sts_isotropy"
+    assert texts.values.shape == (4, 4)
+    (found,) = resample({("a", 0): [texts]}, resamples=20)
+    assert found.n == 4
+    score = found.by_run["a", 0][0]
+    assert score == pytest.approx(-anisotropy(texts_of([words, other])["sts"]))
+    renamed = EncodedDataset("b", "sts", ["v"], ["w"], other.queries, other.passages, [0])
+    with pytest.raises(ComparisonError, match=r"texts of \('a', 0\) in 'all' for \('b', 0\)"):
+        resample({("a", 0): [texts], ("b", 0): directions([words, renamed])})
+
+
+def test_the_model_with_the_wider_space_is_better():
+    generator = np.random.default_rng(11)
+    narrow, wide = unit(generator, 40, 8) + 0.5, unit(generator, 40, 8)
+    runs = {
+        (name, 0): [
+            TextScores("ir_isotropy", "all", [], x / np.linalg.norm(x, axis=1)[:, None], None)
+        ]
+        for name, x in {"narrow": narrow, "wide": wide}.items()
+    }
+    claim = {"c": [Comparison("wide", "narrow", "ir_isotropy")]}
+    row = compare(resample(runs, resamples=200), claim).iloc[-1]
+    assert row["difference"] == pytest.approx(anisotropy(narrow) - anisotropy(wide))
+    assert row["low"] > 0
 
 
 def test_interval_of_a_mean_is_that_of_scipys_paired_bootstrap():

@@ -15,7 +15,7 @@ from matplotlib.colors import same_color
 from matplotlib.text import Text
 
 from codiemb_lib import figures, plotting, style
-from codiemb_lib.claims import AGAINST_BASE, CLAIMS, Comparison
+from codiemb_lib.claims import AGAINST_BASE, CLAIMS, ISOTROPY, Comparison
 
 LABELS = [look.label for look in style.variant_styles(MODELS).values()]
 DATASETS = [
@@ -410,12 +410,14 @@ def bars(ax, y):
 
 def test_comparisons_have_a_line_each_with_both_intervals_and_the_margin():
     rows = table("comparisons")
-    ir, sts = plot("comparisons", rows)
-    for ax, task in ((ir, "ir"), (sts, "sts")):
+    axes = plot("comparisons", rows)
+    tasks = {"ir": "ir", "sts": "sts", "ir_isotropy": "ir", "sts_isotropy": "sts"}
+    for ax, (task, kind) in zip(axes, tasks.items(), strict=True):
         mine = [(n, c) for n, claim in CLAIMS.items() for c in claim.comparisons if c.task == task]
         assert [label[:2] for label in y_labels(ax)] == [name for name, _ in mine]
         for y, (name, c) in enumerate(mine):
-            row = rows[(rows["claim"] == name) & (rows["task"] == task)].iloc[-1]  # the mean
+            same = (rows["claim"] == name) & (rows["reference"] == c.reference)
+            row = rows[same & (rows["task"] == task)].iloc[-1]  # the mean
             assert bars(ax, y) == pytest.approx((100 * row["low"], 100 * row["high"]))
             assert bars(ax, y + 0.25) == pytest.approx(
                 (100 * row["seeds_low"], 100 * row["seeds_high"])
@@ -423,11 +425,20 @@ def test_comparisons_have_a_line_each_with_both_intervals_and_the_margin():
             points = [line for line in ax.get_lines() if list(line.get_ydata()) == [y]]
             at = {line.get_marker(): line.get_xdata()[0] for line in points}
             assert at["|"] == pytest.approx(100 * c.bound)
-            assert at[style.ROLES[style.TASK_ROLES[task]].marker] == pytest.approx(
+            assert at[style.ROLES[style.TASK_ROLES[kind]].marker] == pytest.approx(
                 100 * row["difference"]
             )
-    assert y_labels(ir)[0] == "C1: IR only vs mixed batches"
-    assert ir.get_xlabel() == "difference in nDCG@10\n× 100 (↑)"
+    assert y_labels(axes[0])[0] == "C1: IR only vs mixed batches"
+    assert axes[0].get_xlabel() == "difference in nDCG@10\n× 100 (↑)"
+    assert axes[2].get_xlabel() == "difference in isotropy\nof IR texts, × 100 (↑)"
+    assert "minus the mean cosine" in figures.caption("comparisons", rows)
+
+
+def test_comparisons_of_scores_alone_have_no_panels_of_the_space():
+    rows = table("comparisons")
+    rows = rows[~rows["task"].isin(ISOTROPY.values())]
+    assert len(plot("comparisons", rows)) == 2
+    assert "mean cosine" not in figures.caption("comparisons", rows).partition("C1:")[0]
 
 
 def test_comparisons_show_the_single_test_sets_faintly():

@@ -226,7 +226,7 @@ for name in ('scores.csv', 'embeddings.safetensors'):
 """,
     "05_comparison": """
 note('comparison')
-for name in ('comparisons.csv', 'claims.csv'):
+for name in ('comparisons.csv', 'claims.csv', 'study_comparisons.csv'):
     write(runs / name)
 """,
     "06_embedding_geometry": """

@@ -69,7 +69,10 @@ class Loaded(HTMLParser):
 
 
 def test_report_holds_tables_figures_provenance_and_notebooks(project):
+    merges = project / "figures" / "mini" / "merges.md"
+    merges.write_text("| method |\n| --- |\n| a way to merge |\n")
     page = report("mini")
+    assert "<td>a way to merge</td>" in page
     for stem in drawn(project / "figures" / "mini"):
         assert f'<figure id="{stem}">' in page
     assert page.count("data:image/png;base64,") == len(drawn(project / "figures" / "mini")) + 1

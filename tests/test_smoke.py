@@ -132,6 +132,8 @@ def test_the_whole_way_leaves_every_run_table_and_figure(reproduced):
         f"{stem}.{kind}" for stem in figures.FIGURES for kind in ("png", "pdf", "csv", "md")
     }
     assert expected <= {path.name for path in drawn.iterdir()}
+    expected = {"results", "claims", "merges"}
+    assert expected <= {path.stem for path in drawn.glob("*.md")}
     scores = pd.read_csv(drawn / "trade_off.csv")
     assert list(dict.fromkeys(scores["variant"])) == PRESET.models
     assert np.isfinite(scores["value"]).all()

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from codiemb_lib.config import project_root
-from codiemb_lib.tables import claims_table, results_table, to_markdown
+from codiemb_lib.tables import claims_table, merges_table, results_table, to_markdown
 
 
 def scores(seeds=2, **changes):
@@ -98,11 +98,58 @@ def test_claims_stand_with_verdict_and_evidence():
     assert other.startswith("STS, CoDiEmb less base encoder")
 
 
+def test_evidence_on_the_space_states_its_sign():
+    row = {"claim": "C8", "dataset": "mean", "task": "sts_isotropy", "reference": "mixed"}
+    (line,) = claims_table(comparisons(**row)).to_dict("records")
+    assert [*line.values()][-1] == (
+        "minus mean cosine of STS texts, CoDiEmb less mixed batches: "
+        "+2.00 [+1.00, +3.10], [+0.50, +3.50], p = 0.012"
+    )
+
+
 def test_one_seed_has_no_interval_in_the_evidence():
     endless = {"seeds": 1, "seeds_low": -np.inf, "seeds_high": np.inf}
     (line,) = claims_table(comparisons(claim="C7", dataset="mean", **endless)).to_dict("records")
     assert "[+1.00, +3.10], [one seed], p" in [*line.values()][-1]
     assert line["verdict"] == "**cannot tell**"
+
+
+def picks(**means):
+    """Rows of a study's picks at two seeds: dev means by method, and test 10 points lower."""
+    rows = []
+    for method, mean in means.items():
+        for seed in (0, 1):
+            settings = f"power {1 + (seed if method == 'delta_layer' else 0)}"
+            for split, lower in (("dev", 0), ("test", 0.1)):
+                for task, metric, value in (("ir", "ndcg@10", 0.1), ("sts", "spearman", -0.1)):
+                    found = mean + value - lower + seed / 100
+                    rows.append((method, seed, split, task, "a", metric, found, settings))
+    names = ["variant", "seed", "split", "task", "dataset", "metric", "value", "settings"]
+    table = pd.DataFrame(rows, columns=names).assign(preset="mini", candidate=0, looks=1)
+    return table.assign(method=table["variant"], chosen=True)
+
+
+def test_merges_stand_by_their_mean_on_dev_with_what_they_are_worth_on_test():
+    row = {"claim": "uniform", "variant": "delta_layer", "reference": "uniform", "dataset": "mean"}
+    rows = pd.concat([comparisons(**row), comparisons(**row, task="sts", difference=-0.01)])
+    study = picks(uniform=0.5, delta_tensor=0.4, ties=0.7, delta_layer=0.6)
+    table = merges_table(study, rows).set_index("method")
+    assert [*table.index] == ["ties", "delta layer", "uniform", "delta tensor"]
+    assert table["won"].tolist() == ["all", "delta-guided", "", ""]
+    line = table.loc["delta layer"].to_dict()
+    assert (line["dev IR"], line["dev STS"], line["dev mean"]) == ("70.50", "50.50", "60.50")
+    assert (line["test IR"], line["test STS"]) == ("60.50", "40.50")
+    assert line["picked"] == "power 1 (1); power 2 (1)"
+    assert table.loc["ties", "picked"] == "power 1 (2)"
+    heading = "test {} less soup [texts], [seeds], p".format
+    assert line[heading("IR")] == "+2.00 [+1.00, +3.10], [+0.50, +3.50], p = 0.012"
+    assert line[heading("STS")].startswith("-1.00 ")
+    assert table.loc["uniform", heading("IR")] == ""
+
+
+def test_the_best_merge_of_all_may_be_of_the_delta_family():
+    table = merges_table(picks(uniform=0.5, delta_layer=0.6), comparisons())
+    assert table["won"].tolist() == ["all, delta-guided", ""]
 
 
 def test_gaps_and_several_presets_are_refused():
