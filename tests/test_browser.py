@@ -119,22 +119,21 @@ def browser():
 @contextmanager
 def opened(lab: str, browser, name: str):
     """The page of a notebook all of whose cells have run, without an error then or at the end."""
-    page = browser.new_page(viewport={"width": 1000, "height": 720})
-    page.set_default_timeout(1000 * START)
-    page.goto(f"{lab}/lab/tree/{name}.ipynb?token={TOKEN}&reset")
-    page.wait_for_selector(".jp-CodeCell")
-    # Whoever runs a cell before the kernel is there is asked which one it shall be.
-    page.get_by_text(re.compile(r"^Python 3.*\| Idle$")).wait_for()
-    if page.locator("#jp-left-stack").is_visible():
-        page.keyboard.press("Control+b")  # the list of files gives its place to the notebook
+    with browser.new_page(viewport={"width": 1000, "height": 720}) as page:
+        page.set_default_timeout(1000 * START)
+        page.goto(f"{lab}/lab/tree/{name}.ipynb?token={TOKEN}&reset")
+        page.wait_for_selector(".jp-CodeCell")
+        # Whoever runs a cell before the kernel is there is asked which one it shall be.
+        page.get_by_text(re.compile(r"^Python 3.*\| Idle$")).wait_for()
+        if page.locator("#jp-left-stack").is_visible():
+            page.keyboard.press("Control+b")  # the list of files gives its place to the notebook
 
-    page.click(".lm-MenuBar-itemLabel:text-is('Run')")
-    page.click(".lm-Menu-itemLabel:text-is('Run All Cells')")
-    page.wait_for_function(ALL_RUN, timeout=1000 * RUN)
-    _no_errors(page)
-    yield page
-    _no_errors(page)
-    page.close()
+        page.click(".lm-MenuBar-itemLabel:text-is('Run')")
+        page.click(".lm-Menu-itemLabel:text-is('Run All Cells')")
+        page.wait_for_function(ALL_RUN, timeout=1000 * RUN)
+        _no_errors(page)
+        yield page
+        _no_errors(page)
 
 
 def _no_errors(page) -> None:
