@@ -2,6 +2,7 @@
 # make report      the same, then data/runs/PRESET/report.html: one file with all of it
 # make test        the tests; ARGS="tests/test_fusion.py -x" for some of them
 # make test-browser  JupyterLab in a headless Chromium; skipped, with a reason, where there is none
+# make screenshots  the same, and what is on the screen goes to figures/notebooks
 # make lint        ruff, on code and notebooks
 # make lab         JupyterLab on the notebooks; ARGS=--no-browser, say
 # make lock        remake requirements.lock from the bounds in pyproject.toml
@@ -22,7 +23,7 @@ ifneq "$(shell cat $(READY) 2>/dev/null)" "$(CURDIR)"
 .PHONY: $(READY)
 endif
 
-.PHONY: reproduce report test test-browser lint lab lock
+.PHONY: reproduce report test test-browser screenshots lint lab lock
 .DEFAULT_GOAL := reproduce
 
 reproduce: $(READY)
@@ -36,6 +37,9 @@ test: $(READY)
 
 test-browser: $(READY)
 	$(RUN) pytest tests/test_browser.py -rs $(ARGS)
+
+screenshots: export CODIEMB_SCREENSHOTS = figures/notebooks
+screenshots: test-browser
 
 lint: $(READY)
 	$(RUN) ruff check

@@ -15,6 +15,7 @@ import nbformat
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 
 from codiemb_lib import figures
 from codiemb_lib.config import load_preset
@@ -124,6 +125,23 @@ def test_notebook_runs_alone_at_its_defaults(request, name):
     if name.startswith("solutions/"):
         verdicts = [o.data["text/plain"] for o in outputs if "text/plain" in o.get("data", {})]
         assert [v[0] for v in verdicts] == ["✓"] * len(EXERCISES)
+
+
+def test_explore_says_what_a_preset_without_fusion_lacks(tmp_path, cache):
+    project = copy_project(tmp_path, cache)
+    presets = project / "notebooks" / "presets"
+    preset = yaml.safe_load((presets / "smoke.yaml").read_text(encoding="utf-8"))
+    del preset["fusion"], preset["fusion_study"]
+    preset["training"]["max_steps"] = 2
+    (presets / "plain.yaml").write_text(yaml.safe_dump(preset | {"name": "plain"}))
+    codiemb(
+        project, "execute", "notebooks/10_explore.ipynb", "out/10.ipynb", "-p", "preset", "plain"
+    )
+    executed = nbformat.read(project / "out" / "10.ipynb", as_version=4)
+    outputs = [output for cell in executed.cells for output in cell.get("outputs", [])]
+    exhibits = [o for o in outputs if "Exhibit" in o.get("data", {}).get("text/plain", "")]
+    assert len(exhibits) == 3  # search, pairs, points; no merge
+    assert "preset 'plain' has no fusion" in outputs[-1].text
 
 
 def test_the_whole_way_leaves_every_run_table_and_figure(reproduced):
