@@ -15,7 +15,6 @@ import mmap
 import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -555,7 +554,7 @@ def write_model(
 
 
 def write_tensors(file: Path, contents: Mapping[str, Place], weights: Mapping[str, Tensor]) -> None:
-    """Write a safetensors file, asking for one tensor while the one before is written.
+    """Write a safetensors file, asking for one tensor after the other.
 
     Args:
         file: Where to.
@@ -571,17 +570,10 @@ def write_tensors(file: Path, contents: Mapping[str, Place], weights: Mapping[st
         header[place.key] = entry
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)  # so that the tensors begin at a multiple of eight
-
-    def write(tensor: Tensor) -> None:
-        rest = memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
-        while rest:
-            rest = rest[stream.write(rest) :]  # a single call writes two gigabytes at most
-
-    with file.open("wb", buffering=0) as stream, ThreadPoolExecutor(1) as writer:
+    with file.open("wb", buffering=0) as stream:
         stream.write(len(text).to_bytes(8, "little") + text)
-        written = writer.submit(int)
         for name, place in contents.items():
             tensor = weights[name].to(place.dtype).contiguous()
-            written.result()
-            written = writer.submit(write, tensor)
-        written.result()
+            rest = memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
+            while rest:
+                rest = rest[stream.write(rest) :]  # a single call writes two gigabytes at most
