@@ -134,8 +134,7 @@ def merges_table(study: pd.DataFrame, comparisons: pd.DataFrame) -> pd.DataFrame
     dev = candidates(study).groupby("method", sort=False)
     scores = dev[["ir", "sts", "mean"]].mean().sort_values("mean", ascending=False, kind="stable")
     delta = [method for method in scores.index if method.startswith("delta")]
-    won = {method: "delta-guided" for method in delta[:1]}
-    won[scores.index[0]] = ", ".join(["all", *won.get(scores.index[0], "").split()])
+    winners = {"all": scores.index[:1], "delta-guided": delta[:1]}  # of none, none
     means = comparisons[comparisons["dataset"] == "mean"]
     tested = study[study["split"] == "test"].groupby("variant")
     lines = []
@@ -144,7 +143,7 @@ def merges_table(study: pd.DataFrame, comparisons: pd.DataFrame) -> pd.DataFrame
         on_test = task_means(tested.get_group(method))
         line = {
             "method": method.replace("_", " "),
-            "won": won.get(method, ""),
+            "won": ", ".join(of for of, first in winners.items() if method in first),
             "picked": "; ".join(f"{name} ({count})" for name, count in picked.items()),
             **{f"dev {_TASKS.get(key, key)}": f"{100 * found[key]:.2f}" for key in found.index},
             **{f"test {_TASKS[task]}": f"{100 * on_test[task]:.2f}" for task in on_test},
