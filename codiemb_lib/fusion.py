@@ -81,7 +81,7 @@ class Moves:
     def weights(self) -> Iterator[tuple[slice, Tensor]]:
         r"""Blocks of :math:`\theta_j`, (J, block), and where each lies."""
         flat = [tensor.reshape(-1) for tensor in self.tensors]
-        for where, block in self._blocks():
+        for where, block in self._blocks(len(self.tensors)):
             for row, tensor in zip(block, flat, strict=True):
                 row.copy_(tensor[where])
             self._check_finite(block)
@@ -90,7 +90,7 @@ class Moves:
     def deltas(self) -> Iterator[tuple[slice, Tensor]]:
         r"""Blocks of :math:`\delta_j`, (J, block), and where each lies."""
         origin, flat = self.origin.reshape(-1), [tensor.reshape(-1) for tensor in self.tensors]
-        for where, block in self._blocks():
+        for where, block in self._blocks(len(self.tensors)):
             start = origin[where].to(block.dtype)
             for row, tensor in zip(block, flat, strict=True):
                 torch.sub(tensor[where].to(block.dtype), start, out=row)
@@ -101,8 +101,13 @@ class Moves:
         """Euclidean norms of the deltas, (J,), in float64."""
         # In float32 the sum over a large tensor (an embedding table) is off by a thousandth.
         squares = torch.zeros(len(self.tensors), dtype=torch.float64)
-        for _, deltas in self.deltas():
-            squares += torch.linalg.vector_norm(deltas, dim=1).double().square()
+        origin, flat = self.origin.reshape(-1), [tensor.reshape(-1) for tensor in self.tensors]
+        for where, (delta,) in self._blocks(1):  # stays in the processor's cache
+            start = origin[where].to(delta.dtype)
+            for j, tensor in enumerate(flat):
+                torch.sub(tensor[where].to(delta.dtype), start, out=delta)
+                squares[j] += torch.linalg.vector_norm(delta).double().square()
+        self._check_finite(squares)
         return squares.sqrt()
 
     def move(self, rule: Callable[[Tensor], Tensor]) -> Tensor:
@@ -116,24 +121,29 @@ class Moves:
     def mix(self, coefficients: Sequence[float]) -> Tensor:
         r"""The sum of :math:`c_j \theta_j`; the base is not read."""
         merged = self._empty()
-        coefficients = torch.tensor(coefficients, dtype=merged.dtype)
-        for where, weights in self.weights():
-            torch.mv(weights.T, coefficients, out=merged[where])
+        flat = [tensor.reshape(-1) for tensor in self.tensors]
+        for start in range(0, len(merged), _BLOCK):
+            where = slice(start, start + _BLOCK)
+            block = merged[where].zero_()
+            for coefficient, tensor in zip(coefficients, flat, strict=True):
+                block.add_(tensor[where].to(block.dtype), alpha=coefficient)
+            self._check_finite(block)
         return merged.view(self.origin.shape)
 
     def _empty(self) -> Tensor:
         return torch.empty(self.origin.numel(), dtype=_wide(self.origin.dtype))
 
-    def _blocks(self) -> Iterator[tuple[slice, Tensor]]:
+    def _blocks(self, rows: int) -> Iterator[tuple[slice, Tensor]]:
         size = self.origin.numel()
-        block = torch.empty(len(self.tensors), min(size, _BLOCK), dtype=_wide(self.origin.dtype))
+        block = torch.empty(rows, min(size, _BLOCK), dtype=_wide(self.origin.dtype))
         for start in range(0, size, _BLOCK):
             stop = min(size, start + _BLOCK)
             yield slice(start, stop), block[:, : stop - start]
 
     def _check_finite(self, block: Tensor) -> None:
+        """Of numbers that cannot be finite where a weight is not."""
         if math.isfinite(block.sum()):
-            return  # and so is every one of them
+            return
         for label, tensor in zip(self._labels, (self.origin, *self.tensors), strict=True):
             if not tensor.isfinite().all():
                 raise FusionError(
@@ -399,8 +409,8 @@ def delta(
     weights_of = _weights_of(base, models, granularity, weigh)
 
     def rule(moves: Moves) -> Tensor:
-        weights = weights_of(moves)
-        return moves.move(lambda deltas: weights.to(deltas.dtype) @ deltas)
+        # The weights sum to one: the base cancels.
+        return moves.mix(weights_of(moves).tolist())
 
     return _merged(base, models, rule)
 

@@ -12,9 +12,11 @@ from __future__ import annotations
 import json
 import math
 import mmap
+import os
 import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,6 +38,7 @@ DTYPES = {
     "BOOL": torch.bool,
 }
 _INDEX = ".safetensors.index.json"  # says which tensor lies in which shard
+_FLUSH = 1 << 27  # bytes after which the disk takes over, while others are worked out
 _PICKLES = {".bin", ".pt", ".pth", ".ckpt"}
 _COPIED_SUFFIXES = {".json", ".txt", ".model", ".jinja", ".py"}
 
@@ -570,10 +573,15 @@ def write_tensors(file: Path, contents: Mapping[str, Place], weights: Mapping[st
         header[place.key] = entry
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)  # so that the tensors begin at a multiple of eight
-    with file.open("wb", buffering=0) as stream:
+    flushes: list[Future[None]] = []
+    with file.open("wb", buffering=0) as stream, ThreadPoolExecutor(1) as disk:
         stream.write(len(text).to_bytes(8, "little") + text)
         for name, place in contents.items():
             tensor = weights[name].to(place.dtype).contiguous()
             rest = memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
             while rest:
                 rest = rest[stream.write(rest) :]  # a single call writes two gigabytes at most
+            if stream.tell() > _FLUSH * (len(flushes) + 1):
+                flushes.append(disk.submit(os.fsync, stream.fileno()))
+    for flush in flushes:
+        flush.result()
