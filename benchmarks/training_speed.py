@@ -1,6 +1,6 @@
 """Training: records per second against sentence-transformers, and how far from the machine's peak.
 
-    python benchmarks/training_speed.py [--data FOLDER] [--rounds 5]
+    python benchmarks/training_speed.py [--data FOLDER] [--rounds 5] [--threads 2 1]
 
 Both train the same encoder (all-MiniLM-L6-v2, texts cut at 96 tokens, dropout on, fp32) for one
 epoch of the same records in global batches of 32, with the same objectives: InfoNCE over in-batch
@@ -19,6 +19,7 @@ import argparse
 import contextlib
 import dataclasses
 import io
+import itertools
 import os
 import statistics
 import tempfile
@@ -26,6 +27,7 @@ import time
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
@@ -225,8 +227,11 @@ def useful_flops(encoder: Encoder, tokens: int) -> float:
     return 6 * sum(p.numel() for p in layers if p.dim() == 2) * tokens
 
 
-def measure(name: str, sets: dict[str, list[Record]], rounds: int) -> list[dict]:
+def measure(
+    name: str, sets: dict[str, list[Record]], rounds: int, threads: int
+) -> list[dict[str, Any]]:
     """Rows of alternating rounds on one mix of sets."""
+    torch.set_num_threads(threads)
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         ours, theirs = Ours(sets), Theirs(sets, folder)
@@ -237,6 +242,7 @@ def measure(name: str, sets: dict[str, list[Record]], rounds: int) -> list[dict]
             if number >= 0:
                 rows += [
                     {
+                        "threads": threads,
                         "data": name,
                         "round": number,
                         "library": library,
@@ -251,11 +257,12 @@ def measure(name: str, sets: dict[str, list[Record]], rounds: int) -> list[dict]
 def summary(rows: pd.DataFrame) -> pd.DataFrame:
     """Median ratio of each mix, with the lowest and the highest round."""
     out = []
-    for name, part in rows.groupby("data", sort=False):
+    for (threads, name), part in rows.groupby(["threads", "data"], sort=False):
         speeds = part.pivot(index="round", columns="library", values="records_per_second")
         ratios = speeds["ours"] / speeds["sentence-transformers"]
         out.append(
             {
+                "threads": threads,
                 "data": name,
                 "ours, records/s": round(statistics.median(speeds["ours"]), 1),
                 "ratio": round(statistics.median(ratios), 2),
@@ -274,6 +281,7 @@ def main() -> None:
     parser.add_argument("--data", default=os.environ.get("CODIEMB_DATA", ""))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", help="one set, or `mix`")
+    parser.add_argument("--threads", type=int, nargs="+", default=[torch.get_num_threads()])
     given = parser.parse_args()
     transformers_logging.set_verbosity_error()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the workers are forks
@@ -281,9 +289,10 @@ def main() -> None:
     sets = local_sets(Path(given.data), count) if given.data else packaged_sets(count)
     mixes = {name: {name: records} for name, records in sets.items()}
     mixes["mix"] = {name: r[: BATCH * BATCHES["mixed"]] for name, r in sets.items()}
-    rows: list[dict] = []
-    for name in [given.only] if given.only else mixes:
-        rows += measure(name, mixes[name], given.rounds)
+    rows: list[dict[str, Any]] = []
+    names = [given.only] if given.only else list(mixes)
+    for threads, name in itertools.product(given.threads, names):
+        rows += measure(name, mixes[name], given.rounds, threads)
         print(summary(pd.DataFrame(rows)).to_string(index=False), flush=True)
     table = pd.DataFrame(rows).assign(
         hardware=hardware(),

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import functools
 import math
+from bisect import bisect_right
 from collections.abc import Callable
 
 import torch
@@ -24,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-_PRO_BLOCK = 100_000  # entries of a block of pro_loss, three of which fit in a core's cache
+_PRO_BLOCK = 150_000  # entries of a block of pro_loss, which fit in a core's cache
 
 
 def _full_precision(objective: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -199,27 +200,36 @@ class _Pro(torch.autograd.Function):
         bits = similarities[order] / (temperature * math.log(2))  # exp2 is the fastest exponential
         widest = scores - scores[-1]  # m
         own = bits * widest
-        total, gradient = bits.new_zeros(()), -widest
+        largest, sums = torch.empty_like(bits), torch.empty_like(bits)  # of each row
+        mass, moment = torch.zeros_like(bits), torch.zeros_like(bits)  # of each column
+        ascending = (-scores).tolist()
         start, n = 0, len(scores)
+        block = bits.new_empty(max(n, min(n * n, _PRO_BLOCK)))
         while start < n:
             # Scores descend: what is lower than a block's rows stands in their columns or beyond.
-            rows = slice(start, start + max(1, _PRO_BLOCK // (n - start)))
-            gaps = scores[rows, None] - scores[start:]  # (rows, columns)
-            logits = bits[start:] * gaps
-            # A score that is not lower goes by the sign of its gap: adding 0 or -1 times the
-            # largest number takes a fraction of the time of a mask.
-            logits.add_(gaps.sign().sub_(1), alpha=torch.finfo(gaps.dtype).max)
+            stop = min(n, start + max(1, _PRO_BLOCK // (n - start)))
+            rows = slice(start, stop)
+            shared = slice(0, bisect_right(ascending, ascending[stop - 1]) - start)
+            area = block[: (stop - start) * (n - start)].view(stop - start, n - start)
+            gaps = torch.sub(scores[rows, None], scores[start:], out=area)
+            not_lower = gaps[:, shared] <= 0  # beyond, all are lower
+            logits = gaps.mul_(bits[start:])
+            logits[:, shared].masked_fill_(not_lower, -torch.inf)
             # A row's own column is free (its gap is zero) and holds the preferred entry, so that a
             # row with nothing below it is log(1) = 0 rather than the logarithm of an empty sum.
             logits.diagonal().copy_(own[rows])
-            gaps.diagonal().copy_(widest[rows])
-            largest = logits.amax(1)
-            weights = logits.sub_(largest[:, None]).exp2_()  # softmax, but for its denominator
-            sums = weights.sum(1)
-            total += (sums.log2() + largest - own[rows]).sum()
-            gradient[start:] += sums.reciprocal() @ weights.mul_(gaps)
-            start = rows.stop
+            torch.amax(logits, 1, out=largest[rows])
+            weights = logits.sub_(largest[rows, None]).exp2_()  # softmax, but for its denominator
+            torch.sum(weights, 1, out=sums[rows])
+            shares = sums[rows].reciprocal()
+            mass[start:].addmv_(weights.T, shares)
+            moment[start:].addmv_(weights.T, shares * widest[rows])
+            start = stop
+        total = (sums.log2() + largest - own).sum()
         count = (widest > 0).sum().clamp(min=1)
+        # The sum over rows k of p_kj (y_k - y_j), where a row's own p goes with m_k.
+        own_share = (own - largest).exp2_() / sums
+        gradient = moment - widest * (mass - own_share + 1)
         gradient = gradient / (temperature * count)
         ctx.save_for_backward(gradient.scatter(0, order, gradient))  # in the order of the input
         return math.log(2) * total / count
