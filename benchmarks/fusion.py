@@ -11,10 +11,10 @@ the result is on the disk (mergekit returns before; it is charged the rest of th
 processor's seconds, over all threads, depend less on what else the machine does. Memory is the most
 that the process held, less what it held after the imports; the part of it that is the process's own
 leaves out pages of mapped files, which the system may drop. *Plain* reads all checkpoints, without
-the base, block by block, and writes one. A round is one of each; a plain copy before the first does
-not count. Ratios are medians over rounds. The inputs are in the system's cache if it has the room,
-for all alike. Models with half the layers come first, merged by ours alone: do they take the same
-memory?
+the base, block by block, and writes one. A round is one of each, in an order drawn anew; a plain
+copy before the first does not count. Ratios are medians over rounds. The inputs are in the system's
+cache if it has the room, for all alike. Models with half the layers come first, merged by ours
+alone: do they take the same memory?
 
 Rows go to results/fusion.csv.
 """
@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import random
 import shutil
 import sys
 import tempfile
@@ -100,7 +101,7 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
     keys = ["layers", "checkpoints", "round"]
     out = []
     for (layers, count, tool, method), part in rows.groupby(
-        ["layers", "checkpoints", "tool", "method"], sort=False
+        ["layers", "checkpoints", "tool", "method"]
     ):
         line = {
             "layers": layers,
@@ -126,21 +127,24 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
                     memory = both["memory_mib"] / both["memory_mib_other"]
                     line["memory / mergekit"] = round(memory.median(), 3)
         out.append(line)
-    return pd.DataFrame(out).fillna("")
+    return pd.DataFrame(out)
 
 
 def take_turns(
     layers: int, counts: Sequence[int], python: str, rounds: int
 ) -> Iterator[dict[str, Any]]:
     """Rows of all merges of one size of model."""
+    order = random.Random(0)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         base, models = make_models(folder, bge_large(layers), max(counts))
         for number in range(rounds):
             for count in counts:
-                for tool, method, interpreter, arguments in jobs(base, models[:count], python):
-                    if number == 0 and tool == "read_and_write":
-                        measure(tool, interpreter, arguments, folder)  # fills the cache
+                turn = list(jobs(base, models[:count], python))
+                if number == 0:
+                    tool, _, interpreter, arguments = turn[0]
+                    measure(tool, interpreter, arguments, folder)  # fills the cache
+                for tool, method, interpreter, arguments in order.sample(turn, len(turn)):
                     yield {
                         "layers": layers,
                         "checkpoints": count,
@@ -173,7 +177,7 @@ def main() -> None:
             rows.append(row | labels)
             print(row, file=sys.stderr, flush=True)
             write_rows(RESULTS, pd.DataFrame(rows))  # a run of half an hour keeps what it has
-    print(summary(pd.DataFrame(rows)).to_string(index=False))
+    print(summary(pd.DataFrame(rows)).to_string(index=False, na_rep=""))
 
 
 if __name__ == "__main__":

@@ -199,9 +199,11 @@ class _Pro(torch.autograd.Function):
         bits = similarities[order] / (temperature * math.log(2))  # exp2 is the fastest exponential
         widest = scores - scores[-1]  # m
         own = bits * widest
-        largest, sums = torch.empty_like(bits), torch.empty_like(bits)  # of each row
-        mass, moment = torch.zeros_like(bits), torch.zeros_like(bits)  # of each column
+        largest, sums = torch.zeros_like(bits), torch.empty_like(bits)  # of each row
+        factors = torch.stack((torch.ones_like(widest), widest))
+        moments = torch.zeros_like(factors)  # of column j: the sums over k of p_kj and p_kj m_k
         ascending = (-scores).tolist()
+        moderate = bool(bits.abs().max() * widest[0] < 100)  # so is 2 to the power of any logit
         start, n = 0, len(scores)
         block = bits.new_empty(max(n, min(n * n, _PRO_BLOCK)))
         while start < n:
@@ -211,24 +213,24 @@ class _Pro(torch.autograd.Function):
             shared = slice(0, bisect_right(ascending, ascending[stop - 1]) - start)
             area = block[: (stop - start) * (n - start)].view(stop - start, n - start)
             gaps = torch.sub(scores[rows, None], scores[start:], out=area)
-            not_lower = gaps[:, shared] <= 0  # beyond, all are lower
+            barred = gaps[:, shared].sign().sub_(1)  # below 0 if not lower; beyond, all are lower
             logits = gaps.mul_(bits[start:])
-            logits[:, shared].masked_fill_(not_lower, -torch.inf)
+            logits[:, shared].add_(barred, alpha=1e30)  # in half the time of a mask of bool
             # A row's own column is free (its gap is zero) and holds the preferred entry, so that a
             # row with nothing below it is log(1) = 0 rather than the logarithm of an empty sum.
             logits.diagonal().copy_(own[rows])
-            torch.amax(logits, 1, out=largest[rows])
-            weights = logits.sub_(largest[rows, None]).exp2_()  # softmax, but for its denominator
+            if not moderate:
+                torch.amax(logits, 1, out=largest[rows])
+                logits.sub_(largest[rows, None])
+            weights = logits.exp2_()  # softmax, but for its denominator
             torch.sum(weights, 1, out=sums[rows])
-            shares = sums[rows].reciprocal()
-            mass[start:].addmv_(weights.T, shares)
-            moment[start:].addmv_(weights.T, shares * widest[rows])
+            moments[:, start:].addmm_(factors[:, rows] / sums[rows], weights)
             start = stop
         total = (sums.log2() + largest - own).sum()
         count = (widest > 0).sum().clamp(min=1)
         # The sum over rows k of p_kj (y_k - y_j), where a row's own p goes with m_k.
         own_share = (own - largest).exp2_() / sums
-        gradient = moment - widest * (mass - own_share + 1)
+        gradient = moments[1] - widest * (moments[0] - own_share + 1)
         gradient = gradient / (temperature * count)
         ctx.save_for_backward(gradient.scatter(0, order, gradient))  # in the order of the input
         return math.log(2) * total / count
