@@ -1,20 +1,24 @@
 """Time and memory of merging models of 335 million parameters: ours, mergekit, plain file access.
 
-    python benchmarks/fusion.py [--mergekit PYTHON] [--checkpoints 3 8] [--rounds 3]
+    python benchmarks/fusion.py [--mergekit PYTHON] [--checkpoints 3 8] [--rounds 5]
 
 Weights are made up in the shapes of bge-large (fp32, 1.3 GB a model) in a temporary folder, which
-wants room for base, checkpoints and one result: 13 GB for 8 checkpoints. PYTHON is that of a
+wants room for base, checkpoints and one result: 15 GB for 8 checkpoints. PYTHON is that of a
 virtual environment made from benchmarks/mergekit.txt; mergekit merges at its default options.
 
 Each merge is a process of its own. The clock runs in it, after all imports of either library, until
 the result is on the disk (mergekit returns before; it is charged the rest of the writing). The
 processor's seconds, over all threads, depend less on what else the machine does. Memory is the most
 that the process held, less what it held after the imports; the part of it that is the process's own
-leaves out pages of mapped files, which the system may drop. *Plain* reads all checkpoints, without
-the base, block by block, and writes one. A round is one of each, in an order drawn anew; a plain
-copy before the first does not count. Ratios are medians over rounds. The inputs are in the system's
-cache if it has the room, for all alike. Models with half the layers come first, merged by ours
-alone: do they take the same memory?
+leaves out pages of mapped files, which the system may drop.
+
+*Plain* reads all checkpoints, without the base, block by block, and writes one. A round is one of
+each, in an order drawn anew, but for mergekit's TIES, which takes minutes and joins the first round
+alone; a plain copy before the first does not count. Ratios are medians over rounds. The inputs are
+in the system's cache if it has the room, for all alike. A virtual machine may give free memory back
+to its host within seconds, and to get it again can take longer than to merge; so 3 GiB become free
+just before the clock starts, whatever the tool. Models with half the layers come first, one round
+by ours alone: do they take the same memory?
 
 Rows go to results/fusion.csv.
 """
@@ -39,6 +43,7 @@ from codiemb_lib.runs import hardware, versions, write_rows
 
 RESULTS = Path(__file__).parent / "results" / "fusion.csv"
 DENSITY = 0.2
+FREED, BLOCK = 3 * 2**30, 2**26
 METHODS: dict[str, dict[str, Any]] = {
     "delta": {"granularity": "tensor"},
     "linear": {},
@@ -81,6 +86,10 @@ def jobs(
 def measure(tool: str, python: str, arguments: dict[str, Any], folder: Path) -> dict[str, float]:
     """One merge, whose result is removed."""
     output = folder / "merged"
+    output.mkdir()
+    with open(output / "filler", "wb") as filler:  # its pages are what becomes free
+        for _ in range(FREED // BLOCK):
+            filler.write(bytes(BLOCK))
     os.sync()  # nothing of what came before is left to write
     try:
         (found,) = run_merges(python, [(tool, str(output), arguments)])
@@ -145,6 +154,8 @@ def take_turns(
                     tool, _, interpreter, arguments = turn[0]
                     measure(tool, interpreter, arguments, folder)  # fills the cache
                 for tool, method, interpreter, arguments in order.sample(turn, len(turn)):
+                    if (tool, method) == ("mergekit", "ties") and number:
+                        continue
                     yield {
                         "layers": layers,
                         "checkpoints": count,
@@ -160,7 +171,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--mergekit", default="", metavar="PYTHON", help="of its environment")
     parser.add_argument("--checkpoints", type=int, nargs="+", default=[3, 8])
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--layers", type=int, default=24, help="less, for a quick look")
     given = parser.parse_args()
     labels = {
@@ -169,11 +180,11 @@ def main() -> None:
         "mergekit": mergekit_version(given.mergekit) if given.mergekit else "",
     }
     rows = []
-    for layers, counts, python in (
-        (given.layers // 2, given.checkpoints[:1], ""),
-        (given.layers, given.checkpoints, given.mergekit),
+    for layers, counts, python, rounds in (
+        (given.layers // 2, given.checkpoints[:1], "", 1),
+        (given.layers, given.checkpoints, given.mergekit, given.rounds),
     ):
-        for row in take_turns(layers, counts, python, given.rounds):
+        for row in take_turns(layers, counts, python, rounds):
             rows.append(row | labels)
             print(row, file=sys.stderr, flush=True)
             write_rows(RESULTS, pd.DataFrame(rows))  # a run of half an hour keeps what it has

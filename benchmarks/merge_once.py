@@ -4,21 +4,21 @@
 
 JOBS is a JSON list of `[tool, output, arguments]`. For each, a line of JSON on standard output says
 how long it took, after all imports, until the result was returned and until it was on the disk, and
-what memory the process held (Linux): at most, and before it began.
+what memory the process held (Linux): at most, and before it began. What lies at the output is
+removed just before.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import subprocess
+import shutil
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 BLOCK = 2**23
-TAKEN = 6 * 2**30
 
 
 def codiemb(output: str, base: str, models: list[str], options: dict) -> Callable[[], object]:
@@ -71,21 +71,6 @@ def memory(key: str) -> int:
     raise ValueError(f"/proc/self/status: expected {key}, found none. This needs Linux.")
 
 
-def take_memory() -> None:
-    """Make sure that the system has memory at hand, for whichever tool comes next.
-
-    A virtual machine may give memory that nobody uses back to its host within seconds. To get it
-    again takes many times as long as to write to it, and would fall on the tool with long imports,
-    not on the one that begins at once.
-    """
-    free = next(
-        int(line.split()[1]) * 2**10
-        for line in Path("/proc/meminfo").read_text().splitlines()
-        if line.startswith("MemFree:")
-    )
-    subprocess.run([sys.executable, "-c", f"b'x' * {min(TAKEN, free // 2)}"], check=True)
-
-
 def sync(folder: str) -> None:
     """Wait until all files of a folder are on the disk."""
     for path in Path(folder).rglob("*"):
@@ -102,7 +87,7 @@ def main() -> None:
     for tool, output, arguments in json.load(sys.stdin):
         merge = tools[tool](output, **arguments)
         held, own = memory("VmRSS"), memory("RssAnon")
-        take_memory()
+        shutil.rmtree(output, ignore_errors=True)
         worked, began = time.process_time(), time.perf_counter()
         merge()
         returned = time.perf_counter()
