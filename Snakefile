@@ -156,6 +156,7 @@ rule fuse:
     output:
         executed=f"{RUNS}/fusion/seed-{{seed}}/04_checkpoint_fusion.ipynb",
         rows=[f"{RUNS}/fusion/seed-{{seed}}/{table}.csv" for table in STUDY],
+    priority: 1  # the longest of all: begun last, it would leave the other cores idle
     message:
         "04 fuse, seed {wildcards.seed}"
     shell:
