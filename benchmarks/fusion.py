@@ -3,7 +3,7 @@
     python benchmarks/fusion.py [--mergekit PYTHON] [--checkpoints 3 8] [--rounds 5]
 
 Weights are made up in the shapes of bge-large (fp32, 1.3 GB a model) in a temporary folder, which
-wants room for base, checkpoints and one result: 15 GB for 8 checkpoints. PYTHON is that of a
+wants room for base, checkpoints and one result: 16 GB for 8 checkpoints. PYTHON is that of a
 virtual environment made from benchmarks/mergekit.txt; mergekit merges at its default options.
 
 Each merge is a process of its own. The clock runs in it, after all imports of either library, until
@@ -16,7 +16,7 @@ leaves out pages of mapped files, which the system may drop.
 each, in an order drawn anew, but for mergekit's TIES, which takes minutes and joins the first round
 alone; a plain copy before the first does not count. Ratios are medians over rounds. The inputs are
 in the system's cache if it has the room, for all alike. A virtual machine may give free memory back
-to its host within seconds, and to get it again can take longer than to merge; so 3 GiB become free
+to its host within seconds, and to get it again can take as long as to merge; so 3 GiB become free
 just before the clock starts, whatever the tool. Models with half the layers come first, one round
 by ours alone: do they take the same memory?
 

@@ -87,7 +87,8 @@ def main() -> None:
     for tool, output, arguments in json.load(sys.stdin):
         merge = tools[tool](output, **arguments)
         held, own = memory("VmRSS"), memory("RssAnon")
-        shutil.rmtree(output, ignore_errors=True)
+        if os.path.exists(output):
+            shutil.rmtree(output)
         worked, began = time.process_time(), time.perf_counter()
         merge()
         returned = time.perf_counter()
