@@ -124,8 +124,9 @@ class Moves:
         flat = [tensor.reshape(-1) for tensor in self.tensors]
         for start in range(0, len(merged), _BLOCK):
             where = slice(start, start + _BLOCK)
-            block = merged[where].zero_()
-            for coefficient, tensor in zip(coefficients, flat, strict=True):
+            block = merged[where]
+            torch.mul(flat[0][where].to(block.dtype), coefficients[0], out=block)
+            for coefficient, tensor in zip(coefficients[1:], flat[1:], strict=True):
                 block.add_(tensor[where].to(block.dtype), alpha=coefficient)
             self._check_finite(block)
         return merged.view(self.origin.shape)

@@ -17,6 +17,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,6 +40,7 @@ DTYPES = {
 }
 _INDEX = ".safetensors.index.json"  # says which tensor lies in which shard
 _FLUSH = 1 << 27  # bytes after which the disk takes over, while others are worked out
+_WORKERS = 4  # at most: each holds a tensor of every model, and few cores saturate the memory
 _PICKLES = {".bin", ".pt", ".pth", ".ckpt"}
 _COPIED_SUFFIXES = {".json", ".txt", ".model", ".jinja", ".py"}
 
@@ -557,12 +559,12 @@ def write_model(
 
 
 def write_tensors(file: Path, contents: Mapping[str, Place], weights: Mapping[str, Tensor]) -> None:
-    """Write a safetensors file, asking for one tensor after the other.
+    """Write a safetensors file, a few tensors at a time, each once.
 
     Args:
         file: Where to.
         contents: By the tensor's name among the weights, its key, type and shape in the file.
-        weights: The tensors.
+        weights: The tensors; several are asked for at a time, from as many threads.
     """
     names = {dtype: name for name, dtype in DTYPES.items()}
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
@@ -573,15 +575,39 @@ def write_tensors(file: Path, contents: Mapping[str, Place], weights: Mapping[st
         header[place.key] = entry
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)  # so that the tensors begin at a multiple of eight
+    start = 8 + len(text)
+
+    def write(name: str, place: Place) -> None:
+        tensor = weights[name].to(place.dtype).contiguous()
+        rest = memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
+        at = start + header[place.key]["data_offsets"][0]
+        while rest:  # a single call writes two gigabytes at most
+            written = os.pwrite(stream.fileno(), rest, at)
+            rest, at = rest[written:], at + written
+
     flushes: list[Future[None]] = []
-    with file.open("wb", buffering=0) as stream, ThreadPoolExecutor(1) as disk:
-        stream.write(len(text).to_bytes(8, "little") + text)
-        for name, place in contents.items():
-            tensor = weights[name].to(place.dtype).contiguous()
-            rest = memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
-            while rest:
-                rest = rest[stream.write(rest) :]  # a single call writes two gigabytes at most
-            if stream.tell() > _FLUSH * (len(flushes) + 1):
+    with file.open("wb") as stream, ThreadPoolExecutor(1) as disk, _single_threads() as pool:
+        os.pwrite(stream.fileno(), len(text).to_bytes(8, "little") + text, 0)
+        done = pool.map(write, contents, contents.values())
+        for place, _ in zip(contents.values(), done, strict=True):
+            end = start + header[place.key]["data_offsets"][1]
+            if end > _FLUSH * (len(flushes) + 1):
                 flushes.append(disk.submit(os.fsync, stream.fileno()))
     for flush in flushes:
         flush.result()
+
+
+@contextmanager
+def _single_threads() -> Iterator[ThreadPoolExecutor]:
+    """Threads for whole tensors, on each of which torch works alone.
+
+    While one writes the others compute; split among all cores, a tensor would keep them waiting.
+    """
+    threads = torch.get_num_threads()
+    try:
+        with ThreadPoolExecutor(
+            min(threads, _WORKERS), initializer=torch.set_num_threads, initargs=(1,)
+        ) as pool:
+            yield pool
+    finally:
+        torch.set_num_threads(threads)  # the number is this thread's own and the process's

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
@@ -20,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from codiemb_lib import encoder as encoder_module
 from codiemb_lib.encoder import Encoder, EncoderSettings
 from codiemb_lib.fusion import delta_guided_weights, delta_norms, fuse
-from codiemb_lib.weights import Folder, FusionError, open_models
+from codiemb_lib.weights import Folder, FusionError, Lazy, open_models, write_tensors
 
 
 @pytest.fixture
@@ -186,9 +187,11 @@ def test_a_failure_leaves_nothing_behind(folders, tmp_path):
     tensors = weights_of(runs[1])
     tensors["embeddings.LayerNorm.bias"][0] = math.nan
     save_file(tensors, runs[1] / "model.safetensors", metadata={"format": "pt"})
+    threads = torch.get_num_threads()
     with pytest.raises(ValueError, match=r"checkpoint 1 \(.*run-2\): .* embeddings\.LayerNorm"):
         fuse(base, runs, output=tmp_path / "deep" / "fused")
     assert not any((tmp_path / "deep").iterdir())
+    assert torch.get_num_threads() == threads
 
 
 def test_the_packaged_base_fuses_with_what_we_save_of_it(tmp_path):
@@ -370,6 +373,43 @@ def test_adapters_that_fit_no_base_are_refused(make_architecture, tmp_path):
     (lora / "adapter_model.safetensors").rename(lora / "adapter_model.bin")
     with pytest.raises(FusionError, match=r"expected adapter_model\.safetensors"):
         fuse(base, [lora], output=tmp_path / "fused")
+
+
+# Threads
+
+
+@pytest.fixture
+def set_threads():
+    """Torch's number of threads, for one test."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("options", [{"granularity": "tensor"}, {"method": "ties"}])
+def test_the_number_of_threads_changes_no_bit(large, tmp_path, set_threads, options):
+    for threads in (1, 3):
+        set_threads(threads)
+        fuse(large[0], large[1:], output=tmp_path / f"{threads}", **options)
+        assert torch.get_num_threads() == threads
+    one, three = (tmp_path / name / "model.safetensors" for name in ("1", "3"))
+    assert one.read_bytes() == three.read_bytes()
+
+
+def test_several_tensors_are_worked_out_at_a_time(tmp_path, set_threads):
+    set_threads(2)
+    tensors = {"a": torch.ones(3), "b": torch.zeros(0), "c": torch.arange(4.0), "d": torch.ones(())}
+    save_file(tensors, tmp_path / "model.safetensors")
+    two = threading.Barrier(2)
+
+    def work_out(name):
+        two.wait(timeout=60)  # for another thread that is at work, in vain if there is none
+        assert torch.get_num_threads() == 1
+        return tensors[name]
+
+    written = tmp_path / "written.safetensors"
+    write_tensors(written, Folder(tmp_path).places, Lazy(tensors, work_out))
+    assert_equal_models(load_file(written), tensors)
 
 
 # Memory and kills
