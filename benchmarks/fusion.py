@@ -13,12 +13,12 @@ that the process held, less what it held after the imports; the part of it that 
 leaves out pages of mapped files, which the system may drop.
 
 *Plain* reads all checkpoints, without the base, block by block, and writes one. A round is one of
-each, in an order drawn anew, but for mergekit's TIES, which takes minutes and joins the first round
-alone; a plain copy before the first does not count. Ratios are medians over rounds. The inputs are
-in the system's cache if it has the room, for all alike. A virtual machine may give free memory back
-to its host within seconds, and to get it again can take as long as to merge; so 3 GiB become free
-just before the clock starts, whatever the tool. Models with half the layers come first, one round
-by ours alone: do they take the same memory?
+each, in an order drawn anew, after a plain copy that does not count. Mergekit's TIES takes minutes,
+and memory in which the inputs are cached: it comes once, after the last round. Ratios are medians
+over rounds. The inputs are in the system's cache if it has the room, for all alike. A virtual
+machine may give free memory back to its host within seconds, and to get it again can take as long
+as to merge; so 3 GiB become free just before the clock starts, whatever the tool. Models with half
+the layers come first, one round by ours alone: do they take the same memory?
 
 Rows go to results/fusion.csv.
 """
@@ -44,6 +44,7 @@ from codiemb_lib.runs import hardware, versions, write_rows
 RESULTS = Path(__file__).parent / "results" / "fusion.csv"
 DENSITY = 0.2
 FREED, BLOCK = 3 * 2**30, 2**26
+SLOW = ("mergekit", "ties")
 METHODS: dict[str, dict[str, Any]] = {
     "delta": {"granularity": "tensor"},
     "linear": {},
@@ -147,23 +148,24 @@ def take_turns(
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         base, models = make_models(folder, bge_large(layers), max(counts))
+
+        def row(number: int, count: int, job: tuple[str, str, str, dict[str, Any]]) -> dict:
+            tool, method, interpreter, arguments = job
+            found = measure(tool, interpreter, arguments, folder)
+            labels = {"layers": layers, "checkpoints": count, "round": number}
+            return labels | {"tool": tool, "method": method} | found
+
+        turns = {count: list(jobs(base, models[:count], python)) for count in counts}
+        slow = {c: [job for job in turn if job[:2] == SLOW] for c, turn in turns.items()}
         for number in range(rounds):
-            for count in counts:
-                turn = list(jobs(base, models[:count], python))
+            for count, turn in turns.items():
+                quick = [job for job in turn if job[:2] != SLOW]
                 if number == 0:
-                    tool, _, interpreter, arguments = turn[0]
-                    measure(tool, interpreter, arguments, folder)  # fills the cache
-                for tool, method, interpreter, arguments in order.sample(turn, len(turn)):
-                    if (tool, method) == ("mergekit", "ties") and number:
-                        continue
-                    yield {
-                        "layers": layers,
-                        "checkpoints": count,
-                        "round": number,
-                        "tool": tool,
-                        "method": method,
-                        **measure(tool, interpreter, arguments, folder),
-                    }
+                    row(number, count, quick[0])  # fills the cache
+                for job in order.sample(quick, len(quick)):
+                    yield row(number, count, job)
+        for count, turn in slow.items():
+            yield from (row(rounds - 1, count, job) for job in turn)
 
 
 def main() -> None:
