@@ -484,7 +484,7 @@ def check_same_settings(folders: Sequence[Path]) -> None:
         "*.model",
         "*/config.json",
     )
-    expected, *others = [
+    settings = [
         {
             path.relative_to(folder).as_posix(): path
             for pattern in patterns
@@ -492,10 +492,10 @@ def check_same_settings(folders: Sequence[Path]) -> None:
         }
         for folder in folders
     ]
-    for folder, found in zip(folders[1:], others, strict=True):
-        for file in sorted(expected.keys() | found.keys()):
-            both = file in expected and file in found
-            if not both or not _say_the_same(expected[file], found[file]):
+    for folder, found in zip(folders[1:], settings[1:], strict=True):
+        for file in sorted(settings[0].keys() | found.keys()):
+            files = settings[0].get(file), found.get(file)
+            if None in files or not _say_the_same(*files):
                 raise FusionError(
                     f"{folder}: expected the {file} of {folders[0]}, found another or none. Models "
                     "that differ in modules, pooling, prompts or tokenizer do not encode alike: "
