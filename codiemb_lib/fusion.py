@@ -2,8 +2,9 @@ r"""Merging models that were trained from one base: the methods, each a small pu
 
 Notation: :math:`\theta_0` is the base, :math:`\theta_1 \dots \theta_J` the models (checkpoints,
 runs), :math:`\delta_j = \theta_j - \theta_0` how far model j moved. A method takes mappings from
-names to tensors, and returns such a mapping; a tensor is worked out when it is asked for, so models
-larger than the memory can be merged. `METHODS` lists them; a new one is one function more.
+names to tensors, and returns such a mapping; a tensor is worked out when it is asked for, on any
+thread, so models larger than the memory can be merged. `METHODS` lists them; a new one is one
+function more.
 
 CoDiEmb's own equation is not public. `delta` is the family that its public fragments allow.
 """
@@ -576,9 +577,9 @@ def fuse(
     of numbers. Integer tensors must be equal and are copied.
 
     Folders are models of transformers or sentence-transformers with weights in safetensors, or LoRA
-    adapters of the base. They are read and written tensor by tensor. Tokenizer, pooling, prompts
-    and configurations come from the first checkpoint that is no adapter, after a check that all
-    such agree in them; from the base where all are adapters.
+    adapters of the base. They are read and written a few tensors at a time. Tokenizer, pooling,
+    prompts and configurations come from the first checkpoint that is no adapter, after a check that
+    all such agree in them; from the base where all are adapters.
 
     Args:
         base: The initialisation: a mapping from names to tensors, or a folder.

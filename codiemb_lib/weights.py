@@ -59,7 +59,7 @@ class Lazy(Mapping[str, Tensor]):
 
     Args:
         names: Of its tensors, in order.
-        work_out: From a name to its tensor.
+        work_out: From a name to its tensor; several threads may ask at a time.
         like: The model whose folder it has in messages, and whose list of kept models.
     """
 
@@ -529,7 +529,7 @@ def write_model(
     settings: Path,
     texts: Mapping[str, str] | None = None,
 ) -> Path:
-    """Write a model folder tensor by tensor, whole or not at all.
+    """Write a model folder, a few tensors at a time, whole or not at all.
 
     Args:
         output: The folder, absent or empty.
