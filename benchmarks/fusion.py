@@ -156,7 +156,6 @@ def take_turns(
             return labels | {"tool": tool, "method": method} | found
 
         turns = {count: list(jobs(base, models[:count], python)) for count in counts}
-        slow = {c: [job for job in turn if job[:2] == SLOW] for c, turn in turns.items()}
         for number in range(rounds):
             for count, turn in turns.items():
                 quick = [job for job in turn if job[:2] != SLOW]
@@ -164,8 +163,8 @@ def take_turns(
                     row(number, count, quick[0])  # fills the cache
                 for job in order.sample(quick, len(quick)):
                     yield row(number, count, job)
-        for count, turn in slow.items():
-            yield from (row(rounds - 1, count, job) for job in turn)
+        for count, turn in turns.items():
+            yield from (row(rounds - 1, count, job) for job in turn if job[:2] == SLOW)
 
 
 def main() -> None:
