@@ -50,7 +50,7 @@ def one(queries: int, cached: bool) -> None:
             batch,
             encoder.tokenizer,
             tokens_per_forward=2048,
-            joined=encoder.joins_blocks,
+            packing=encoder.packing,
             seed=[number],
         )
         began = time.perf_counter()

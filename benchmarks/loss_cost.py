@@ -49,7 +49,7 @@ def main() -> None:
         step = Step("sts", "all", (tuple(generator.permutation(len(records))[: given.pairs]),))
         batch = make_batch(step, records, prompts, SETTINGS, generator)
         share = make_share(
-            batch, encoder.tokenizer, tokens_per_forward=2048, joined=encoder.joins_blocks, seed=[0]
+            batch, encoder.tokenizer, tokens_per_forward=2048, packing=encoder.packing, seed=[0]
         )
         seconds = {}
         for objective in ("cosent", "codiemb") if number % 2 else ("codiemb", "cosent"):

@@ -1,13 +1,14 @@
 """Training: records per second against sentence-transformers, and how far from the machine's peak.
 
     python benchmarks/training_speed.py [--data FOLDER] [--rounds 5] [--threads 2 1]
+                                        [--encoder minilm-l6]
 
 Both train the same encoder (all-MiniLM-L6-v2, texts cut at 96 tokens, dropout on, fp32) for one
 epoch of the same records in global batches of 32, with the same objectives: InfoNCE over in-batch
 and hard negatives (their MultipleNegativesRankingLoss), CoSENT, and fused AdamW with the gradient
 clipped. They take turns; a round is one of each, after a round that does not count. The clock runs
-from the first step to the last. On a GPU both train in bf16, with workers that
-tokenise ahead; on a CPU without.
+from the first step to the last. On a GPU both train in bf16, more batches, with workers that
+tokenise ahead; on a CPU without. `--encoder` may name another one, of BERT's kind, in a folder.
 
 With `--data` or CODIEMB_DATA, the sets are STS-B, SQuAD sentences and MedQuAD from that folder; a
 hard negative is the next sentence, or the next answer. Else they are sets that come with packages.
@@ -50,9 +51,9 @@ from codiemb_lib.sampling import SingleTaskPlan
 from codiemb_lib.sources import load_split
 from codiemb_lib.step import backward, batch_loss, lean_embeddings
 
-BATCH, MAX_LENGTH = 32, 96
-BATCHES = {"alone": 4, "mixed": 2}  # of each set
 GPU = torch.cuda.is_available()
+BATCH, MAX_LENGTH = 32, 96
+BATCHES = {"alone": 40, "mixed": 20} if GPU else {"alone": 4, "mixed": 2}  # of each set
 WORKERS = 2 if GPU else 0  # on a CPU they take the cores from the step, with either library
 OBJECTIVE = ObjectiveSettings(positives=1, negatives=1)
 
@@ -90,11 +91,11 @@ def next_as_negative(records: Sequence[Record]) -> list[Record]:
 class Ours:
     """Training with this library: what `training.train` does between two checkpoints."""
 
-    def __init__(self, sets: dict[str, list[Record]]):
+    def __init__(self, sets: dict[str, list[Record]], name: str):
         named = [
             dataclasses.replace(r, dataset=name) for name, records in sets.items() for r in records
         ]
-        encoder = Encoder.load(EncoderSettings(name="minilm-l6", max_length=MAX_LENGTH))
+        encoder = Encoder.load(EncoderSettings(name=name, max_length=MAX_LENGTH))
         lean_embeddings(accelerator(), encoder)
         optimizer = torch.optim.AdamW(
             (p for p in encoder.parameters() if p.requires_grad), lr=2e-5, fused=True
@@ -108,7 +109,7 @@ class Ours:
             OBJECTIVE,
             seed=0,
             tokens_per_forward=16384 if GPU else 2048,
-            joined=encoder.joins_blocks,
+            packing=encoder.packing,
         )
         self.tokens = 0
 
@@ -137,8 +138,8 @@ class Ours:
 class Theirs:
     """Training with sentence-transformers' own trainer."""
 
-    def __init__(self, sets: dict[str, list[Record]], folder: str):
-        encoder = Encoder.load(EncoderSettings(name="minilm-l6", max_length=MAX_LENGTH))
+    def __init__(self, sets: dict[str, list[Record]], name: str, folder: str):
+        encoder = Encoder.load(EncoderSettings(name=name, max_length=MAX_LENGTH))
         encoder.save(folder)
         self.model = SentenceTransformer(folder, device="cuda" if GPU else "cpu")
         self.sets = {name: columns(records) for name, records in sets.items()}
@@ -228,13 +229,13 @@ def useful_flops(encoder: Encoder, tokens: int) -> float:
 
 
 def measure(
-    name: str, sets: dict[str, list[Record]], rounds: int, threads: int
+    name: str, sets: dict[str, list[Record]], encoder: str, rounds: int, threads: int
 ) -> list[dict[str, Any]]:
     """Rows of alternating rounds on one mix of sets."""
     torch.set_num_threads(threads)
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        ours, theirs = Ours(sets), Theirs(sets, folder)
+        ours, theirs = Ours(sets, encoder), Theirs(sets, encoder, folder)
         for number in range(-1, rounds):
             peak = peak_flops()
             seconds = {"ours": ours.train(), "sentence-transformers": theirs.train()}
@@ -242,6 +243,7 @@ def measure(
             if number >= 0:
                 rows += [
                     {
+                        "encoder": Path(encoder).name,
                         "threads": threads,
                         "data": name,
                         "round": number,
@@ -257,13 +259,13 @@ def measure(
 def summary(rows: pd.DataFrame) -> pd.DataFrame:
     """Median ratio of each mix, with the lowest and the highest round."""
     out = []
-    for (threads, name), part in rows.groupby(["threads", "data"], sort=False):
+    keys = ["encoder", "threads", "data"]
+    for found, part in rows.groupby(keys, sort=False):
         speeds = part.pivot(index="round", columns="library", values="records_per_second")
         ratios = speeds["ours"] / speeds["sentence-transformers"]
         out.append(
-            {
-                "threads": threads,
-                "data": name,
+            dict(zip(keys, found, strict=True))
+            | {
                 "ours, records/s": round(statistics.median(speeds["ours"]), 1),
                 "ratio": round(statistics.median(ratios), 2),
                 "lowest": round(min(ratios), 2),
@@ -281,6 +283,7 @@ def main() -> None:
     parser.add_argument("--data", default=os.environ.get("CODIEMB_DATA", ""))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", help="one set, or `mix`")
+    parser.add_argument("--encoder", nargs="+", default=["minilm-l6"], help="names or folders")
     parser.add_argument("--threads", type=int, nargs="+", default=[torch.get_num_threads()])
     given = parser.parse_args()
     transformers_logging.set_verbosity_error()
@@ -291,8 +294,8 @@ def main() -> None:
     mixes["mix"] = {name: r[: BATCH * BATCHES["mixed"]] for name, r in sets.items()}
     rows: list[dict[str, Any]] = []
     names = [given.only] if given.only else list(mixes)
-    for threads, name in itertools.product(given.threads, names):
-        rows += measure(name, mixes[name], given.rounds, threads)
+    for encoder, threads, name in itertools.product(given.encoder, given.threads, names):
+        rows += measure(name, mixes[name], encoder, given.rounds, threads)
         print(summary(pd.DataFrame(rows)).to_string(index=False), flush=True)
     table = pd.DataFrame(rows).assign(
         hardware=hardware(),

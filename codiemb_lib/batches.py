@@ -16,7 +16,7 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from codiemb_lib.config import DatasetSettings, ObjectiveSettings
-from codiemb_lib.encoder import Padded, TextTokenizer, forward_passes
+from codiemb_lib.encoder import Packing, Padded, TextTokenizer, forward_passes
 from codiemb_lib.records import Record
 from codiemb_lib.sampling import MixedTaskPlan, SingleTaskPlan, Step
 
@@ -142,15 +142,15 @@ def make_share(
     tokenizer: TextTokenizer,
     *,
     tokens_per_forward: int,
+    packing: Packing,
     seed: Sequence[int],
-    joined: bool = False,
     rank: int = 0,
     world_size: int = 1,
 ) -> Share:
     """Tokenise a rank's texts and cut them into forward passes of a token budget."""
     own = batch.texts[rank::world_size] or batch.texts[:1]  # as good as idle, but never without
     tokens = tokenizer([text for _, text in own], [prompt for prompt, _ in own])
-    passes = forward_passes(tokens, tokens_per_forward, joined=joined)
+    passes = forward_passes(tokens, tokens_per_forward, packing)
     return Share(
         batch,
         [[tokenizer.pad([tokens[i] for i in block]) for block in blocks] for blocks in passes],
@@ -177,7 +177,7 @@ class OptimizerSteps(Dataset):
         accumulation: Batches of an optimiser step.
         max_steps: Optimiser steps at most; 0: all.
         tokens_per_forward: Padded tokens of a forward pass, a bound on memory.
-        joined: Whether a pass takes blocks of several lengths; see `Encoder.joins_blocks`.
+        packing: How texts go into forward passes: the encoder's.
         rank, world_size: Which process this is, of how many.
     """
 
@@ -189,19 +189,19 @@ class OptimizerSteps(Dataset):
         prompts: Mapping[str, DatasetSettings],
         objective: ObjectiveSettings,
         *,
+        packing: Packing,
         seed: int,
         epochs: int = 1,
         accumulation: int = 1,
         max_steps: int = 0,
         tokens_per_forward: int = 2048,
-        joined: bool = False,
         rank: int = 0,
         world_size: int = 1,
     ):
         self.records, self.plan, self.tokenizer = records, plan, tokenizer
         self.prompts, self.objective, self.seed = prompts, objective, seed
         self.accumulation, self.tokens_per_forward = accumulation, tokens_per_forward
-        self.joined, self.rank, self.world_size = joined, rank, world_size
+        self.packing, self.rank, self.world_size = packing, rank, world_size
         self.per_epoch = -(-plan.length(world_size) // accumulation)
         self.length = min(epochs * self.per_epoch, max_steps or epochs * self.per_epoch)
         self._planned: tuple[int, list[Step]] = (-1, [])  # an epoch's plan, until the next is asked
@@ -236,7 +236,7 @@ class OptimizerSteps(Dataset):
                     self.tokenizer,
                     tokens_per_forward=self.tokens_per_forward,
                     seed=seed,
-                    joined=self.joined,
+                    packing=self.packing,
                     rank=self.rank,
                     world_size=self.world_size,
                 )

@@ -29,8 +29,10 @@ POOLING_KEYS = {
 }
 
 
-_PASS_COST = 32  # what a forward pass costs besides its tokens, in tokens
-_BLOCK_COST = 8  # and a block in a pass of several
+# What a forward pass costs besides its tokens, in tokens, and a block in a pass of several. On an
+# accelerator it is the launching of kernels, in which it could take thousands of tokens.
+_PASS_COSTS, _PASS_COST_ELSEWHERE = {"cpu": 32}, 4096
+_BLOCK_COSTS, _BLOCK_COST_ELSEWHERE = {"cpu": 8}, 1024
 _CUT_AT_ONCE = 1024  # texts; sorted ones differ so little that larger pieces gain nothing
 
 
@@ -71,6 +73,13 @@ class Padded(NamedTuple):
     ids: np.ndarray  # (B, T)
     lengths: np.ndarray  # (B,)
     prompts: np.ndarray  # (B,), leading tokens of the prompt
+
+
+class Packing(NamedTuple):
+    """How :func:`forward_passes` packs texts: what suits an encoder and its device."""
+
+    joined: bool  # whether a pass takes blocks of several lengths; see `lean`
+    cost: int  # of a block besides its tokens, in tokens
 
 
 class TextTokenizer:
@@ -152,7 +161,7 @@ class Encoder(nn.Module):
         self._no_split_modules = getattr(backbone, "_no_split_modules", None)  # for sharding
         if getattr(backbone, "pooler", None) is not None:  # BERT's head: in the file, never used
             backbone.pooler.requires_grad_(False)
-        self._joins_blocks = lean.prepare(backbone)
+        self.joins_blocks = lean.prepare(backbone)
 
     @classmethod
     def load(cls, settings: EncoderSettings) -> Encoder:
@@ -242,26 +251,30 @@ class Encoder(nn.Module):
         return self.backbone.config.hidden_size
 
     @property
-    def joins_blocks(self) -> bool:
-        """Whether one forward pass of the backbone takes blocks of several lengths; see `lean`."""
-        return self._joins_blocks and self.device.type == "cpu"
+    def packing(self) -> Packing:
+        """How its texts are packed into forward passes."""
+        kind = self.device.type
+        if self.joins_blocks:
+            return Packing(True, _BLOCK_COSTS.get(kind, _BLOCK_COST_ELSEWHERE))
+        return Packing(False, _PASS_COSTS.get(kind, _PASS_COST_ELSEWHERE))
 
     def forward(self, blocks: Sequence[Padded], *, middle: bool = False) -> tuple[Tensor, ...]:
         """Unit vectors of all blocks' texts: (final,), each (B, D); (final, middle) on demand.
 
         The middle layer is index L//2 of the L+1 hidden states (METHOD, "Objectives").
         """
-        padded = [[torch.from_numpy(part).to(self.device) for part in block] for block in blocks]
+        padded = [[torch.from_numpy(part) for part in block] for block in blocks]
         if self.joins_blocks:
             states = self._joined(padded, middle)
         else:
             states = [self._alone(ids, lengths, middle) for ids, lengths, _ in padded]
         pooled = []
         for (ids, lengths, prompts), of_block in zip(padded, states, strict=True):
-            positions = torch.arange(ids.shape[1], device=ids.device)
+            positions = torch.arange(ids.shape[1])
             mask = positions < lengths[:, None]  # (B, T)
             if not self.include_prompt and self.pooling == "mean":
                 mask = mask & (positions >= prompts[:, None])
+            mask = self._moved(mask)
             pooled.append([self._pool(state, mask) for state in of_block])
         return tuple(
             functional.normalize(torch.cat(parts), dim=-1) for parts in zip(*pooled, strict=True)
@@ -269,9 +282,11 @@ class Encoder(nn.Module):
 
     def _alone(self, ids: Tensor, lengths: Tensor, middle: bool) -> list[Tensor]:
         """Token states (B, T, D) of one block by itself: [last], or [last, middle]."""
-        mask = torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]  # (B, T)
+        mask = torch.arange(ids.shape[1]) < lengths[:, None]  # (B, T)
         output = self.backbone(
-            input_ids=ids, attention_mask=mask.long(), output_hidden_states=middle
+            input_ids=self._moved(ids),
+            attention_mask=self._moved(mask.long()),
+            output_hidden_states=middle,
         )
         return _states(output, middle)
 
@@ -282,10 +297,10 @@ class Encoder(nn.Module):
         first = 0 if first is None else first + 1  # RoBERTa's lies behind the padding's
         positions = [torch.arange(first, first + T).repeat(B) for B, T in shapes]
         output = self.backbone(
-            input_ids=torch.cat([ids.flatten() for ids, *_ in padded])[None],  # (1, sum of B * T)
-            position_ids=torch.cat(positions)[None],
+            input_ids=self._moved(torch.cat([ids.flatten() for ids, *_ in padded])[None]),  # (1, N)
+            position_ids=self._moved(torch.cat(positions)[None]),
             output_hidden_states=middle,
-            blocks=[lean.Block.of(ids, lengths) for ids, lengths, _ in padded],
+            blocks=[lean.Block.of(ids, lengths, self._moved) for ids, lengths, _ in padded],
         )
         sizes = [B * T for B, T in shapes]
         pieces = zip(*(state[0].split(sizes) for state in _states(output, middle)), strict=True)
@@ -293,6 +308,10 @@ class Encoder(nn.Module):
             [piece.unflatten(0, shape) for piece in of_block]
             for of_block, shape in zip(pieces, shapes, strict=True)
         ]
+
+    def _moved(self, x: Tensor) -> Tensor:
+        """To the device, without waiting for what it is at."""
+        return x.to(self.device, non_blocking=True)
 
     def _pool(self, states: Tensor, mask: Tensor) -> Tensor:
         states = states.float()  # (B, T, D)
@@ -326,7 +345,7 @@ class Encoder(nn.Module):
         tokens = self.tokenizer(distinct, [prompt] * len(distinct))
         output = np.empty((len(distinct), self.dimension), dtype=np.float32)
         with tqdm(total=len(distinct), desc="encode", disable=not progress, leave=False) as bar:
-            for blocks in forward_passes(tokens, tokens_per_forward, joined=self.joins_blocks):
+            for blocks in forward_passes(tokens, tokens_per_forward, self.packing):
                 (final,) = self([self.tokenizer.pad([tokens[i] for i in b]) for b in blocks])
                 places = np.concatenate(blocks)
                 output[places] = final.float().cpu().numpy()
@@ -382,19 +401,22 @@ class Encoder(nn.Module):
         return folder
 
 
-def forward_passes(tokens: Sequence[Tokens], budget: int, *, joined: bool) -> list[list[list[int]]]:
+def forward_passes(
+    tokens: Sequence[Tokens], budget: int, packing: Packing
+) -> list[list[list[int]]]:
     """Places of texts, the longest first, in forward passes of at most `budget` padded tokens.
 
-    A pass is a list of blocks, a block the places of texts that are padded to one length. Where
-    passes are `joined` from blocks, blocks are cut finely, and passes filled with them; otherwise
-    each pass has one. A text longer than the budget stands alone.
+    A pass is a list of blocks, a block the places of texts that are padded to one length. They are
+    cut with the least padding, each counting as `packing.cost` tokens of it. Where passes are
+    `packing.joined` from blocks, they are filled with them; otherwise each pass has one. A text
+    longer than the budget stands alone.
     """
-    blocks = _cut(tokens, budget, _BLOCK_COST if joined else _PASS_COST)
+    blocks = _cut(tokens, budget, packing.cost)
     passes: list[list[list[int]]] = []
     room = 0
     for block in blocks:
         size = len(block) * len(tokens[block[0]].ids)
-        if not joined or size > room:
+        if not packing.joined or size > room:
             passes.append([])
             room = budget
         passes[-1].append(block)

@@ -59,7 +59,7 @@ def draw_shares(
                 encoder.tokenizer,
                 tokens_per_forward=preset.training.tokens_per_forward,
                 seed=[seed, number],
-                joined=encoder.joins_blocks,
+                packing=encoder.packing,
             )
             for number, step in enumerate(steps[:count])
         ]

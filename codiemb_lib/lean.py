@@ -12,7 +12,7 @@ random bits come by the word, and attention has its gradient in closed form.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -36,13 +36,13 @@ class Block(NamedTuple):
     mask: Tensor | None  # (B, 1, 1, T), added to scores: -inf at padding, else 0; None: all 0
 
     @classmethod
-    def of(cls, ids: Tensor, lengths: Tensor) -> Block:
-        """The block of padded ids (B, T), with the lengths (B,) of its texts."""
+    def of(cls, ids: Tensor, lengths: Tensor, moved: Callable[[Tensor], Tensor]) -> Block:
+        """The block of padded ids (B, T), with the lengths (B,) of its texts; its mask is moved."""
         B, T = ids.shape
         mask = None
         if (lengths < T).any():
             padding = torch.arange(T) >= lengths[:, None]
-            mask = torch.zeros(B, 1, 1, T).masked_fill_(padding[:, None, None], -torch.inf)
+            mask = moved(torch.zeros(B, 1, 1, T).masked_fill_(padding[:, None, None], -torch.inf))
         return cls(B, T, mask)
 
 
@@ -188,7 +188,7 @@ def block_attention(
         )
     scale = query.shape[3] ** -0.5 if scaling is None else scaling
     query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))  # (N, H, d)
-    if dropout and query.dtype == torch.float32:
+    if dropout and query.dtype == torch.float32 and query.device.type == "cpu":
         return _Attention.apply(query, key, value, blocks, scale, dropout)[None], None
     outputs = []
     for block, rows in _rows(blocks):

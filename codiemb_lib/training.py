@@ -316,7 +316,7 @@ class _Run:
             accumulation=self.settings.accumulation,
             max_steps=self.settings.max_steps,
             tokens_per_forward=self.settings.tokens_per_forward,
-            joined=self.encoder.joins_blocks,
+            packing=self.encoder.packing,
             rank=accelerator.process_index,
             world_size=accelerator.num_processes,
         )

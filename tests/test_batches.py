@@ -9,11 +9,13 @@ from made_up import PROMPTS, ir_records, sts_records
 from codiemb_lib import batches
 from codiemb_lib.batches import OptimizerSteps, make_batch, make_share
 from codiemb_lib.config import DatasetSettings, ObjectiveSettings
+from codiemb_lib.encoder import Packing
 from codiemb_lib.records import Record
 from codiemb_lib.sampling import MixedTaskPlan, SingleTaskPlan, Step
 
 RECORDS = ir_records(30, dataset="ir") + sts_records(30, dataset="sts")
 SETTINGS = ObjectiveSettings(positives=2, negatives=3)
+PACKING = Packing(joined=True, cost=8)
 
 
 def drawn(records, task, settings=SETTINGS, seed=0):
@@ -114,7 +116,13 @@ def test_ranks_share_the_texts_and_each_has_at_least_one(make_encoder, world_siz
     tokenizer = make_encoder().tokenizer
     shares = [
         make_share(
-            batch, tokenizer, tokens_per_forward=64, seed=[0], rank=rank, world_size=world_size
+            batch,
+            tokenizer,
+            tokens_per_forward=64,
+            packing=PACKING,
+            seed=[0],
+            rank=rank,
+            world_size=world_size,
         )
         for rank in range(world_size)
     ]
@@ -139,7 +147,9 @@ def test_ranks_share_the_texts_and_each_has_at_least_one(make_encoder, world_siz
 def test_forward_passes_keep_to_their_budget_and_order_puts_texts_back(make_encoder, joined):
     batch = drawn(RECORDS, "mixed")
     tokenizer = make_encoder().tokenizer
-    share = make_share(batch, tokenizer, tokens_per_forward=50, seed=[0], joined=joined)
+    share = make_share(
+        batch, tokenizer, tokens_per_forward=50, packing=Packing(joined, 8), seed=[0]
+    )
     assert all(sum(block.ids.size for block in blocks) <= 50 for blocks in share.forwards)
     rows = [
         row[:n].tolist()
@@ -173,6 +183,7 @@ def test_every_record_once_an_epoch_at_any_accumulation(
             tokenizer,
             PROMPTS,
             SETTINGS,
+            packing=PACKING,
             seed=5,
             epochs=2,
             accumulation=accumulation,
@@ -193,7 +204,7 @@ def test_every_record_once_an_epoch_at_any_accumulation(
 
 def test_any_step_can_be_asked_for_at_once_and_the_number_is_bounded(make_encoder):
     plan = SingleTaskPlan(RECORDS, batch_sizes={"ir": 3, "sts": 4})
-    options = {"seed": 0, "epochs": 3, "accumulation": 2}
+    options = {"packing": PACKING, "seed": 0, "epochs": 3, "accumulation": 2}
     tokenizer = make_encoder().tokenizer
 
     def fresh(**more):

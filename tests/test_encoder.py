@@ -25,6 +25,7 @@ from codiemb_lib.encoder import (
     Encoder,
     EncoderError,
     Packaged,
+    Packing,
     Tokens,
     _cut,
     forward_passes,
@@ -87,9 +88,10 @@ def test_padding_is_on_the_right(make_encoder):
 
 @pytest.mark.parametrize("joined", [True, False])
 def test_forward_passes_hold_all_texts_and_keep_the_budget(joined):
+    packing = Packing(joined, 8)
     lengths = np.random.default_rng(0).integers(1, 50, 200)
     tokens = [Tokens([0] * length, 0) for length in lengths]
-    passes = forward_passes(tokens, 100, joined=joined)
+    passes = forward_passes(tokens, 100, packing)
     order = [i for blocks in passes for block in blocks for i in block]
     assert sorted(order) == list(range(200))
     assert [lengths[i] for i in order] == sorted(lengths, reverse=True)
@@ -97,13 +99,13 @@ def test_forward_passes_hold_all_texts_and_keep_the_budget(joined):
     assert max(sizes) <= 100
     assert (max(map(len, passes)) > 1) == joined
     # never nothing
-    assert forward_passes(tokens[:2], 1, joined=joined) in ([[[0]], [[1]]], [[[1]], [[0]]])
+    assert forward_passes(tokens[:2], 1, packing) in ([[[0]], [[1]]], [[[1]], [[0]]])
 
 
 def test_joined_passes_are_filled_up():
     tokens = [Tokens([0] * length, 0) for length in (40, 20, 20, 5)]
-    assert forward_passes(tokens, 85, joined=True) == [[[0], [1, 2], [3]]]
-    assert forward_passes(tokens, 84, joined=True) == [[[0], [1, 2]], [[3]]]
+    assert forward_passes(tokens, 85, Packing(True, 8)) == [[[0], [1, 2], [3]]]
+    assert forward_passes(tokens, 84, Packing(True, 8)) == [[[0], [1, 2]], [[3]]]
 
 
 def test_encode_puts_texts_in_order_whatever_the_budget(make_encoder):

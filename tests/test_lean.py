@@ -85,7 +85,7 @@ def test_attention_and_its_gradient_are_those_of_autograd(dtype):
     generator = torch.Generator().manual_seed(0)
     ids = [torch.zeros(3, 5), torch.zeros(2, 3)]
     lengths = [torch.tensor([5, 4, 2]), torch.tensor([3, 3])]
-    blocks = [lean.Block.of(*pair) for pair in zip(ids, lengths, strict=True)]
+    blocks = [lean.Block.of(*pair, lambda x: x) for pair in zip(ids, lengths, strict=True)]
     assert blocks[0].mask is not None
     assert blocks[1].mask is None
     tensors = [torch.randn(21, 2, 4, generator=generator, dtype=dtype) for _ in range(4)]

@@ -45,7 +45,7 @@ def gradient(encoder, batches, *, sts_objective="codiemb", settings=SETTINGS, bu
                 encoder.tokenizer,
                 tokens_per_forward=budget,
                 seed=[7],
-                joined=encoder.joins_blocks,
+                packing=encoder.packing,
             ),
             lambda *a: batch_loss(*a, settings=settings, sts_objective=sts_objective),
             middle=needs_middle(batch, settings, sts_objective),
@@ -268,6 +268,7 @@ for number, (task, accumulation, cached, sharded) in enumerate({cases!r}):
                 batch,
                 encoder.tokenizer,
                 tokens_per_forward=48 if accelerator.process_index else 96,  # uneven on purpose
+                packing=encoder.packing,
                 seed=[7],
                 rank=accelerator.process_index,
                 world_size=2,
