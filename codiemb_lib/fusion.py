@@ -49,7 +49,7 @@ Model = Weights | str | Path
 GRANULARITIES = ("model", "layer", "tensor", "element")
 WEIGHTINGS = ("power", "softmax")
 
-_BLOCK = 1 << 18  # elements; the blocks of a few models stay in the processor's cache
+_BLOCK = 1 << 21  # numbers; in smaller ones threads would wait for their turn in Python
 
 
 class Moves:
@@ -103,7 +103,7 @@ class Moves:
         # In float32 the sum over a large tensor (an embedding table) is off by a thousandth.
         squares = torch.zeros(len(self.tensors), dtype=torch.float64)
         origin, flat = self.origin.reshape(-1), [tensor.reshape(-1) for tensor in self.tensors]
-        for where, (delta,) in self._blocks(1):  # stays in the processor's cache
+        for where, (delta,) in self._blocks(1):
             start = origin[where].to(delta.dtype)
             for j, tensor in enumerate(flat):
                 torch.sub(tensor[where].to(delta.dtype), start, out=delta)
@@ -136,10 +136,10 @@ class Moves:
         return torch.empty(self.origin.numel(), dtype=_wide(self.origin.dtype))
 
     def _blocks(self, rows: int) -> Iterator[tuple[slice, Tensor]]:
-        size = self.origin.numel()
-        block = torch.empty(rows, min(size, _BLOCK), dtype=_wide(self.origin.dtype))
-        for start in range(0, size, _BLOCK):
-            stop = min(size, start + _BLOCK)
+        size, step = self.origin.numel(), max(1, _BLOCK // rows)
+        block = torch.empty(rows, min(size, step), dtype=_wide(self.origin.dtype))
+        for start in range(0, size, step):
+            stop = min(size, start + step)
             yield slice(start, stop), block[:, : stop - start]
 
     def _check_finite(self, block: Tensor) -> None:

@@ -39,7 +39,7 @@ DTYPES = {
     "BOOL": torch.bool,
 }
 _INDEX = ".safetensors.index.json"  # says which tensor lies in which shard
-_FLUSH = 1 << 27  # bytes after which the disk takes over, while others are worked out
+_FLUSH = 1 << 25  # bytes after which the disk takes over, while others are worked out
 _WORKERS = 4  # at most: each holds a tensor of every model, and few cores saturate the memory
 _PICKLES = {".bin", ".pt", ".pth", ".ckpt"}
 _COPIED_SUFFIXES = {".json", ".txt", ".model", ".jinja", ".py"}
@@ -607,12 +607,13 @@ def write_tensors(file: Path, contents: Mapping[str, Place], weights: Mapping[st
 def _single_threads() -> Iterator[ThreadPoolExecutor]:
     """Threads for whole tensors, on each of which torch works alone.
 
-    While one writes the others compute; split among all cores, a tensor would keep them waiting.
+    While one writes the others compute, and one more than cores are at it; split among all cores, a
+    tensor would keep them waiting.
     """
     threads = torch.get_num_threads()
     try:
         with ThreadPoolExecutor(
-            min(threads, _WORKERS), initializer=torch.set_num_threads, initargs=(1,)
+            min(threads + 1, _WORKERS), initializer=torch.set_num_threads, initargs=(1,)
         ) as pool:
             yield pool
     finally:
