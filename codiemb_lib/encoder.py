@@ -29,10 +29,10 @@ POOLING_KEYS = {
 }
 
 
-# What a forward pass costs besides its tokens, in tokens, and a block in a pass of several. On an
-# accelerator it is the launching of kernels, in which it could take thousands of tokens.
-_PASS_COSTS, _PASS_COST_ELSEWHERE = {"cpu": 32}, 4096
-_BLOCK_COSTS, _BLOCK_COST_ELSEWHERE = {"cpu": 8}, 1024
+_PASS_COST = 32  # what a forward pass costs on a CPU besides its tokens, in tokens
+_BLOCK_COST = 8  # and a block in a pass of several
+_COST_ELSEWHERE = 4096  # of either: while kernels are launched, a GPU could take thousands
+_CHARACTERS = 16  # more than a token of running text has
 _CUT_AT_ONCE = 1024  # texts; sorted ones differ so little that larger pieces gain nothing
 
 
@@ -94,6 +94,9 @@ class TextTokenizer:
         self.base = base
         self.max_length = max_length
         self._prompt_lengths: dict[str, int] = {}
+        splitter = getattr(getattr(base, "backend_tokenizer", None), "pre_tokenizer", None)
+        by_word = splitter is not None and len(splitter.pre_tokenize_str("a b")) > 1
+        self._by_word = by_word and base.truncation_side == "right"
 
     def __call__(self, texts: Sequence[str], prompts: Sequence[str]) -> list[Tokens]:
         """Token ids of `prompt + text`, cut to `max_length`, and the length of each prompt.
@@ -102,8 +105,26 @@ class TextTokenizer:
             EncoderError: A prompt leaves no room for a text.
         """
         joined = [prompt + text for prompt, text in zip(prompts, texts, strict=True)]
-        ids = self.base(joined, truncation=True, max_length=self.max_length)["input_ids"]
+        heads = [self._head(text) for text in joined]
+        ids = self._ids(heads)
+        for i, (text, head) in enumerate(zip(joined, heads, strict=True)):
+            if len(head) < len(text) and len(ids[i]) < self.max_length:  # of words without end
+                ids[i : i + 1] = self._ids([text])
         return [Tokens(i, self._prompt_length(p)) for i, p in zip(ids, prompts, strict=True)]
+
+    def _head(self, text: str) -> str:
+        """Of a long text whole words enough to fill `max_length`, if words do not mind each other.
+
+        What lies behind them would be tokenised, which takes long, and cut away.
+        """
+        limit = _CHARACTERS * self.max_length
+        if len(text) <= limit or not self._by_word:
+            return text
+        return text[:limit].rpartition(" ")[0].rstrip() or text
+
+    def _ids(self, texts: list[str]) -> list[list[int]]:
+        only = {"return_attention_mask": False, "return_token_type_ids": False}
+        return self.base(texts, truncation=True, max_length=self.max_length, **only)["input_ids"]
 
     def _prompt_length(self, prompt: str) -> int:
         if prompt not in self._prompt_lengths:
@@ -253,10 +274,8 @@ class Encoder(nn.Module):
     @property
     def packing(self) -> Packing:
         """How its texts are packed into forward passes."""
-        kind = self.device.type
-        if self.joins_blocks:
-            return Packing(True, _BLOCK_COSTS.get(kind, _BLOCK_COST_ELSEWHERE))
-        return Packing(False, _PASS_COSTS.get(kind, _PASS_COST_ELSEWHERE))
+        cost = _BLOCK_COST if self.joins_blocks else _PASS_COST
+        return Packing(self.joins_blocks, cost if self.device.type == "cpu" else _COST_ELSEWHERE)
 
     def forward(self, blocks: Sequence[Padded], *, middle: bool = False) -> tuple[Tensor, ...]:
         """Unit vectors of all blocks' texts: (final,), each (B, D); (final, middle) on demand.

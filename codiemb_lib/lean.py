@@ -1,4 +1,4 @@
-"""Blocks of texts of unlike lengths in one forward pass, and dropout that costs little: for CPUs.
+"""Blocks of texts of unlike lengths in one forward pass, and dropout that costs little.
 
 A block is some texts padded to one length. All its tokens, behind each other with those of other
 blocks, are rows of one matrix: layers that look at a token alone (projections, activations, norms)
@@ -49,10 +49,14 @@ class Block(NamedTuple):
 def prepare(backbone: nn.Module) -> bool:
     """Let a backbone drop out cheaply, and take blocks if it is of an architecture that can.
 
+    On a GPU cuDNN's attention is switched off, in the whole process: for a shape that it has not
+    seen it plans for a third of a second (H100, torch 2.11), and texts bring new ones all the time.
+
     Returns:
         Whether it takes them: its call then has a keyword `blocks`, a list of :class:`Block`,
         beside `input_ids` and `position_ids` of shape (1, N), those of all blocks in a row.
     """
+    torch.backends.cuda.enable_cudnn_sdp(False)
     for module in backbone.modules():
         if type(module) is nn.Dropout:
             module.__class__ = Dropout

@@ -8,7 +8,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
@@ -76,6 +76,20 @@ def test_tokens_know_their_prompt_and_keep_to_the_length(make_encoder):
     assert (plain.prompt, prompted.prompt, long.prompt) == (0, 3, 0)  # with the token in front
     assert prompted.ids[3:] == plain.ids[1:]
     assert len(long.ids) == 8
+
+
+WORDS = st.text(st.sampled_from("ab,.-é  \u3000\n\u0301猫"), max_size=40)
+
+
+@pytest.mark.parametrize("architecture", ["bert", "xlm-roberta", "minicpm", "qwen"])
+@given(texts=st.lists(st.lists(WORDS, max_size=40).map(" ".join), min_size=1, max_size=3))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+def test_of_a_long_text_what_is_cut_away_is_not_looked_at(make_architecture, architecture, texts):
+    tokenizer = make_architecture(architecture, max_length=8).tokenizer
+    texts = [*texts, "ab " * 200, "a" * 300 + " b"]
+    found = tokenizer(texts, [""] * len(texts))
+    whole = tokenizer.base(texts, truncation=True, max_length=8)["input_ids"]
+    assert [text.ids for text in found] == whole
 
 
 def test_padding_is_on_the_right(make_encoder):

@@ -28,10 +28,10 @@ def test_texts_are_encoded_as_on_the_processor(make_architecture, architecture, 
 
 def test_texts_of_unlike_lengths_share_a_pass_where_padding_costs_more(make_encoder):
     encoder = make_encoder(max_length=64).cuda()
-    tokens = encoder.tokenizer(["a " * 60] * 64 + ["a"] * 64, [""] * 128)
-    (blocks,) = forward_passes(tokens, 8192, encoder.packing)
-    assert [len(block) for block in blocks] == [64, 64]
-    assert forward_passes(tokens[60:68], 8192, encoder.packing) == [[[*range(8)]]]
+    tokens = encoder.tokenizer(["a " * 60] * 128 + ["a"] * 128, [""] * 256)
+    (blocks,) = forward_passes(tokens, 16384, encoder.packing)
+    assert [len(block) for block in blocks] == [128, 128]
+    assert forward_passes(tokens[124:132], 16384, encoder.packing) == [[[*range(8)]]]
 
 
 @pytest.mark.parametrize("task", ["ir", "sts", "mixed"])
@@ -41,7 +41,7 @@ def test_the_gradient_is_that_of_the_processor(make_encoder, task, cached):
     losses, expected = gradient(encoder, batches, gradient_cache=cached)
     found_losses, found = gradient(copy.deepcopy(encoder).cuda(), batches, gradient_cache=cached)
     torch.testing.assert_close(found_losses.cpu(), losses)
-    assert_close(found.cpu(), expected)
+    assert_close(found.cpu(), expected, 1e-5)
 
 
 @pytest.mark.parametrize("task", ["ir", "sts", "mixed"])
@@ -50,7 +50,7 @@ def test_in_bf16_it_is_that_gradient_rounded(make_encoder, task):
     _, expected = gradient(encoder, batches)
     with torch.autocast("cuda", torch.bfloat16):
         _, found = gradient(encoder.cuda(), batches)
-    assert (torch.cosine_similarity(found.cpu(), expected, dim=0)) > 0.999
+    assert torch.cosine_similarity(found.cpu(), expected, dim=0) > 0.999
 
 
 def test_cached_gradients_repeat_the_dropout_of_the_first_pass(make_encoder):
