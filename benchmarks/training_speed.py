@@ -53,7 +53,7 @@ from codiemb_lib.step import backward, batch_loss, lean_embeddings
 
 GPU = torch.cuda.is_available()
 BATCH, MAX_LENGTH = 32, 96
-BATCHES = {"alone": 40, "mixed": 20} if GPU else {"alone": 4, "mixed": 2}  # of each set
+BATCHES = {"alone": 20, "mixed": 10} if GPU else {"alone": 4, "mixed": 2}  # of each set
 WORKERS = 2 if GPU else 0  # on a CPU they take the cores from the step, with either library
 OBJECTIVE = ObjectiveSettings(positives=1, negatives=1)
 
@@ -292,18 +292,19 @@ def main() -> None:
     sets = local_sets(Path(given.data), count) if given.data else packaged_sets(count)
     mixes = {name: {name: records} for name, records in sets.items()}
     mixes["mix"] = {name: r[: BATCH * BATCHES["mixed"]] for name, r in sets.items()}
+    labels = {
+        "hardware": hardware(),
+        "torch": versions()["torch"],
+        "sentence_transformers": metadata.version("sentence-transformers"),
+    }
+    file = Path(__file__).parent / "results" / f"training_speed{'-gpu' if GPU else ''}.csv"
     rows: list[dict[str, Any]] = []
     names = [given.only] if given.only else list(mixes)
     for encoder, threads, name in itertools.product(given.encoder, given.threads, names):
         rows += measure(name, mixes[name], encoder, given.rounds, threads)
-        print(summary(pd.DataFrame(rows)).to_string(index=False), flush=True)
-    table = pd.DataFrame(rows).assign(
-        hardware=hardware(),
-        torch=versions()["torch"],
-        sentence_transformers=metadata.version("sentence-transformers"),
-    )
-    name = f"training_speed{'-gpu' if GPU else ''}.csv"
-    write_rows(Path(__file__).parent / "results" / name, table)
+        table = pd.DataFrame(rows)
+        print(summary(table).to_string(index=False), flush=True)
+        write_rows(file, table.assign(**labels))
 
 
 if __name__ == "__main__":

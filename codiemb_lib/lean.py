@@ -49,8 +49,8 @@ class Block(NamedTuple):
 def prepare(backbone: nn.Module) -> bool:
     """Let a backbone drop out cheaply, and take blocks if it is of an architecture that can.
 
-    On a GPU cuDNN's attention is switched off, in the whole process: for a shape that it has not
-    seen it plans for a third of a second (H100, torch 2.11), and texts bring new ones all the time.
+    On a GPU cuDNN's attention is switched off, in the whole process: it plans anew for each shape,
+    which takes longer than a step, and texts bring new shapes all the time.
 
     Returns:
         Whether it takes them: its call then has a keyword `blocks`, a list of :class:`Block`,
