@@ -110,11 +110,13 @@ def main() -> None:
     parser.add_argument("--encoder", nargs="+", default=["minilm-l6"], help="names or folders")
     given = parser.parse_args()
     texts = mixed_texts(given.data, given.texts)
-    rows = pd.concat([measure(name, texts, given.rounds) for name in given.encoder])
-    print(summary(rows))
-    table = rows.assign(texts=len(texts), hardware=hardware(), torch=versions()["torch"])
-    name = f"encoding_speed{'-gpu' if GPU else ''}.csv"
-    write_rows(Path(__file__).parent / "results" / name, table)
+    labels = {"texts": len(texts), "hardware": hardware(), "torch": versions()["torch"]}
+    file = Path(__file__).parent / "results" / f"encoding_speed{'-gpu' if GPU else ''}.csv"
+    rows = pd.DataFrame()
+    for encoder in given.encoder:
+        rows = pd.concat([rows, measure(encoder, texts, given.rounds)])
+        print(summary(rows), flush=True)
+        write_rows(file, rows.assign(**labels))
 
 
 if __name__ == "__main__":
