@@ -66,8 +66,10 @@ def prepare(backbone: nn.Module) -> bool:
     return takes_blocks
 
 
-def keep_mask(shape: Sequence[int], p: float) -> tuple[Tensor, float]:
-    """Which entries dropout keeps, a boolean tensor, and the factor for those that it keeps.
+def keep_mask(
+    shape: Sequence[int], p: float, dtype: torch.dtype = torch.float32
+) -> tuple[Tensor, float]:
+    """Which entries dropout keeps, as ones among zeros, and the factor for those that it keeps.
 
     Each entry is kept on its own, with a probability of 1 - p rounded to a multiple of 2^-16; the
     factor is the inverse of that. The bits are those of SFC64, seeded by torch's generator: what
@@ -78,13 +80,14 @@ def keep_mask(shape: Sequence[int], p: float) -> tuple[Tensor, float]:
     count = int(np.prod(shape))
     words = np.random.SFC64(seed).random_raw(-(-count // 4))  # four entries a word
     bits = torch.from_numpy(words.view(np.int16)[:count]).view(*shape)
-    return bits >= dropped - 2**15, 2**16 / (2**16 - dropped)
+    kept = torch.empty(*shape, dtype=dtype)  # products with a boolean tensor take twice as long
+    return torch.ge(bits, dropped - 2**15, out=kept), 2**16 / (2**16 - dropped)
 
 
 class _DropOut(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, p: float) -> Tensor:
-        kept, ctx.factor = keep_mask(x.shape, p)
+        kept, ctx.factor = keep_mask(x.shape, p, x.dtype)
         ctx.save_for_backward(kept)
         return (x * kept).mul_(ctx.factor)
 
@@ -121,7 +124,7 @@ class _Attention(torch.autograd.Function):
             if block.mask is not None:
                 _by_text(scores, block).add_(block.mask)
             weights = torch.softmax(scores, -1)  # (B * H, T, T)
-            kept, factor = keep_mask(weights.shape, p)
+            kept, factor = keep_mask(weights.shape, p, weights.dtype)
             mixed = torch.bmm(torch.mul(weights, kept, out=scores), v)
             torch.mul(_by_text(mixed, block), factor, out=_heads(output[rows], block))
             saved += [q, k, v, weights, kept]
