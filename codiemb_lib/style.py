@@ -159,13 +159,13 @@ def label_points(
     sizes = np.array([(extent.width, extent.height) for extent in extents]) / unit
     points = points / unit
     frame = np.array(ax.get_window_extent().extents) / unit
-    vertices = [line.get_transform().transform(line.get_xydata()) / unit for line in ax.get_lines()]
+    drawn = []
+    for line in ax.get_lines():
+        xy = line.get_transform().transform(line.get_xydata()) / unit
+        drawn.append(xy if line.get_linestyle() == "None" else _along(xy))
     bars = [c for c in ax.collections if isinstance(c, LineCollection)]  # error bars
-    vertices += [ax.transData.transform(xy) / unit for c in bars for xy in c.get_segments()]
-    marks = [_boxes(points, points)]  # what no label should cover
-    marks += [_boxes(xy, xy) for xy in vertices]
-    marks += [_boxes(xy.min(0), xy.max(0)) for xy in vertices if len(xy) == 2]  # rules
-    marks = np.concatenate(marks)
+    drawn += [_along(ax.transData.transform(xy) / unit) for c in bars for xy in c.get_segments()]
+    marks = np.concatenate([_boxes(xy, xy) for xy in (points, *drawn)])  # what no label covers
 
     angles = np.deg2rad(np.arange(0, 360, 15))
     ring = np.column_stack([np.cos(angles), np.sin(angles)])
@@ -201,6 +201,16 @@ def label_points(
         label.set_in_layout(False)
         label.arrow_patch.set_visible(bool(gaps[choice] > 10))
     return labels
+
+
+def _along(line: np.ndarray) -> np.ndarray:
+    """Points along a polyline (n, 2), as near to each other as their boxes are wide."""
+    if len(line) < 2:
+        return line
+    steps = np.linalg.norm(np.diff(line, axis=0), axis=1)
+    steps = np.ceil(np.nan_to_num(steps) / 5).clip(1).astype(int)
+    parts = [np.linspace(a, b, n + 1) for a, b, n in zip(line[:-1], line[1:], steps, strict=True)]
+    return np.concatenate(parts)
 
 
 def _boxes(low: np.ndarray, high: np.ndarray) -> np.ndarray:

@@ -136,6 +136,20 @@ def test_labels_keep_clear_of_rules_and_error_bars():
     assert box.y0 > 0.5 or box.y1 < 0.5
 
 
+def test_labels_keep_clear_of_lines_between_their_points():
+    style.use_style()
+    fig, ax = plt.subplots(figsize=(style.WIDTH_2, 2.6))
+    x, y = np.array([0, 2, 5, 6]), np.array([5.0, 4.9, 4, 0])
+    for shift in (-0.15, 0, 0.15):
+        ax.plot(x, y + shift)
+    labels = style.label_points(ax, x[[0, -1]], y[[0, -1]], ["t = 1", "t = 0"])
+    fig.canvas.draw()
+    paths = [line.get_transform().transform_path(line.get_path()) for line in ax.get_lines()]
+    for label in labels:
+        box = Text.get_window_extent(label)
+        assert not any(path.intersects_bbox(box, filled=False) for path in paths)
+
+
 def test_a_single_label_sits_close_to_its_point_without_a_leader():
     style.use_style()
     _, ax = plt.subplots()
