@@ -92,8 +92,10 @@ def plot_rated_pairs(rows: pd.DataFrame, *, ax: np.ndarray | None = None) -> np.
         for axis, (variant, look) in zip(row, styles.items(), strict=True):
             here = rows[(rows["variant"] == variant) & (rows["dataset"] == dataset)]
             here = first_seed(here)
-            drawn = {"s": 5, "color": ROLES["STS"].colour, "marker": ROLES["STS"].marker}
-            axis.scatter(here["gold"], here["cosine"], lw=0, alpha=0.5, rasterized=True, **drawn)
+            room = min(1, 500 / len(here)) ** 0.5  # thousands of full marks would be a blot
+            drawn = {"color": ROLES["STS"].colour, "marker": ROLES["STS"].marker, "lw": 0}
+            drawn |= {"s": 5 * room, "alpha": 0.5 * room, "rasterized": True}
+            axis.scatter(here["gold"], here["cosine"], **drawn)
             axis.set(xlim=(-0.05, 1.05), xticks=[0, 0.5, 1])
             axis.set_ylim(rows["cosine"].min() - margin, rows["cosine"].max() + margin)
             if dataset == datasets[0]:
