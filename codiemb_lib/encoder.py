@@ -20,7 +20,7 @@ from transformers.utils import logging as transformers_logging
 
 from codiemb_lib import lean
 from codiemb_lib.config import EncoderSettings, LoraSettings, project_root, unknown
-from codiemb_lib.files import atomic_path, read_json, sha256_file, sha256_text, write_json
+from codiemb_lib.files import atomic_path, read_json, sha256_file, sha256_folder, write_json
 
 POOLING_KEYS = {
     "cls": "pooling_mode_cls_token",
@@ -524,10 +524,7 @@ def model_hash(settings: EncoderSettings) -> str:
     """SHA-256 over an encoder's weights, configuration, tokeniser and code: names may be reused."""
     if settings.name in PACKAGED:
         return PACKAGED[settings.name].sha256
-    folder = locate(settings)
-    kinds = {".safetensors", ".json", ".txt", ".model", ".py"}
-    files = sorted(file for file in folder.rglob("*") if file.suffix in kinds)
-    return sha256_text(*(f"{file.relative_to(folder)} {sha256_file(file)}" for file in files))
+    return sha256_folder(locate(settings))
 
 
 def _packaged_folder(name: str) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import glob
 import hashlib
 import json
 import logging
@@ -54,10 +55,8 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         UnwritableError: The parent folder cannot be written.
     """
     path = Path(path)
-    check_writable(path.parent)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=_SCRATCH, dir=path.parent))
-    temporary = scratch / path.name
-    try:
+    with scratch_beside(path) as scratch:
+        temporary = scratch / path.name
         yield temporary
         if temporary.is_dir():
             for file in temporary.rglob("*"):
@@ -69,14 +68,28 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
             _sync(temporary)
             temporary.replace(path)
         _sync(path.parent)
+
+
+@contextmanager
+def scratch_beside(path: Path) -> Iterator[Path]:
+    """A folder beside `path`, which vanishes at the end, or else by `clear_scratch(path)`.
+
+    Raises:
+        UnwritableError: The parent folder cannot be written.
+    """
+    check_writable(path.parent)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=_SCRATCH, dir=path.parent))
+    try:
+        yield scratch
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
 def clear_scratch(path: str | Path) -> None:
-    """Remove what `atomic_path(path)` left behind in processes that were killed."""
+    """Remove what was beside `path` for a while in processes that were killed."""
     path = Path(path)
-    for scratch in path.parent.glob(f".{path.name}.*{_SCRATCH}"):
+    drawn = "?" * 8  # by mkdtemp; a star would take the scratch of `path.more` for that of `path`
+    for scratch in path.parent.glob(f".{glob.escape(path.name)}.{drawn}{_SCRATCH}"):
         shutil.rmtree(scratch)
 
 
@@ -134,6 +147,13 @@ def sha256_file(path: str | Path) -> str:
     """Hexadecimal SHA-256 of a file's bytes."""
     with Path(path).open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def sha256_folder(folder: Path) -> str:
+    """SHA-256 over a model folder's weights, configuration, tokeniser and code."""
+    kinds = {".safetensors", ".json", ".txt", ".model", ".py"}
+    files = sorted(file for file in folder.rglob("*") if file.suffix in kinds)
+    return sha256_text(*(f"{file.relative_to(folder)} {sha256_file(file)}" for file in files))
 
 
 def sha256_text(*parts: str) -> str:

@@ -28,13 +28,16 @@ import torch
 from torch import Tensor
 from torch.nn.functional import hardshrink
 
+from codiemb_lib.cards import model_card
 from codiemb_lib.files import sha256_text
 from codiemb_lib.weights import (
     Folder,
     FusionError,
     Lazy,
+    cast,
     check_alike,
     check_empty,
+    check_origin,
     labels,
     layout,
     open_models,
@@ -195,6 +198,7 @@ def greedy(base: Weights, models: Sequence[Weights], *, score: Callable[[Weights
     """The greedy soup: models join in the order of their scores if the soup is not worse for it.
 
     `score` takes a model and returns a number, higher being better; measure on dev, never on test.
+    It sees soups as they are, before a `scale` of :func:`fuse`.
     The result's `kept` lists the numbers of the models in it, in the order in which they joined.
 
     Source: Wortsman et al., Model soups, ICML 2022, arXiv 2203.05482, recipe 1.
@@ -235,7 +239,7 @@ def slerp(base: Weights, models: Sequence[Weights], *, t: float = 0.5) -> Lazy:
         raise FusionError(f"slerp: expected exactly two models, found {len(models)}.")
 
     def rule(moves: Moves) -> Tensor:
-        products = _inner_products(moves.weights())
+        products = _inner_products(moves.weights(), 2)
         lengths = products.diagonal().sqrt()
         first, second = torch.where(lengths > 1e-8, lengths, 1.0).tolist()
         cosine = products[0, 1].item() / (first * second)
@@ -247,9 +251,10 @@ def slerp(base: Weights, models: Sequence[Weights], *, t: float = 0.5) -> Lazy:
     return _merged(base, models, rule)
 
 
-def _inner_products(blocks: Iterator[tuple[slice, Tensor]]) -> Tensor:
+def _inner_products(blocks: Iterator[tuple[slice, Tensor]], count: int) -> Tensor:
     """Of J vectors that come in blocks, (J, J), in float64."""
-    return sum((block @ block.T).double() for _, block in blocks)
+    none = torch.zeros(count, count, dtype=torch.float64)
+    return sum(((block @ block.T).double() for _, block in blocks), start=none)
 
 
 # The base plus a sum of what the models learnt
@@ -369,7 +374,7 @@ def model_stock(base: Weights, models: Sequence[Weights], *, floor: float = 0.0)
         raise FusionError("model_stock: expected two models or more, found one.")
 
     def rule(moves: Moves) -> Tensor:
-        products = _inner_products(moves.deltas())
+        products = _inner_products(moves.deltas(), count)
         norms = products.diagonal().sqrt()
         norms = torch.outer(norms, norms).clamp(min=max(floor, torch.finfo(norms.dtype).tiny))
         pairs = torch.triu_indices(count, count, offset=1).unbind()
@@ -573,13 +578,15 @@ def fuse(
 ) -> dict[str, Tensor] | Path:
     """Merge models that were trained from one base: base + scale * (merged - base).
 
-    Sums are in float32 (float64 for float64 tensors); the result has the first checkpoint's types
-    of numbers. Integer tensors must be equal and are copied.
+    Sums are in float32 (float64 for float64 tensors); the result has the types of numbers of the
+    first checkpoint that is no adapter, or of the base. Integer tensors must be equal and are
+    copied; a head that is tied to the embeddings stays so.
 
     Folders are models of transformers or sentence-transformers with weights in safetensors, or LoRA
     adapters of the base. They are read and written a few tensors at a time. Tokenizer, pooling,
     prompts and configurations come from the first checkpoint that is no adapter, after a check that
-    all such agree in them; from the base where all are adapters.
+    all such agree in them; from the base where all are adapters. So the output is a model of
+    sentence-transformers where that is one; a card, README.md, says how it was made.
 
     Args:
         base: The initialisation: a mapping from names to tensors, or a folder.
@@ -598,8 +605,9 @@ def fuse(
         The merged mapping, in the order of the base, or the path `output`.
 
     Raises:
-        FusionError: Names, shapes or settings differ, a value is not finite, integers differ,
-            weights are pickled, or the method cannot take an option.
+        FusionError: Names, shapes or settings differ, a run's manifest names another base, a value
+            is not finite, or too large for its type, integers differ, weights are pickled, or the
+            method cannot take an option.
         FileNotFoundError: A folder is missing.
         FileExistsError: The output is not empty.
         UnwritableError: The output cannot be written.
@@ -614,11 +622,21 @@ def fuse(
         )
     if folders:
         check_empty(output)
+        check_origin(base.folder, [model.folder for model in checkpoints])
         settings = settings_folder(base, checkpoints, settings_from)
     merged = merge(base, checkpoints, method=method, scale=scale, keep=keep, **options)
     if folders:
-        return write_model(output, merged, like=layout(base, checkpoints), settings=settings)
-    return {name: merged[name].to(checkpoints[0][name].dtype).clone() for name in base}
+        names = [str(model.folder) for model in checkpoints]
+        recipe = {"base": str(base.folder), "ingredients": names, "method": method}
+        given = {"scale": scale, "keep": keep or {}, **options}
+        recipe |= {key: value for key, value in given.items() if not callable(value)}
+        kept = [names[number] for number in merged.kept or range(len(names))]
+        name = Path(output).name
+        card = model_card(name, recipe, METHODS[method], kept=kept, settings=settings)
+        like = layout(base, checkpoints)
+        return write_model(output, merged, like=like, settings=settings, texts={"README.md": card})
+    kinds = checkpoints[0]
+    return {name: cast(name, merged[name], kinds[name].dtype).clone() for name in base}
 
 
 def merge(
@@ -636,35 +654,74 @@ def merge(
     """
     check_options(method, options | {"scale": scale}, len(checkpoints))
     check_alike(base, checkpoints)
-    sources = _sources(base, checkpoints, keep or {})
-
-    def with_kept(model: Weights) -> Weights:
-        """As if this model too had the tensors that are kept: no method then changes them."""
-        return Lazy(model, lambda name: sources.get(name, model)[name], like=model)
-
-    if sources:
-        base, checkpoints = with_kept(base), [with_kept(model) for model in checkpoints]
+    ties = _common_ties([base, *checkpoints])
+    sources = kept_tensors(base, keep or {})
+    base, checkpoints = _with_kept(base, checkpoints, sources)
     for name, option in options_of(method).items():
-        if option.default is option.empty and name not in options:
+        if option.default is option.empty and options.get(name) is None:
             raise FusionError(f"{method}: expected the option {name!r}, found none.")
     merged = METHODS[method](base, checkpoints, **options)
 
     def scaled(name: str) -> Tensor:
+        name = ties.get(name, name)
         origin = base[name]
-        if name in sources or scale == 0 or not origin.is_floating_point():
+        if not origin.is_floating_point():
             return origin
+        if name in sources or scale == 0:
+            return _finite_tensor(name, origin)
         if scale == 1:
             return merged[name]
-        return torch.lerp(origin.to(_wide(origin.dtype)), merged[name], scale)
+        return _finite_tensor(name, torch.lerp(origin.to(_wide(origin.dtype)), merged[name], scale))
 
     return Lazy(base, scaled, like=merged)
 
 
-def _sources(
-    base: Weights, checkpoints: Sequence[Weights], keep: Mapping[str, str | int]
-) -> dict[str, Weights]:
-    """The model that each kept tensor comes from."""
-    sources: dict[str, Weights] = {}
+def _finite_tensor(name: str, tensor: Tensor) -> Tensor:
+    """One that no method has looked at."""
+    if not tensor.isfinite().all():
+        raise FusionError(
+            f"{name}: expected finite weights, found NaN or infinity in the base, or in the "
+            "checkpoint that `keep` takes it from. Take an earlier checkpoint."
+        )
+    return tensor
+
+
+def _common_ties(models: Sequence[Weights]) -> dict[str, str]:
+    """The heads that all models tie to the same table: worked out by name, they would part."""
+    first, *others = (getattr(model, "ties", {}) for model in models)
+    return {
+        head: table for head, table in first.items() if all(o.get(head) == table for o in others)
+    }
+
+
+def _with_kept(
+    base: Weights, checkpoints: Sequence[Weights], sources: Mapping[str, str | int]
+) -> tuple[Weights, Sequence[Weights]]:
+    """As if all models had the tensors that are kept: no method then changes them."""
+    if not sources:
+        return base, checkpoints
+    models = {
+        source: base if source == "base" else pick(checkpoints, source, "keep")
+        for source in sources.values()
+    }
+
+    def alike(model: Weights) -> Weights:
+        return Lazy(
+            model,
+            lambda name: (models[sources[name]] if name in sources else model)[name],
+            like=model,
+        )
+
+    return alike(base), [alike(model) for model in checkpoints]
+
+
+def kept_tensors(base: Weights, keep: Mapping[str, str | int]) -> dict[str, str | int]:
+    """Where each tensor that is not merged comes from; the first pattern that fits holds.
+
+    Raises:
+        FusionError: A pattern fits none.
+    """
+    sources: dict[str, str | int] = {}
     for pattern, source in keep.items():
         names = fnmatch.filter(base, pattern)
         if not names:
@@ -672,8 +729,7 @@ def _sources(
                 f"keep: expected a pattern of tensors' names, such as {next(iter(base))!r}, found "
                 f"{pattern!r}, which fits none."
             )
-        model = base if source == "base" else pick(checkpoints, source, "keep")
-        sources = dict.fromkeys(names, model) | sources
+        sources = dict.fromkeys(names, source) | sources
     return sources
 
 
@@ -686,6 +742,7 @@ def delta_guided_weights(
     weighting: str = "power",
     power: float = 1.0,
     temperature: float = 1.0,
+    keep: Mapping[str, str | int] | None = None,
 ) -> dict[str, Tensor]:
     """The weights that :func:`delta` gives J checkpoints, for each float tensor.
 
@@ -701,6 +758,7 @@ def delta_guided_weights(
         power: The exponent p. 0 gives equal weights, 2 favours what moved far, -1 what stayed near.
         temperature: Of the softmax over norms divided by their mean: the higher, the more equal;
             below zero it favours what stayed near.
+        keep: As for :func:`fuse`: these tensors count in no norm.
 
     Returns:
         By name, weights that sum to one over their first dimension: (J,), or (J, *shape) by
@@ -713,6 +771,7 @@ def delta_guided_weights(
     check_options("delta", options | {"weighting": weighting})
     base, checkpoints = open_models(base, checkpoints)
     check_alike(base, checkpoints)
+    base, checkpoints = _with_kept(base, checkpoints, kept_tensors(base, keep or {}))
     weigh = {"power": _by_power(power), "softmax": _by_softmax(temperature)}[weighting]
     if granularity == "element":
         return {moves.name: weigh(_magnitudes(moves)) for moves in _all_moves(base, checkpoints)}

@@ -14,10 +14,17 @@ import torch
 from torch import Tensor
 
 from codiemb_lib.config import FusionSettings, FusionStudy, Preset
-from codiemb_lib.encoder import Encoder
+from codiemb_lib.encoder import Encoder, model_hash
 from codiemb_lib.evaluation import task_means
 from codiemb_lib.files import read_json, sha256_text
-from codiemb_lib.fusion import delta_guided_weights, delta_norms, fuse, greedy, layer_of
+from codiemb_lib.fusion import (
+    delta_guided_weights,
+    delta_norms,
+    fuse,
+    greedy,
+    kept_tensors,
+    layer_of,
+)
 from codiemb_lib.imports import source_hash
 from codiemb_lib.runs import is_complete, run_folder, write_manifest, write_rows
 from codiemb_lib.weights import Folder
@@ -99,7 +106,8 @@ def save_merge(
         preset=preset,
         model=model,
         seed=seed,
-        settings=recipe.model_dump(mode="json") | {"ingredient_fingerprints": origins},
+        settings=recipe.model_dump(mode="json")
+        | {"ingredient_fingerprints": origins, "model_hash": model_hash(preset.encoder)},
         fingerprint=fingerprint,
         data=next(iter(manifests.values()))["data"],
         seconds=time.perf_counter() - started,
@@ -112,13 +120,22 @@ def movements(base: Weights, runs: Mapping[str, Weights], settings: FusionSettin
 
     Returns:
         Rows (ingredient, tensor, layer, module, delta_norm, weight). The weight is that of the
-        delta family; other methods are shown with equal weights. Tensors outside embeddings and
-        layers, such as BERT's pooler, are not trained and left out.
+        delta family; other methods are shown with equal weights. A tensor that is kept has the
+        whole weight in the ingredient that it comes from; none has any if that is the base.
+        Tensors outside embeddings and layers, such as BERT's pooler, are not trained and left out.
     """
     checkpoints = [dict(runs[name]) for name in settings.ingredients]
     options = settings.model_extra if settings.method == "delta" else {"power": 0.0}
+    keep = settings.options().get("keep", {})
     norms = delta_norms(base, checkpoints)
-    weights = delta_guided_weights(base, checkpoints, **options)
+    weights = delta_guided_weights(base, checkpoints, keep=keep, **options)
+    sources = kept_tensors(base, keep)
+
+    def weight(tensor: str, j: int) -> float:
+        if tensor in sources:
+            return float(sources[tensor] == j)
+        return weights[tensor][j].mean().item()
+
     return pd.DataFrame(
         {
             "ingredient": ingredient,
@@ -126,7 +143,7 @@ def movements(base: Weights, runs: Mapping[str, Weights], settings: FusionSettin
             "layer": layer_of(tensor),
             "module": module_of(tensor),
             "delta_norm": norms[tensor][j].item(),
-            "weight": weights[tensor][j].mean().item(),
+            "weight": weight(tensor, j),
         }
         for tensor in norms
         for j, ingredient in enumerate(settings.ingredients)
@@ -200,6 +217,7 @@ def _label(settings: FusionSettings, study: FusionStudy) -> str:
     parts = dict(settings.model_extra or {})
     if settings.scale != 1:
         parts["scale"] = settings.scale
+    parts |= {f"{pattern} of": source for pattern, source in settings.keep.items()}
     if settings.ingredients != study.ingredients:
         parts["of"] = " + ".join(settings.ingredients)
     return ", ".join(f"{name} {value}" for name, value in parts.items()) or "as it is"

@@ -2,30 +2,28 @@
 
 from __future__ import annotations
 
-import inspect
-import platform
-import re
-import tempfile
 from collections.abc import Callable, Mapping
-from importlib import metadata
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
 import numpy as np
+import torch
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from torch import Tensor
 
-from codiemb_lib import __version__
+from codiemb_lib.cards import model_card
 from codiemb_lib.config import EncoderSettings, explain, load_preset, unknown
-from codiemb_lib.encoder import Encoder, locate, model_hash
+from codiemb_lib.encoder import Encoder, locate
 from codiemb_lib.evaluation import evaluate, task_means
-from codiemb_lib.files import read_json, sha256_file
+from codiemb_lib.files import scratch_beside, sha256_file
 from codiemb_lib.fusion import METHODS, check_options, merge, options_of
 from codiemb_lib.sources import load_split
 from codiemb_lib.weights import (
     Folder,
     check_empty,
+    check_origin,
     layout,
     open_models,
     settings_folder,
@@ -54,7 +52,18 @@ class Recipe(BaseModel):
     @field_validator("ingredients", mode="before")
     @classmethod
     def _a_list_has_its_paths_as_names(cls, value: object) -> object:
-        return {path: path for path in value} if isinstance(value, list) else value
+        if not isinstance(value, list):
+            return value
+        if len({*map(str, value)}) < len(value):
+            raise ValueError(f"expected each ingredient once, found {value}; weights weigh them")
+        return {path: path for path in value}
+
+    @field_validator("ingredients")
+    @classmethod
+    def _base_is_the_base(cls, value: dict[str, str]) -> dict[str, str]:
+        if "base" in value:
+            raise ValueError("expected other names than `base`, which is that of the base itself")
+        return value
 
 
 class Fused(NamedTuple):
@@ -110,8 +119,7 @@ def fuse_recipe(path: str | Path, output: str | Path) -> Fused:
     """Fuse what a recipe names into a complete model with a card. Paths are from its folder.
 
     Raises:
-        RecipeError: As for :func:`load_recipe`; or a folder is missing, an ingredient was trained
-            from another base, or the output is not empty.
+        RecipeError: As for :func:`load_recipe`; or a folder is missing, or the output is not empty.
         FusionError: As for `fusion.fuse`.
         EncoderError: The base is unknown.
         UnwritableError: The output cannot be written.
@@ -126,12 +134,11 @@ def fuse_recipe(path: str | Path, output: str | Path) -> Fused:
         base, models = open_models(locate(origin), folders)
     except (FileNotFoundError, FileExistsError) as error:
         raise RecipeError(str(error)) from error
-    _check_origin(origin, folders)
+    check_origin(base.folder, folders)
     source = numbers.get(recipe.settings_from, recipe.settings_from or None)
     settings, like = settings_folder(base, models, source), layout(base, models)
     options = dict(recipe.model_extra)
     if recipe.dev:
-        output.parent.mkdir(parents=True, exist_ok=True)
         options["score"] = _dev_score(recipe.dev, like, settings, output)
     merged = merge(
         base,
@@ -142,30 +149,16 @@ def fuse_recipe(path: str | Path, output: str | Path) -> Fused:
         **options,
     )
     kept = [[*recipe.ingredients][number] for number in merged.kept or numbers.values()]
-    texts = {"README.md": model_card(recipe, output.name, folders, kept)}
-    write_model(output, merged, like=like, settings=settings, texts=texts)
+    card = model_card(
+        output.name,
+        recipe.model_dump(exclude_unset=True),
+        METHODS[recipe.method],
+        kept=kept,
+        settings=settings,
+        files=_hashes(dict(zip(recipe.ingredients, folders, strict=True))),
+    )
+    write_model(output, merged, like=like, settings=settings, texts={"README.md": card})
     return Fused(output, len(merged), kept)
-
-
-def _check_origin(origin: EncoderSettings, folders: list[Path]) -> None:
-    """Refuse runs whose manifest says that they started elsewhere."""
-    manifests = [folder.resolve().parent / "manifest.json" for folder in folders]
-    started = {
-        file: found
-        for file in manifests
-        if file.is_file() and (found := read_json(file).get("settings", {}).get("model_hash"))
-    }
-    if not started:
-        return
-    whole = locate(origin) / "model.safetensors"  # whose hash stands for a packaged model
-    known = {model_hash(origin), sha256_file(whole) if whole.is_file() else ""}
-    for file, found in started.items():
-        if found not in known:
-            raise RecipeError(
-                f"{file}: expected a run that started from {origin.name} "
-                f"({model_hash(origin)[:12]}), found one from another model ({found[:12]}). Name "
-                "the base of that run, or leave the run out."
-            )
 
 
 def _dev_score(
@@ -178,8 +171,8 @@ def _dev_score(
 
     def score(weights: Mapping[str, Tensor]) -> float:
         # Through a folder, for transformers knows names and heads of its models better than we do.
-        with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as scratch:
-            folder = write_model(Path(scratch) / "soup", weights, like=like, settings=settings)
+        with scratch_beside(output) as scratch:
+            folder = write_model(scratch / "soup", weights, like=like, settings=settings)
             changes = {"name": str(folder.resolve()), "lora": None}
             encoder = Encoder.load(experiment.encoder.model_copy(update=changes))
         scores = evaluate(encoder, scored, records)
@@ -188,42 +181,16 @@ def _dev_score(
     return score
 
 
-def model_card(recipe: Recipe, name: str, folders: list[Path], kept: list[str]) -> str:
-    """The README.md of a fused model: how it was made, and nothing about how good it is."""
-    head = {
-        "library_name": "sentence-transformers",
-        "pipeline_tag": "sentence-similarity",
-        "tags": ["sentence-transformers", "feature-extraction", "sentence-similarity", "merge"],
-        "base_model": recipe.base,
-    }
-    hashes = [
-        f"| {ingredient} | {'yes' if ingredient in kept else 'no'} | {file.name} | "
-        f"{sha256_file(file)} |"
-        for ingredient, folder in zip(recipe.ingredients, folders, strict=True)
+def _hashes(ingredients: Mapping[str, Path]) -> dict[str, dict[str, str]]:
+    """By ingredient, the SHA-256 of its files of weights by their names."""
+    files = [
+        (name, file)
+        for name, folder in ingredients.items()
         for file in sorted(folder.rglob("*.safetensors"))
     ]
-    packages = {p: metadata.version(p) for p in ("torch", "transformers")}
-    versions = {"codiemb": __version__, "python": platform.python_version()} | packages
-    given = recipe.model_dump(exclude_unset=True)
-    return "\n".join(
-        [
-            f"---\n{yaml.safe_dump(head, sort_keys=False)}---",
-            f"# {name}\n",
-            "The weights of models that were trained from one base, fused by this recipe:\n",
-            f"```yaml\n{yaml.safe_dump(given, sort_keys=False, allow_unicode=True)}```\n",
-            f"## Method: {recipe.method}\n",
-            f"{_in_markdown(inspect.getdoc(METHODS[recipe.method]))}\n",
-            "## Ingredients\n",
-            "| ingredient | in the result | file | sha256 |\n| --- | --- | --- | --- |",
-            *hashes,
-            "\n## Versions\n",
-            ", ".join(f"{package} {version}" for package, version in versions.items()) + "\n",
-        ]
-    )
-
-
-def _in_markdown(docstring: str) -> str:
-    """A docstring with its formulas as Markdown has them."""
-    text = re.sub(r"\.\. math::((?:.|\n)+?)\n\n", r"$$\1$$\n\n", docstring)
-    text = re.sub(r":math:`((?:.|\n)+?)`", r"$\1$", text)
-    return re.sub(r":func:`(.+?)`", r"`\1`", text)
+    found: dict[str, dict[str, str]] = {name: {} for name in ingredients}
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        digests = pool.map(sha256_file, (file for _, file in files))
+        for (name, file), digest in zip(files, digests, strict=True):
+            found[name][file.name] = digest
+    return found

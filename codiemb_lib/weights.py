@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from codiemb_lib.files import atomic_path, clear_scratch, read_json
+from codiemb_lib.files import atomic_path, clear_scratch, read_json, sha256_file, sha256_folder
 
 DTYPES = {
     "F64": torch.float64,
@@ -42,12 +42,19 @@ _INDEX = ".safetensors.index.json"  # says which tensor lies in which shard
 _FLUSH = 1 << 25  # bytes after which the disk takes over, while others are worked out
 _WORKERS = 4  # at most: each holds a tensor of every model, and few cores saturate the memory
 _PICKLES = {".bin", ".pt", ".pth", ".ckpt"}
+_TABLE = re.compile(r"(embed_tokens|word_embeddings|\bwte|\bshared)\.weight$")
 _COPIED_SUFFIXES = {".json", ".txt", ".model", ".jinja", ".py"}
 
 # What the settings of two checkpoints of one run may differ in: library versions, the state in
 # which a tokenizer was saved, and the type of numbers in the file.
 _VOLATILE_KEYS = {"__version__", "truncation", "padding"}
 _VOLATILE_KEYS |= {"transformers_version", "dtype", "torch_dtype", "_name_or_path"}
+# Of a tokenizer's configuration, which differs with the library that wrote it, what changes ids.
+_TOKENIZER_KEYS = {"model_max_length", "do_lower_case", "strip_accents", "tokenize_chinese_chars"}
+_TOKENIZER_KEYS |= {"add_bos_token", "add_eos_token", "add_prefix_space"}
+
+
+_ABSENT = object()  # equal to no value of JSON
 
 
 class FusionError(ValueError):
@@ -103,7 +110,8 @@ class Place(NamedTuple):
 class Folder(Mapping[str, Tensor]):
     """The weights of a model folder; a tensor is read from disk each time it is asked for.
 
-    A tensor's name has its subfolder in front, as in "2_Dense/linear.weight".
+    A tensor's name has its subfolder in front, as in "2_Dense/linear.weight". `ties` names, by a
+    head that its configuration ties to the embeddings, the table that it is.
 
     Raises:
         FileNotFoundError: There is no such folder.
@@ -116,19 +124,27 @@ class Folder(Mapping[str, Tensor]):
         if not self.folder.is_dir():
             raise FileNotFoundError(f"{folder}: expected a model folder, found none.")
         self.files = sorted(self.folder.rglob("*.safetensors"))
-        if not self.files:
-            pickles = [path for path in self.folder.rglob("*") if path.suffix in _PICKLES]
+        whole = {file.parent for file in self.files}
+        pickles = [
+            path
+            for path in sorted(self.folder.rglob("*"))
+            if path.suffix in _PICKLES
+            and path.parent not in whole
+            and (not whole or (path.parent / "config.json").is_file())  # else of another kind
+        ]
+        if pickles or not self.files:
             found = f"pickled weights ({pickles[0].name}), which run code" if pickles else "none"
             raise FusionError(
-                f"{folder}: expected weights in safetensors, found {found}. Save the model again "
-                "with sentence-transformers, which writes safetensors."
+                f"{pickles[0].parent if pickles else folder}: expected weights in safetensors, "
+                f"found {found}. Save the model again with sentence-transformers, which writes "
+                "safetensors."
             )
         self.places: dict[str, Place] = {}
         for file in self.files:
             subfolder = file.parent.relative_to(self.folder).as_posix()
             for place in read_places(file):
-                if place.key.endswith("position_ids"):
-                    continue  # 0, 1, 2, ...: older libraries stored it, newer ones count
+                if place.key.endswith("position_ids") and _counts(read_tensor(place)):
+                    continue  # older libraries stored it, newer ones count
                 name = place.key if subfolder == "." else f"{subfolder}/{place.key}"
                 if name in self.places:
                     raise FusionError(
@@ -137,7 +153,7 @@ class Folder(Mapping[str, Tensor]):
                         "is out of date."
                     )
                 self.places[name] = place
-        self._check_ties()
+        self.ties = self._ties()
 
     def __getitem__(self, name: str) -> Tensor:
         return read_tensor(self.places[name])
@@ -148,21 +164,26 @@ class Folder(Mapping[str, Tensor]):
     def __len__(self) -> int:
         return len(self.places)
 
-    def _check_ties(self) -> None:
-        """Refuse a head that should be the embedding table, and is not."""
+    def _ties(self) -> dict[str, str]:
+        """Heads that should be the embedding table, and are; others are refused."""
         config = self.folder / "config.json"
         if not (config.is_file() and read_json(config).get("tie_word_embeddings")):
-            return
-        heads = [name for name in self if name.endswith(("lm_head.weight", ".decoder.weight"))]
-        for head in heads:
-            for table in self:
-                is_table = table.endswith(("embed_tokens.weight", "word_embeddings.weight"))
-                if is_table and not torch.equal(self[head], self[table]):
+            return {}
+        ties = {}
+        for head, place in self.places.items():
+            if not head.endswith(("lm_head.weight", ".decoder.weight")):
+                continue
+            for table, other in self.places.items():
+                if not _TABLE.search(table) or other.shape != place.shape:
+                    continue
+                if not torch.equal(self[head], self[table]):
                     raise FusionError(
                         f"{self.folder}: expected {head} and {table} to be equal, since its "
                         "config.json has `tie_word_embeddings: true`, found that they differ. "
                         "Remove the one that was not trained, or write `false` there."
                     )
+                ties[head] = table
+        return ties
 
 
 def read_places(file: Path) -> list[Place]:
@@ -216,6 +237,11 @@ def read_tensor(place: Place) -> Tensor:
     return tensor.view(place.shape)
 
 
+def _counts(positions: Tensor) -> bool:
+    """Whether they are 0, 1, 2, ..."""
+    return torch.equal(positions.flatten().long(), torch.arange(positions.numel()))
+
+
 # Adapters
 
 
@@ -235,7 +261,7 @@ class Adapter(Folder):
 
     def __init__(self, folder: str | Path, base: Folder) -> None:
         self.folder, self.base = Path(folder), base
-        self.files, self.places = base.files, base.places
+        self.files, self.places, self.ties = base.files, base.places, base.ties
         config = read_json(self.folder / "adapter_config.json")
         self._check_kind(config)
         file = self.folder / "adapter_model.safetensors"
@@ -398,6 +424,30 @@ def check_alike(base: Mapping[str, Tensor], models: Sequence[Mapping[str, Tensor
                 )
 
 
+def check_origin(base: Path, folders: Sequence[Path]) -> None:
+    """Refuse runs of this project whose manifest says that they started from another model.
+
+    Raises:
+        FusionError: The hash in a manifest is not that of the base.
+    """
+    manifests = [folder.resolve().parent / "manifest.json" for folder in folders]
+    started = {
+        file: found
+        for file in manifests
+        if file.is_file() and (found := read_json(file).get("settings", {}).get("model_hash"))
+    }
+    if not started:
+        return
+    whole = base / "model.safetensors"  # whose hash stands for a packaged model
+    known = {sha256_folder(base), *([sha256_file(whole)] if whole.is_file() else [])}
+    for file, found in started.items():
+        if found not in known:
+            raise FusionError(
+                f"{file}: expected a run that started from {base}, found one from another model "
+                f"(sha256 {found[:12]}). Name the base of that run, or leave the run out."
+            )
+
+
 def _described(model: Mapping[str, Tensor]) -> dict[str, str]:
     """By name, the kind and shape of a tensor."""
     tensors = model.places if isinstance(model, Folder) else model
@@ -480,8 +530,12 @@ def check_same_settings(folders: Sequence[Path]) -> None:
         "config_sentence_transformers.json",
         "sentence_bert_config.json",
         "tokenizer.json",
+        "tokenizer_config.json",
         "vocab.txt",
+        "vocab.json",
+        "merges.txt",
         "*.model",
+        "*.py",
         "*/config.json",
     )
     settings = [
@@ -507,15 +561,15 @@ def _say_the_same(one: Path, other: Path) -> bool:
     """Whether two files of settings agree, but for what one and the same model may differ in."""
     if one.read_bytes() == other.read_bytes():  # a tokenizer's JSON takes long to parse
         return True
-    return one.suffix == ".json" and _stable(one) == _stable(other)
-
-
-def _stable(path: Path) -> Any:
-    """The content of a JSON file, without what one and the same model may differ in."""
-    content = read_json(path)
-    if not isinstance(content, dict):
-        return content
-    return {key: value for key, value in content.items() if key not in _VOLATILE_KEYS}
+    if one.suffix != ".json":
+        return False
+    first, second = read_json(one), read_json(other)
+    if not (isinstance(first, dict) and isinstance(second, dict)):
+        return first == second
+    keys = (first.keys() | second.keys()) - _VOLATILE_KEYS
+    if one.name == "tokenizer_config.json":
+        keys = first.keys() & second.keys() & _TOKENIZER_KEYS
+    return all(first.get(key, _ABSENT) == second.get(key, _ABSENT) for key in keys)
 
 
 # Writing
@@ -584,7 +638,7 @@ def write_tensors(file: Path, contents: Mapping[str, Place], weights: Mapping[st
     start = 8 + len(text)
 
     def write(name: str, place: Place) -> None:
-        tensor = weights[name].to(place.dtype).contiguous()
+        tensor = cast(name, weights[name], place.dtype).contiguous()
         rest = memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
         at = start + header[place.key]["data_offsets"][0]
         while rest:  # a single call writes two gigabytes at most
@@ -601,6 +655,21 @@ def write_tensors(file: Path, contents: Mapping[str, Place], weights: Mapping[st
                 flushes.append(disk.submit(os.fsync, stream.fileno()))
     for flush in flushes:
         flush.result()
+
+
+def cast(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """A merged tensor in the type of numbers that its model is stored in.
+
+    Raises:
+        FusionError: A number is too large for the type.
+    """
+    stored = tensor.to(dtype)
+    if stored.dtype != tensor.dtype and stored.is_floating_point() and not stored.isfinite().all():
+        raise FusionError(
+            f"{name}: expected numbers that {dtype} holds, found up to {tensor.abs().max():.4g}. "
+            "Merge with a smaller scale or smaller weights, or store the checkpoints as bfloat16."
+        )
+    return stored
 
 
 @contextmanager

@@ -48,16 +48,16 @@ def test_what_a_kill_left_is_cleared_for_one_path_alone(tmp_path):
     code = (
         "import os, sys\n"
         "from codiemb_lib.files import atomic_path\n"
-        "half = [atomic_path(sys.argv[1] + '/' + name) for name in ('a.txt', 'b.txt')]\n"
+        "half = [atomic_path(sys.argv[1] + '/' + name) for name in ('a.txt', 'a.txt.b', 'b.txt')]\n"
         "for path in half:\n"
         "    path.__enter__().write_text('half')\n"
         "os.kill(os.getpid(), 9)"
     )
     assert subprocess.run([sys.executable, "-c", code, str(tmp_path)]).returncode == -9
-    assert sorted(name[:7] for name in os.listdir(tmp_path)) == [".a.txt.", ".b.txt."]
+    assert len(os.listdir(tmp_path)) == 3
     clear_scratch(tmp_path / "a.txt")
-    [left] = os.listdir(tmp_path)
-    assert left.startswith(".b.txt.")
+    assert sorted(name[:9] for name in os.listdir(tmp_path))[0] == ".a.txt.b."
+    assert len(os.listdir(tmp_path)) == 2
 
 
 def test_parents_are_made_and_json_comes_back(tmp_path):

@@ -524,6 +524,29 @@ def test_half_precision_accumulates_in_float32(dtype):
     assert merged["w"] == torch.tensor([sum(values) / 16]).to(dtype)
 
 
+def test_numbers_that_their_type_does_not_hold_are_refused():
+    base = {"w": torch.zeros(2, dtype=torch.float16)}
+    runs = [{"w": torch.full((2,), 40_000.0, dtype=torch.float16)}] * 2
+    assert fuse(base, runs, method="uniform")["w"].tolist() == [40_000.0, 40_000.0]
+    with pytest.raises(FusionError, match=r"w: .*float16 holds, found up to 8e\+04"):
+        fuse(base, runs, method="task_arithmetic")
+
+
+@pytest.mark.parametrize(
+    "options", [{"keep": {"*": "base"}}, {"scale": 0.5}, {"scale": 0}], ids=str
+)
+def test_what_no_method_reads_must_be_finite_too(options):
+    base = {"w": torch.tensor([1.0, math.nan])}
+    with pytest.raises(FusionError, match="w: expected finite weights"):
+        fuse(base, [{"w": torch.ones(2)}], method="uniform", **options)
+
+
+@pytest.mark.parametrize("method", ["slerp", "model_stock", "ties", "delta"])
+def test_a_tensor_without_elements_is_merged(method):
+    base = {"w": torch.ones(0, 3)}
+    assert fuse(base, [base, base], method=method)["w"].shape == (0, 3)
+
+
 def test_the_type_is_that_of_the_first_checkpoint():
     base = {"w": torch.zeros(2, dtype=torch.float16)}
     assert fuse(base, [{"w": torch.ones(2)}])["w"].dtype == torch.float32
@@ -587,6 +610,7 @@ def test_values_that_are_not_finite_are_named(value, granularity):
         ({"method": "ties", "density": 1.1}, "density: expected a number above 0, at most 1"),
         ({"method": "ties", "weights": [1, 1, -1]}, "expected none below zero"),
         ({"method": "linear"}, "linear: expected the option 'weights'"),
+        ({"method": "linear", "weights": None}, "linear: expected the option 'weights'"),
         ({"method": "linear", "weights": [1, 2]}, "expected one for each of 3 models"),
         ({"method": "linear", "weights": [1, -1, 0]}, "expected a sum other than zero"),
         ({"method": "dare", "seed": 0.5}, "seed: expected a whole number"),

@@ -80,6 +80,31 @@ def test_movements_are_norms_and_weights_of_the_trained_tensors():
     assert soup["weight"].tolist() == pytest.approx([0.5, 0.5])
 
 
+@pytest.mark.parametrize(("source", "weights"), [("base", [0.0, 0.0]), ("b", [0.0, 1.0])])
+def test_kept_tensors_count_in_no_norm_and_show_where_they_come_from(source, weights):
+    far, near = "encoder.layer.0.dense.weight", "encoder.layer.1.dense.weight"
+    base = {far: torch.zeros(2), near: torch.zeros(1)}
+    runs = {
+        "a": {far: torch.tensor([3.0, 4.0]), near: torch.ones(1)},
+        "b": {far: torch.zeros(2), near: torch.ones(1)},
+    }
+    merge = FusionSettings(
+        ingredients=("a", "b"), method="delta", granularity="model", keep={"*.0.*": source}
+    )
+    rows = movements(base, runs, merge).set_index("tensor")
+    assert rows.loc[near, "weight"].tolist() == pytest.approx([0.5, 0.5])
+    assert rows.loc[far, "weight"].tolist() == weights
+    assert rows.loc[far, "delta_norm"].tolist() == [5.0, 0.0]
+
+
+def test_candidates_that_keep_other_tensors_have_other_names():
+    candidates = {"uniform": ({}, {"keep": {"*dense*": "a"}})}
+    study = FusionStudy(ingredients=("a", "b"), candidates=candidates)
+    rows, _ = try_on_dev(BASE, RUNS, study, toward(3.0, 4.0)[0])
+    assert rows["settings"].unique().tolist() == ["as it is", "*dense* of a"]
+    assert rows.loc[rows["chosen"], "settings"].unique().tolist() == ["*dense* of a"]
+
+
 @pytest.mark.parametrize(
     ("tensor", "module"),
     [

@@ -160,8 +160,39 @@ def test_runs_that_started_elsewhere_are_refused(make_kitchen, tmp_path):
         write_json(kitchen / "balanced" / "manifest.json", {"settings": {"model_hash": known}})
         assert fuse_recipe(recipe, tmp_path / f"fused-{number}").folder.is_dir()
     write_json(kitchen / "retrieval" / "manifest.json", {"settings": {"model_hash": "0" * 64}})
-    with pytest.raises(RecipeError, match=r"retrieval/manifest\.json: .* another model \(0{12}\)"):
+    with pytest.raises(FusionError, match=r"retrieval/manifest\.json: .*another model .*0{12}\)"):
         fuse_recipe(recipe, tmp_path / "fused")
+    with pytest.raises(FusionError, match=r"retrieval/manifest\.json"):
+        fuse(kitchen / "base", [kitchen / "retrieval" / "model"], output=tmp_path / "fused")
+
+
+def test_a_card_claims_no_library_that_the_model_is_not_made_for(make_kitchen, tmp_path):
+    kitchen = make_kitchen()
+    for file in kitchen.rglob("modules.json"):
+        file.unlink()  # as transformers saves a model
+    card = (fuse_recipe(write_recipe(kitchen), tmp_path / "fused").folder / "README.md").read_text()
+    assert yaml.safe_load(card.split("---\n")[1])["library_name"] == "transformers"
+
+
+def test_a_killed_search_for_a_greedy_soup_leaves_nothing_for_long(
+    make_kitchen, tmp_path, monkeypatch
+):
+    kitchen = make_kitchen()
+    left = []
+
+    def killed(*_):
+        left.extend(tmp_path.glob(".fused.*"))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(recipes, "evaluate", killed)
+    monkeypatch.setattr("shutil.rmtree", lambda *_, **__: None)  # a kill clears up nothing
+    with pytest.raises(KeyboardInterrupt):
+        fuse_recipe(write_recipe(kitchen, method="greedy", dev="smoke"), tmp_path / "fused")
+    monkeypatch.undo()
+    assert left
+    assert left[0].exists()
+    fuse_recipe(write_recipe(kitchen), tmp_path / "fused")
+    assert {path.name for path in tmp_path.iterdir()} == {"models", "fused"}
 
 
 @pytest.mark.parametrize(
@@ -173,6 +204,8 @@ def test_runs_that_started_elsewhere_are_refused(make_kitchen, tmp_path):
         ({"method": "tie"}, "Did you mean 'ties'"),
         ({"method": "linear", "weights": [1]}, "one for each of 2 models"),
         ({"ingredients": {}}, "ingredients: .*at least 1 item"),
+        ({"ingredients": ["x", "x"]}, "ingredients: .*each ingredient once"),
+        ({"ingredients": {"base": "x"}}, "ingredients: .*other names than `base`"),
         ({"scale": "long"}, "scale: .*found 'long'"),
         ({"keep": {"*": "retreival"}}, "unknown ingredient 'retreival'.*mean 'retrieval'"),
         ({"settings_from": "bass"}, "unknown ingredient 'bass'.*mean 'base'"),
