@@ -1,10 +1,10 @@
 """Memory and time of a training step as the batch grows, with and without gradient caching.
 
-    python benchmarks/gradient_cache.py [--queries 64 256 1024]
+    python benchmarks/gradient_cache.py [--queries 64 256 1024] [--rounds 3]
 
 all-MiniLM-L6-v2, one positive and one hard negative a query, texts cut at 64 tokens, one step, on
-api-docs. Each line is a process of its own, so that the peak is its own: the most memory held, less
-what was held before the step.
+api-docs. Each step is in a process of its own, so that the peak is its own: the most memory held,
+less what was held before the step. Medians over rounds; rows go to results/gradient_cache.csv.
 """
 
 from __future__ import annotations
@@ -29,56 +29,52 @@ from codiemb_lib.sources import load_split
 from codiemb_lib.step import backward, batch_loss, lean_embeddings
 
 SETTINGS = ObjectiveSettings(positives=1, negatives=1)
-STEPS = 1
 
 
 def one(queries: int, cached: bool) -> None:
-    """Train steps of one size, and print seconds a step, texts, peak MiB and the loss."""
+    """Train one step, and print seconds, texts, peak MiB and the loss."""
     records = [r for r in load_split("api-docs", "train") if r.negatives]
     encoder = Encoder.load(EncoderSettings(name="minilm-l6", max_length=64)).train()
     accelerator = Accelerator(cpu=True)
     lean_embeddings(accelerator, encoder)
     optimizer = torch.optim.AdamW([p for p in encoder.parameters() if p.requires_grad], fused=True)
     before = peak_memory_mib()
-    seconds = []
-    for number in range(STEPS):
-        generator = np.random.default_rng(number)
-        step = Step("ir", "api-docs", (tuple(generator.permutation(len(records))[:queries]),))
-        prompts = {"api-docs": DatasetSettings(name="api-docs")}
-        batch = make_batch(step, records, prompts, SETTINGS, generator)
-        share = make_share(
-            batch,
-            encoder.tokenizer,
-            tokens_per_forward=2048,
-            packing=encoder.packing,
-            seed=[number],
-        )
-        began = time.perf_counter()
-        loss = backward(
-            accelerator,
-            encoder,
-            share,
-            lambda *a: batch_loss(*a, settings=SETTINGS),
-            gradient_cache=cached,
-        )
-        optimizer.step()
-        optimizer.zero_grad()
-        seconds.append(time.perf_counter() - began)
-    print(min(seconds), len(batch.texts), peak_memory_mib() - before, loss.total.item())
+    generator = np.random.default_rng(0)
+    step = Step("ir", "api-docs", (tuple(generator.permutation(len(records))[:queries]),))
+    prompts = {"api-docs": DatasetSettings(name="api-docs")}
+    batch = make_batch(step, records, prompts, SETTINGS, generator)
+    share = make_share(
+        batch, encoder.tokenizer, tokens_per_forward=2048, packing=encoder.packing, seed=[0]
+    )
+    began = time.perf_counter()
+    loss = backward(
+        accelerator,
+        encoder,
+        share,
+        lambda *a: batch_loss(*a, settings=SETTINGS),
+        gradient_cache=cached,
+    )
+    optimizer.step()
+    optimizer.zero_grad()
+    seconds = time.perf_counter() - began
+    print(seconds, len(batch.texts), peak_memory_mib() - before, loss.total.item())
 
 
 def main() -> None:
-    """Measure each size both ways, print the table, keep the rows."""
+    """Measure each size both ways, print the medians, keep the rows."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--queries", type=int, nargs="+", default=[64, 256, 1024])
     parser.add_argument("--whole", type=int, default=256, help="largest batch without the cache")
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--one", nargs=2, type=int, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.one:
         return one(given.one[0], bool(given.one[1]))
+    both = [(queries, True) for queries in given.queries]
+    both += [(queries, False) for queries in given.queries if queries <= given.whole]
     rows = []
-    for queries in given.queries:
-        for cached in (True, False) if queries <= given.whole else (True,):
+    for number in range(given.rounds):
+        for queries, cached in both:
             command = [sys.executable, __file__, "--one", str(queries), str(int(cached))]
             out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
             seconds, texts, peak, loss = map(float, out.split())
@@ -87,14 +83,25 @@ def main() -> None:
                     "queries": queries,
                     "texts": int(texts),
                     "gradient_cache": cached,
+                    "round": number,
                     "seconds_per_step": round(seconds, 2),
                     "peak_mib": int(peak),
                     "loss": loss,
                 }
             )
-            print(pd.DataFrame(rows[-1:]).to_string(index=False, header=len(rows) == 1), flush=True)
-    table = pd.DataFrame(rows).assign(hardware=hardware())
-    write_rows(Path(__file__).parent / "results" / "gradient_cache.csv", table)
+    table = pd.DataFrame(rows)
+    write_rows(
+        Path(__file__).parent / "results" / "gradient_cache.csv", table.assign(hardware=hardware())
+    )
+    keys = ["queries", "texts", "gradient_cache"]
+    print(table.groupby(keys)[["seconds_per_step", "peak_mib"]].agg(["min", "median", "max"]))
+    at = table.set_index(["queries", "round", "gradient_cache"])[["seconds_per_step", "peak_mib"]]
+    ratios = (at.xs(True, level=2) / at.xs(False, level=2)).dropna()
+    print(
+        "with the cache / without:",
+        ratios.groupby("queries").agg(["min", "median", "max"]),
+        sep="\n",
+    )
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from codiemb_lib.files import atomic_path
+from codiemb_lib.runs import hardware, write_rows
 from codiemb_lib.search import top_k
 
 RESULTS = Path(__file__).parent / "results" / "mining.csv"
@@ -125,8 +125,7 @@ def main():
                 }
             )
             print(rows[-1], flush=True)
-    with atomic_path(RESULTS) as temporary:
-        pd.DataFrame(rows).to_csv(temporary, index=False)
+    write_rows(RESULTS, pd.DataFrame(rows).assign(hardware=hardware()))
 
 
 if __name__ == "__main__":
