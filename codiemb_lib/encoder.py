@@ -322,7 +322,8 @@ class Encoder(nn.Module):
             blocks=[lean.Block.of(ids, lengths, self._moved) for ids, lengths, _ in padded],
         )
         sizes = [B * T for B, T in shapes]
-        pieces = zip(*(state[0].split(sizes) for state in _states(output, middle)), strict=True)
+        states = [state.squeeze(0) for state in _states(output, middle)]  # (N, D)
+        pieces = zip(*(state.split(sizes) for state in states), strict=True)
         return [
             [piece.unflatten(0, shape) for piece in of_block]
             for of_block, shape in zip(pieces, shapes, strict=True)

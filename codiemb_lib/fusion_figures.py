@@ -113,8 +113,8 @@ def plot_fusion_weights(rows: pd.DataFrame, *, ax: np.ndarray | None = None) -> 
     caption="**Ways to merge the same runs, preset {preset}.** Difference to the uniform soup of "
     "the same seed in mean nDCG@10 (IR) and mean Spearman correlation (STS), times 100. Each "
     "method brings the settings that did best on dev, out of equally many (the greedy soup looks "
-    "by itself); test (lower row) was looked at once, with these. Faint points are seeds, solid points their mean; {seeds}. "
-    "{interval}",
+    "by itself); test (lower row) was looked at once, with these. Faint points are seeds, solid "
+    "points their mean; {seeds}. {interval}",
 )
 def plot_study(rows: pd.DataFrame, *, ax: np.ndarray | None = None) -> np.ndarray:
     """Draw what each method gains over the uniform soup: dev above test, IR left of STS.

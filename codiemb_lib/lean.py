@@ -87,14 +87,14 @@ def keep_mask(
 class _DropOut(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, p: float) -> Tensor:
-        kept, ctx.factor = keep_mask(x.shape, p, x.dtype)
-        ctx.save_for_backward(kept)
-        return (x * kept).mul_(ctx.factor)
+        kept, factor = keep_mask(x.shape, p, x.dtype)
+        ctx.save_for_backward(kept.mul_(factor))
+        return x * kept
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
         (kept,) = ctx.saved_tensors
-        return (gradient * kept).mul_(ctx.factor), None
+        return gradient * kept, None
 
 
 class Dropout(nn.Dropout):
@@ -139,7 +139,8 @@ class _Attention(torch.autograd.Function):
         saved = iter(ctx.saved_tensors)
         for (block, rows), factor in zip(_rows(ctx.blocks), ctx.factors, strict=True):
             q, k, v, weights, kept = (next(saved) for _ in range(5))
-            g = (_heads(gradient[rows], block) * factor).flatten(0, 1)
+            g = _by_text(torch.empty_like(q), block)
+            g = torch.mul(_heads(gradient[rows], block), factor, out=g).flatten(0, 1)
             work = weights * kept
             dv = torch.bmm(work.transpose(1, 2), g)
             dweights = torch.bmm(g, v.transpose(1, 2), out=work).mul_(kept)
@@ -194,7 +195,8 @@ def block_attention(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **others
         )
     scale = query.shape[3] ** -0.5 if scaling is None else scaling
-    query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))  # (N, H, d)
+    # Squeezed, since the gradient of x[0] is a tensor of zeros and a copy.
+    query, key, value = (x.squeeze(0).transpose(0, 1) for x in (query, key, value))  # (N, H, d)
     if dropout and query.dtype == torch.float32 and query.device.type == "cpu":
         return _Attention.apply(query, key, value, blocks, scale, dropout)[None], None
     outputs = []
