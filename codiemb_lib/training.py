@@ -10,10 +10,12 @@ import argparse
 import dataclasses
 import logging
 import os
+import select
 import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
@@ -119,9 +121,9 @@ def train(
         accelerate = preset.training.accelerate
     folder = check_writable(run_folder(preset.name, variant, seed))
     one_of_several = int(os.environ.get("WORLD_SIZE", "1")) > 1  # which would wait for each other
-    with nullcontext() if one_of_several else alone(folder):
+    with nullcontext() if one_of_several else alone(folder) as lock:
         if accelerate:
-            _launch(preset, variant, seed, accelerate)
+            _launch(preset, variant, seed, accelerate, lock)
         else:
             _train_here(preset, variant, seed, folder, progress=progress, watch=watch)
     return folder
@@ -221,8 +223,12 @@ def _accelerator(preset: Preset, folder: Path) -> Accelerator:
     return accelerator
 
 
-def _launch(preset: Preset, variant: str, seed: int, accelerate: str) -> None:
-    """Train in the processes that a configuration of accelerate describes."""
+def _launch(preset: Preset, variant: str, seed: int, accelerate: str, lock: int) -> None:
+    """Train in the processes that a configuration of accelerate describes.
+
+    Should we or their launcher be killed, they end soon, and hold our lock until they are gone. It
+    is their standard input: launchers hand on no other descriptor that could hold it.
+    """
     folder = preset_path("x").parent / "accelerate"
     config = folder / f"{accelerate}.yaml"
     if not config.is_file():
@@ -241,10 +247,16 @@ def _launch(preset: Preset, variant: str, seed: int, accelerate: str) -> None:
             command += ["--main_process_port", "0"]  # any free one
         command += ["-m", "codiemb_lib.training", "--preset", str(resolved)]
         command += ["--variant", variant, "--seed", str(seed), "--no-progress"]
+        command += ["--end-with-launcher"]
         environment = {"OMP_NUM_THREADS": "1"} | os.environ
         said: list[str] = []
         with subprocess.Popen(
-            command, env=environment, stderr=subprocess.PIPE, text=True, errors="replace"
+            command,
+            env=environment,
+            stdin=lock,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
         ) as process:
             for line in process.stderr:
                 sys.stderr.write(line)
@@ -591,6 +603,20 @@ def _named_prompts(preset: Preset) -> dict[str, str]:
     return prompts
 
 
+def _end_with_launcher() -> None:
+    """End this process soon after its parent, or whoever reads its standard error, a pipe."""
+    parent = os.getppid()
+    pipe = select.poll()
+    pipe.register(sys.__stderr__.fileno(), 0)  # that nobody reads any more is always told
+
+    def wait() -> None:
+        while os.getppid() == parent and not pipe.poll(1000):  # milliseconds
+            pass
+        os._exit(1)  # as a kill would: the last checkpoint stays
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
 def main(argv: list[str] | None = None) -> None:
     """The entry of every process that `accelerate launch` starts."""
     parser = argparse.ArgumentParser(prog="codiemb_lib.training", description=train.__doc__)
@@ -598,12 +624,15 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--variant", required=True)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--progress", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--end-with-launcher", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args(argv)
     logging.basicConfig(format="%(message)s", level=logging.INFO)
+    if given.end_with_launcher:
+        _end_with_launcher()
     preset = load_preset(given.preset)
     preset.variant(given.variant)
     folder = check_writable(run_folder(preset.name, given.variant, given.seed))
-    # Without the lock of `train`: the process that launched these holds it.
+    # Without a lock of its own: the `train` that launched these hands on the one that it holds.
     _train_here(preset, given.variant, given.seed, folder, progress=given.progress, watch=None)
 
 

@@ -6,9 +6,11 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pandas as pd
+import psutil
 import pytest
 import torch
 import yaml
@@ -268,6 +270,61 @@ def test_two_processes_go_on_after_a_kill_to_the_same_bits(project, two_processe
     assert (folder / "checkpoints" / "00000012" / "state.json").is_file()
     train(preset, "codiemb", 0, progress=False, accelerate=two_processes)
     assert_same_run(folder, project / "whole")
+
+
+LAUNCHING = """
+from codiemb_lib.config import load_preset
+from codiemb_lib.training import train
+train(load_preset("tiny"), "codiemb", 0, progress=False, accelerate={config!r})
+"""
+WAITING = "from codiemb_lib.files import alone\nwith alone({folder!r}): pass"
+
+
+@pytest.fixture
+def launched(project, two_processes):
+    """A process that launched two ranks, which are at it for hours; the launcher; the ranks."""
+    change(project, batch_sizes={"ir": 4, "sts": 4, "mixed": 4}, epochs=10_000)
+    code = LAUNCHING.format(config=two_processes)
+    process = psutil.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 240
+    while not list(project.glob("data/runs/tiny/codiemb/seed-0/checkpoints/*/state.json")):
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.1)
+    [launcher] = process.children()
+    ranks = launcher.children()
+    assert len(ranks) == 2
+    yield process, launcher, ranks
+    for left in filter(psutil.Process.is_running, (process, launcher, *ranks)):
+        left.kill()
+
+
+@pytest.mark.parametrize("launcher_too", [False, True])
+def test_whoever_comes_after_a_killed_launch_waits_for_its_ranks(project, launched, launcher_too):
+    process, launcher, ranks = launched
+    for rank in ranks:
+        rank.suspend()
+    process.kill()
+    process.communicate()
+    if launcher_too:
+        launcher.kill()
+    folder = str(project / "data" / "runs" / "tiny" / "codiemb" / "seed-0")
+    waiting = subprocess.Popen([sys.executable, "-c", WAITING.format(folder=folder)])
+    with pytest.raises(subprocess.TimeoutExpired):
+        waiting.wait(timeout=2)
+    for rank in ranks:
+        rank.resume()
+    assert waiting.wait(timeout=60) == 0
+    # A process that ends closes its files, the lock among them, a moment before it is gone.
+    assert psutil.wait_procs([launcher, *ranks], timeout=5)[1] == []
+
+
+def test_ranks_end_with_their_launcher(launched):
+    process, launcher, ranks = launched
+    launcher.kill()
+    _, said = process.communicate(timeout=60)
+    assert "found exit status -9" in said
+    assert psutil.wait_procs(ranks, timeout=5)[1] == []
 
 
 def test_precision_comes_from_the_configuration(project, two_processes):
