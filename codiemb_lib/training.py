@@ -103,7 +103,8 @@ def train(
         seed: Of plan, draws and dropout.
         accelerate: A configuration of accelerate, a name in `presets/accelerate` or a path: how
             many processes, on which devices, in which precision, how sharded. Training then runs
-            in processes of its own. "": in this one. None: what the preset says.
+            in processes of its own. "": in this one. None: what the preset says. Where several
+            processes call this already, under `accelerate launch`, they are those that train.
         progress: Whether to show a progress bar.
         watch: Called after every step with the rows of the log and the dev scores so far;
             `live.LivePlot()` draws them. Not from processes of `accelerate`, which only report.
@@ -122,7 +123,7 @@ def train(
     folder = check_writable(run_folder(preset.name, variant, seed))
     one_of_several = int(os.environ.get("WORLD_SIZE", "1")) > 1  # which would wait for each other
     with nullcontext() if one_of_several else alone(folder) as lock:
-        if accelerate:
+        if accelerate and not one_of_several:
             _launch(preset, variant, seed, accelerate, lock)
         else:
             _train_here(preset, variant, seed, folder, progress=progress, watch=watch)

@@ -327,6 +327,15 @@ def test_ranks_end_with_their_launcher(launched):
     assert psutil.wait_procs(ranks, timeout=5)[1] == []
 
 
+def test_one_of_several_processes_launches_no_others(project, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(training, "_launch", lambda *_: pytest.fail("launched"))
+    here = []
+    monkeypatch.setattr(training, "_train_here", lambda *_, **__: here.append(1))
+    train(change(project, accelerate="cpu-2"), "codiemb", 0)
+    assert here == [1]
+
+
 def test_precision_comes_from_the_configuration(project, two_processes):
     config = yaml.safe_load((project / "two.yaml").read_text())
     config |= {"num_processes": 1, "mixed_precision": "bf16", "distributed_type": "NO"}
