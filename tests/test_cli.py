@@ -237,6 +237,29 @@ def test_data_mine_fills_one_split_and_keeps_the_others(capsys, tmp_path, monkey
     assert "0 hard negatives for 2 records, 2 of them" in capsys.readouterr().out
 
 
+def test_a_corpus_is_mined_and_stays_with_its_data_set(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(Encoder, "load", lambda _: ColourEncoder())
+    beir = tmp_path / "beir"
+    (beir / "qrels").mkdir(parents=True)
+    passages = {"1": "a red cat", "2": "a red bus", "3": "a grey bus"}
+    rows = [json.dumps({"_id": name, "text": text}) + "\n" for name, text in passages.items()]
+    (beir / "corpus.jsonl").write_text("".join(rows))
+    (beir / "queries.jsonl").write_text(json.dumps({"_id": "q", "text": "find red"}) + "\n")
+    (beir / "qrels" / "train.tsv").write_text("q\t1\t1\n")
+    for number, form in enumerate([[], ["--task", "ir"]]):
+        prepared = tmp_path / f"prepared {number}"
+        assert main(["data", "prepare", str(beir), str(prepared), *form]) == 0
+        assert "corpus.jsonl: 3 passages" in capsys.readouterr().out
+        assert load_dataset(str(prepared)).corpus == tuple(passages.values())
+    for source in (beir, prepared):
+        out = tmp_path / f"{source.name} mined"
+        command = ["data", "mine", str(source), str(out), "--encoder", "tiny"]
+        assert main([*command, "--negatives", "1"]) == 0
+        mined = load_dataset(str(out))
+        assert mined.splits["train"][0].negatives == ("a grey bus",)  # the red one is too near
+        assert mined.corpus == tuple(passages.values())
+
+
 # --- Benchmark ---
 
 
