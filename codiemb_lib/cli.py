@@ -252,8 +252,7 @@ def prepare_data(arguments: argparse.Namespace) -> None:
 
 def mine_data(arguments: argparse.Namespace) -> None:
     """Give the records of a split new hard negatives; the other splits stay as they are."""
-    from codiemb_lib.config import EncoderSettings
-    from codiemb_lib.encoder import Encoder
+    from codiemb_lib.embeddings import Embedder
     from codiemb_lib.files import check_writable
     from codiemb_lib.mining import mine
     from codiemb_lib.readers import read_beir_corpus
@@ -264,7 +263,7 @@ def mine_data(arguments: argparse.Namespace) -> None:
     records = dataset.split(arguments.split)
     further = read_beir_corpus(arguments.corpus).values() if arguments.corpus else ()
     mined = mine(
-        Encoder.load(EncoderSettings(name=arguments.encoder)),
+        Embedder(_encoder(arguments.encoder, None)),
         records,
         corpus=[*dataset.corpus, *further],
         query_prompt=arguments.query_prompt,
@@ -414,7 +413,9 @@ def _parser() -> argparse.ArgumentParser:
 
     mining = data_commands.add_parser("mine", help="find hard negatives with an encoder")
     _source_and_out(mining)
-    mining.add_argument("--encoder", required=True, metavar="NAME", help="as in a preset")
+    mining.add_argument(
+        "--encoder", required=True, metavar="NAME_OR_PATH", help="its folder, or as in a preset"
+    )
     mining.add_argument("--split", default="train", help="whose records get negatives")
     mining.add_argument("--negatives", type=int, default=4, metavar="N", help="at most, a record")
     mining.add_argument(
