@@ -471,8 +471,9 @@ class _Run:
 
         Every rank computes them, for the forward passes of a sharded model take all of them.
         """
+        budget = {"tokens_per_forward": self.settings.tokens_per_forward}
         encoded = [
-            encode_dataset(self.encoder, self.datasets[name], records)
+            encode_dataset(self.encoder, self.datasets[name], records, **budget)
             for name, records in self.dev.items()
         ]
         rows = pd.concat(map(score_dataset, encoded), ignore_index=True)

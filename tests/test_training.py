@@ -424,6 +424,21 @@ def test_a_watch_sees_every_step(project):
     assert seen == [(n, n if n % 4 == 0 or n == 10 else n // 4 * 4) for n in range(1, 11)]
 
 
+def test_dev_scores_keep_to_the_tokens_of_a_forward_pass(project, monkeypatch):
+    budgets = set()
+    encode = Encoder.encode
+    monkeypatch.setattr(
+        Encoder,
+        "encode",
+        lambda *a, tokens_per_forward, **o: (
+            budgets.add(tokens_per_forward)
+            or encode(*a, tokens_per_forward=tokens_per_forward, **o)
+        ),
+    )
+    train(change(project, tokens_per_forward=512, max_steps=1), "ir_only", 0, progress=False)
+    assert budgets == {512}
+
+
 def test_accumulation_sees_every_record_and_steps_on_a_short_last_group(project, monkeypatch):
     seen = []
     call = training.backward
