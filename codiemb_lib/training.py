@@ -376,8 +376,9 @@ class _Run:
             prefetch_factor=4 if self.settings.workers else None,
             worker_init_fn=_quiet_tokenizers,
         )
+        began = time.perf_counter()
         for shares in ahead:
-            row = self._optimizer_step(shares)
+            row = self._optimizer_step(shares, began)
             self.log.append(row)
             self.accelerator.log({k: v for k, v in row.items() if v == v}, step=self.step)
             self.step += 1
@@ -388,11 +389,11 @@ class _Run:
                 self._save()
             if watch and self.accelerator.is_main_process:
                 watch(self.log, self.dev_scores)
+            began = time.perf_counter()  # drawing and tokenising is part of the next step
         bar.close()
 
-    def _optimizer_step(self, shares: list[Share]) -> dict:
+    def _optimizer_step(self, shares: list[Share], began: float) -> dict:
         """Forward, backward and update over the batches of one step; returns its log row."""
-        began = time.perf_counter()
         peak, warmup = self.settings.learning_rate, self.settings.warmup
         rate = learning_rate(self.step, len(self.steps), peak=peak, warmup=warmup)
         for parameters in self.optimizer.param_groups:

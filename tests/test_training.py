@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -410,6 +411,29 @@ def test_trackers_get_every_step_by_name(project):
     assert len(log.Scalars("dev_sts")) == 4
     with pytest.raises(PresetError, match=r"found \['wand'\]"):
         train(change(project, trackers=["wand"]), "codiemb", 0, progress=False)
+
+
+def test_a_step_s_time_is_that_of_drawing_too_but_not_of_scoring_and_saving(project, monkeypatch):
+    clock = SimpleNamespace(now=0.0, perf_counter=lambda: clock.now)
+    monkeypatch.setattr(training, "time", clock)
+
+    def takes(seconds, owner, name):
+        original = getattr(owner, name)
+
+        def wrapped(*arguments, **options):
+            clock.now += seconds
+            return original(*arguments, **options)
+
+        monkeypatch.setattr(owner, name, wrapped)
+
+    takes(1, training.OptimizerSteps, "__getitem__")
+    takes(2, training, "backward")
+    takes(10, training._Run, "_evaluate")
+    takes(20, training._Run, "_save")
+    preset = change(project, max_steps=3, evaluate_every=2)
+    log = pd.read_csv(train(preset, "ir_only", 0, progress=False) / "log.csv")
+    assert list(log["seconds"]) == [3, 3, 3]
+    np.testing.assert_allclose(log["tokens_per_second"], log["tokens"] / 3, atol=0.1)
 
 
 def test_a_watch_sees_every_step(project):
