@@ -161,6 +161,13 @@ def _train_here(
     else:
         started = time.perf_counter()
         run = _Run(preset, settings, datasets, seed, folder, fingerprint, accelerator)
+        if preset.training.trackers:
+            name = f"{preset.name}/{variant}/seed-{seed}"
+            accelerator.init_trackers(
+                "codiemb",
+                config=_flat({"preset": preset.name, "model": variant} | shaped_by),
+                init_kwargs={"wandb": {"name": name}, "trackio": {"name": name}},
+            )
         run.loop(progress=progress, watch=watch)
         if accelerator.is_main_process:
             run.keep_best()
@@ -222,6 +229,17 @@ def _accelerator(preset: Preset, folder: Path) -> Accelerator:
             plugin.mixed_precision_policy, reduce_dtype=torch.float32, output_dtype=None
         )
     return accelerator
+
+
+def _flat(settings: Mapping[str, Any]) -> dict[str, bool | int | float | str | None]:
+    """Settings as all trackers take them: by dotted names, lists written out."""
+    flat = {}
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            flat |= {f"{key}.{name}": inner for name, inner in _flat(value).items()}
+        else:
+            flat[key] = str(value) if isinstance(value, list) else value
+    return flat
 
 
 def _launch(preset: Preset, variant: str, seed: int, accelerate: str, lock: int) -> None:
@@ -358,8 +376,6 @@ class _Run:
             for name in ("log.csv", "dev.csv"):
                 clear_scratch(self.folder / name)
         self._resume()
-        if self.settings.trackers:
-            self.accelerator.init_trackers("codiemb")
         total = len(self.steps)
         show = progress and self.accelerator.is_main_process
         bar = tqdm(total=total, initial=self.step, desc="train", disable=not show)

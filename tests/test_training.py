@@ -404,11 +404,16 @@ def test_trackers_get_every_step_by_name(project):
 
     preset = change(project, trackers=["tensorboard"])
     folder = train(preset, "ir_only", 0, progress=False)
-    [events] = (folder / "codiemb").rglob("events*")
+    [events] = (folder / "codiemb").glob("events*")
     log = EventAccumulator(str(events))
     log.Reload()
     assert [event.step for event in log.Scalars("info_nce")] == list(range(10))
     assert len(log.Scalars("dev_sts")) == 4
+    [settings] = (folder / "codiemb").glob("*/hparams.yml")
+    settings = yaml.safe_load(settings.read_text())
+    assert (settings["preset"], settings["model"], settings["seed"]) == ("tiny", "ir_only", 0)
+    assert settings["training.learning_rate"] == 1e-3
+    assert settings["variant.tasks"] == "['ir']"
     with pytest.raises(PresetError, match=r"found \['wand'\]"):
         train(change(project, trackers=["wand"]), "codiemb", 0, progress=False)
 
