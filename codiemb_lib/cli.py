@@ -221,7 +221,7 @@ def describe_data(arguments: argparse.Namespace) -> None:
 
 def prepare_data(arguments: argparse.Namespace) -> None:
     """Turn records of any form that can be read into a folder of unified JSONL."""
-    from codiemb_lib.readers import read_path
+    from codiemb_lib.readers import has_corpus, read_beir_corpus, read_path
     from codiemb_lib.records import RecordError
     from codiemb_lib.sources import hold_out, load_dataset
 
@@ -229,7 +229,12 @@ def prepare_data(arguments: argparse.Namespace) -> None:
     columns = _columns(arguments.columns)
     form = {"task": arguments.task, "columns": columns, "scale": arguments.scale}
     source = _source(arguments.source)
-    splits = dict(read_path(source, **form) if any(form.values()) else load_dataset(source).splits)
+    if any(form.values()):
+        splits = read_path(source, **form)
+        corpus = [*read_beir_corpus(source).values()] if has_corpus(source) else []
+    else:
+        dataset = load_dataset(source)
+        splits, corpus = dict(dataset.splits), dataset.corpus
     if arguments.split:
         if len(splits) > 1:
             raise RecordError(f"{source}: expected one split to be renamed, found {[*splits]}.")
@@ -242,13 +247,12 @@ def prepare_data(arguments: argparse.Namespace) -> None:
                 f"yet, found {[*splits]}."
             )
         splits |= hold_out(splits["train"], sizes, arguments.seed)
-    _write(arguments.out, splits)
+    _write(arguments.out, splits, corpus)
 
 
 def mine_data(arguments: argparse.Namespace) -> None:
     """Give the records of a split new hard negatives; the other splits stay as they are."""
-    from codiemb_lib.config import EncoderSettings
-    from codiemb_lib.encoder import Encoder
+    from codiemb_lib.embeddings import Embedder
     from codiemb_lib.files import check_writable
     from codiemb_lib.mining import mine
     from codiemb_lib.readers import read_beir_corpus
@@ -257,10 +261,11 @@ def mine_data(arguments: argparse.Namespace) -> None:
     check_writable(arguments.out)
     dataset = load_dataset(_source(arguments.source))
     records = dataset.split(arguments.split)
+    further = read_beir_corpus(arguments.corpus).values() if arguments.corpus else ()
     mined = mine(
-        Encoder.load(EncoderSettings(name=arguments.encoder)),
+        Embedder(_encoder(arguments.encoder, None)),
         records,
-        corpus=list(read_beir_corpus(arguments.corpus).values()) if arguments.corpus else (),
+        corpus=[*dataset.corpus, *further],
         query_prompt=arguments.query_prompt,
         passage_prompt=arguments.passage_prompt,
         negatives=arguments.negatives,
@@ -268,7 +273,7 @@ def mine_data(arguments: argparse.Namespace) -> None:
         depth=arguments.depth,
         progress=sys.stderr.isatty(),
     )
-    _write(arguments.out, {**dataset.splits, arguments.split: mined})
+    _write(arguments.out, {**dataset.splits, arguments.split: mined}, dataset.corpus)
     found = sum(len(record.negatives) for record in mined)
     without = sum(not record.negatives for record in mined)
     print(f"{found:,} hard negatives for {len(mined):,} records, {without:,} of them without any")
@@ -287,11 +292,11 @@ def _source(name: str) -> str:
     return name
 
 
-def _write(folder: str, splits: Mapping[str, Sequence]) -> None:
+def _write(folder: str, splits: Mapping[str, Sequence], corpus: Sequence[str]) -> None:
     from codiemb_lib.sources import write_splits
 
-    for file, records in write_splits(folder, splits).items():
-        print(f"{file}: {records:,} records")
+    for file, count in write_splits(folder, splits, corpus).items():
+        print(f"{file}: {count:,} {'passages' if file.stem == 'corpus' else 'records'}")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -408,7 +413,9 @@ def _parser() -> argparse.ArgumentParser:
 
     mining = data_commands.add_parser("mine", help="find hard negatives with an encoder")
     _source_and_out(mining)
-    mining.add_argument("--encoder", required=True, metavar="NAME", help="as in a preset")
+    mining.add_argument(
+        "--encoder", required=True, metavar="NAME_OR_PATH", help="its folder, or as in a preset"
+    )
     mining.add_argument("--split", default="train", help="whose records get negatives")
     mining.add_argument("--negatives", type=int, default=4, metavar="N", help="at most, a record")
     mining.add_argument(
@@ -420,7 +427,10 @@ def _parser() -> argparse.ArgumentParser:
     mining.add_argument("--query-prompt", default="", metavar="TEXT")
     mining.add_argument("--passage-prompt", default="", metavar="TEXT")
     mining.add_argument(
-        "--corpus", metavar="PATH", help="further passages: a BEIR folder, or such a corpus.jsonl"
+        "--corpus",
+        metavar="PATH",
+        help="passages beside those of SOURCE, which are no part of OUT: a folder with "
+        "corpus.jsonl, or such a file",
     )
     mining.set_defaults(command=mine_data)
     return parser

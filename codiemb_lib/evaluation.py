@@ -55,12 +55,13 @@ def encode_dataset(
     records: Sequence[Record],
     corpus: Iterable[str] = (),
     *,
+    tokens_per_forward: int = 2048,
     progress: bool = False,
 ) -> EncodedDataset:
     """Encode the records of one data set with its prompts.
 
     What a retrieval set is searched in are the distinct positives and negatives of its records, and
-    after them the further passages of `corpus`.
+    after them the further passages of `corpus`. `tokens_per_forward` is that of `Encoder.encode`.
 
     Raises:
         EvaluationError: There are no records, or they belong to several tasks.
@@ -82,12 +83,13 @@ def encode_dataset(
         passages = [record.positives[0] for record in records]
         gold = np.array([record.score for record in records])
         passage_prompt = settings.query_prompt  # both sides of a pair carry the same prompt
+    how = {"tokens_per_forward": tokens_per_forward, "progress": progress}
     if passage_prompt == settings.query_prompt:  # a text that stands on both sides is encoded once
-        both = encoder.encode([*queries, *passages], prompt=passage_prompt, progress=progress)
+        both = encoder.encode([*queries, *passages], prompt=passage_prompt, **how)
         left, right = np.split(both, [len(queries)])
     else:
-        left = encoder.encode(queries, prompt=settings.query_prompt, progress=progress)
-        right = encoder.encode(passages, prompt=passage_prompt, progress=progress)
+        left = encoder.encode(queries, prompt=settings.query_prompt, **how)
+        right = encoder.encode(passages, prompt=passage_prompt, **how)
     return EncodedDataset(
         name=settings.name,
         task=task,

@@ -49,6 +49,8 @@ class Block(NamedTuple):
 def prepare(backbone: nn.Module) -> bool:
     """Let a backbone drop out cheaply, and take blocks if it is of an architecture that can.
 
+    A model with code of its own does not take them, even if it calls itself by such a name.
+
     On a GPU cuDNN's attention is switched off, in the whole process: it plans anew for each shape,
     which takes longer than a step, and texts bring new shapes all the time.
 
@@ -60,7 +62,8 @@ def prepare(backbone: nn.Module) -> bool:
     for module in backbone.modules():
         if type(module) is nn.Dropout:
             module.__class__ = Dropout
-    takes_blocks = backbone.config.model_type in ARCHITECTURES
+    of_transformers = type(backbone).__module__.startswith("transformers.models.")
+    takes_blocks = of_transformers and backbone.config.model_type in ARCHITECTURES
     if takes_blocks:  # of this object alone: configurations are saved without it
         backbone.config._attn_implementation = _NAME
     return takes_blocks

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import islice
 
-from codiemb_lib.encoder import Encoder
+from codiemb_lib.embeddings import Embedder
 from codiemb_lib.records import Record
 from codiemb_lib.search import top_k
 
@@ -17,7 +17,7 @@ class MiningError(ValueError):
 
 
 def mine(
-    encoder: Encoder,
+    encoder: Embedder,
     records: Sequence[Record],
     *,
     corpus: Iterable[str] = (),
@@ -47,7 +47,7 @@ def mine(
     passages of equal cosine come in the order of the records, then of `corpus`.
 
     Args:
-        encoder: What encodes; only its method `encode` is used.
+        encoder: What encodes; only its method `embed` is used.
         records: IR records.
         corpus: Further passages.
         query_prompt: Set before each query.
@@ -73,8 +73,8 @@ def mine(
         positives[record.query].update(record.positives)
     queries = {query: row for row, query in enumerate(positives)}
     row_of = {passage: row for row, passage in enumerate(passages)}
-    q = encoder.encode(list(queries), prompt=query_prompt, progress=progress)
-    p = encoder.encode(passages, prompt=passage_prompt, progress=progress)
+    q = encoder.embed(list(queries), prompt=query_prompt, progress=progress)
+    p = encoder.embed(passages, prompt=passage_prompt, progress=progress)
     cosines, rows = top_k(q, p, min(depth, len(passages)), progress=progress)
 
     mined = []

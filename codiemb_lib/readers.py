@@ -53,7 +53,8 @@ def read_path(
 ) -> dict[str, list[Record]]:
     """The splits of a file, a folder of `{train,dev,test}.{jsonl,json,csv,tsv}`, or a BEIR folder.
 
-    Files may end in `.gz`, and `validation` counts as `dev`. A lone file is the split that it is
+    Beside the files of splits, a folder may have a corpus, which `read_beir_corpus` reads. Files
+    may end in `.gz`, and `validation` counts as `dev`. A lone file is the split that it is
     named after, else `train`. With `columns` or `scale`, files are read as tables.
 
     Args:
@@ -79,7 +80,7 @@ def read_path(
                 f"{path}: expected no columns, scale or STS task for a BEIR folder, found {form}."
             )
         return read_beir(path)
-    files = {split: _find(path, stems, _JSON + _TABLES) for split, stems in _STEMS.items()}
+    files = _files_of_splits(path)
     if not any(files.values()):
         found = ", ".join(sorted(file.name for file in path.glob("*"))[:9]) or "nothing"
         raise MissingSourceError(
@@ -87,6 +88,10 @@ def read_path(
             f".tsv, or a BEIR folder, found {found}."
         )
     return {split: _read_file(file, **form) for split, file in files.items() if file}
+
+
+def _files_of_splits(folder: Path) -> dict[str, Path | None]:
+    return {split: _find(folder, stems, _JSON + _TABLES) for split, stems in _STEMS.items()}
 
 
 def _find(folder: Path, stems: Iterable[str], suffixes: Iterable[str]) -> Path | None:
@@ -493,12 +498,19 @@ def read_beir(folder: str | Path, *, dataset: str = "") -> dict[str, list[Record
 
 
 def is_beir(path: str | Path) -> bool:
-    """Whether a path is a folder with a corpus."""
+    """Whether a path is a folder with a corpus, and with judgements in place of records."""
+    folder = Path(path)
+    judged = (folder / "qrels").is_dir() or not any(_files_of_splits(folder).values())
+    return judged and has_corpus(folder)
+
+
+def has_corpus(path: str | Path) -> bool:
+    """Whether a path is a folder with a corpus, as those of BEIR and of `write_splits` are."""
     return _find(Path(path), ("corpus",), _JSON) is not None
 
 
 def read_beir_corpus(path: str | Path) -> dict[str, str]:
-    """The texts of a corpus by their ids: of a BEIR folder, or of a file like its `corpus.jsonl`.
+    """The texts of a corpus by their ids: of a folder, or of a file like BEIR's `corpus.jsonl`.
 
     Documents without any text are left out.
 

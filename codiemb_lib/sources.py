@@ -6,6 +6,7 @@ by name and a hash of its content. The same goes for new sets: what is held out,
 
 from __future__ import annotations
 
+import json
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,8 +18,8 @@ from typing import TypeVar
 from codiemb_lib.config import data_root, project_root, unknown
 from codiemb_lib.docstrings import normalise
 from codiemb_lib.entries import read_entry
-from codiemb_lib.files import sha256_text
-from codiemb_lib.readers import SPLITS, is_beir, read_beir_corpus, read_path
+from codiemb_lib.files import sha256_text, write_text
+from codiemb_lib.readers import SPLITS, has_corpus, read_beir_corpus, read_path
 from codiemb_lib.records import Record, RecordError, Task, to_json, write_jsonl
 from codiemb_lib.registry import list_datasets
 
@@ -142,7 +143,7 @@ def load_dataset(
         task, licence, provenance = entry.task, entry.licence, entry.provenance
     elif (local := project_root() / name).exists():
         splits = read_path(local)
-        corpus = read_beir_corpus(local).values() if is_beir(local) else ()
+        corpus = read_beir_corpus(local).values() if has_corpus(local) else ()
         task, licence, provenance = _one_task(name, splits), "see source", f"local: {name}"
     else:
         remedy = " A path is read too: of a file of records, or of a folder with train.jsonl, "
@@ -225,14 +226,22 @@ def hold_out(
     }
 
 
-def write_splits(folder: str | Path, splits: Mapping[str, Iterable[Record]]) -> dict[Path, int]:
+def write_splits(
+    folder: str | Path, splits: Mapping[str, Iterable[Record]], corpus: Sequence[str] = ()
+) -> dict[Path, int]:
     """Write a folder of unified JSONL, one file a split, which is a data set by its path.
 
     A file that stands there with the same content is kept, one with another content is refused
-    before anything is written. The records lose the name of their data set.
+    before anything is written. The records lose the name of their data set, the passages of the
+    corpus the blanks around them.
+
+    Args:
+        folder: Where to.
+        splits: The records of each.
+        corpus: Further passages, for `corpus.jsonl`; there is no such file without any.
 
     Returns:
-        How many records each file has.
+        How many records, or passages, each file has.
 
     Raises:
         RecordError: Records of both tasks, or a file with another content.
@@ -243,16 +252,23 @@ def write_splits(folder: str | Path, splits: Mapping[str, Iterable[Record]]) -> 
         for split, records in splits.items()
     }
     _one_task(str(folder), files)
-    for file, records in files.items():
-        content = "".join(f"{to_json(record)}\n" for record in records)
+    passages = Path(folder) / "corpus.jsonl"
+    documents = [{"_id": str(i), "text": text.strip()} for i, text in enumerate(corpus)]
+    lines = {file: map(to_json, records) for file, records in files.items()}
+    lines[passages] = (json.dumps(document, ensure_ascii=False) for document in documents)
+    contents = {file: "".join(f"{line}\n" for line in of_file) for file, of_file in lines.items()}
+    for file, content in contents.items():
         if file.exists() and file.read_bytes() != content.encode():
             raise RecordError(
-                f"{file}: expected no such file, or the same records, found others. Choose another "
+                f"{file}: expected no such file, or the same lines, found others. Choose another "
                 "folder, or remove the file."
             )
     for file, records in files.items():
         write_jsonl(file, records)
-    return {file: len(records) for file, records in files.items()}
+    if documents:
+        write_text(passages, contents[passages])
+        files[passages] = documents
+    return {file: len(of_file) for file, of_file in files.items()}
 
 
 def describe(records: Sequence[Record]) -> dict[str, str]:

@@ -10,10 +10,12 @@ import argparse
 import dataclasses
 import logging
 import os
+import select
 import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
@@ -101,7 +103,8 @@ def train(
         seed: Of plan, draws and dropout.
         accelerate: A configuration of accelerate, a name in `presets/accelerate` or a path: how
             many processes, on which devices, in which precision, how sharded. Training then runs
-            in processes of its own. "": in this one. None: what the preset says.
+            in processes of its own. "": in this one. None: what the preset says. Where several
+            processes call this already, under `accelerate launch`, they are those that train.
         progress: Whether to show a progress bar.
         watch: Called after every step with the rows of the log and the dev scores so far;
             `live.LivePlot()` draws them. Not from processes of `accelerate`, which only report.
@@ -119,9 +122,9 @@ def train(
         accelerate = preset.training.accelerate
     folder = check_writable(run_folder(preset.name, variant, seed))
     one_of_several = int(os.environ.get("WORLD_SIZE", "1")) > 1  # which would wait for each other
-    with nullcontext() if one_of_several else alone(folder):
-        if accelerate:
-            _launch(preset, variant, seed, accelerate)
+    with nullcontext() if one_of_several else alone(folder) as lock:
+        if accelerate and not one_of_several:
+            _launch(preset, variant, seed, accelerate, lock)
         else:
             _train_here(preset, variant, seed, folder, progress=progress, watch=watch)
     return folder
@@ -158,6 +161,13 @@ def _train_here(
     else:
         started = time.perf_counter()
         run = _Run(preset, settings, datasets, seed, folder, fingerprint, accelerator)
+        if preset.training.trackers:
+            name = f"{preset.name}/{variant}/seed-{seed}"
+            accelerator.init_trackers(
+                "codiemb",
+                config=_flat({"preset": preset.name, "model": variant} | shaped_by),
+                init_kwargs={"wandb": {"name": name}, "trackio": {"name": name}},
+            )
         run.loop(progress=progress, watch=watch)
         if accelerator.is_main_process:
             run.keep_best()
@@ -221,8 +231,23 @@ def _accelerator(preset: Preset, folder: Path) -> Accelerator:
     return accelerator
 
 
-def _launch(preset: Preset, variant: str, seed: int, accelerate: str) -> None:
-    """Train in the processes that a configuration of accelerate describes."""
+def _flat(settings: Mapping[str, Any]) -> dict[str, bool | int | float | str | None]:
+    """Settings as all trackers take them: by dotted names, lists written out."""
+    flat = {}
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            flat |= {f"{key}.{name}": inner for name, inner in _flat(value).items()}
+        else:
+            flat[key] = str(value) if isinstance(value, list) else value
+    return flat
+
+
+def _launch(preset: Preset, variant: str, seed: int, accelerate: str, lock: int) -> None:
+    """Train in the processes that a configuration of accelerate describes.
+
+    Should we or their launcher be killed, they end soon, and hold our lock until they are gone. It
+    is their standard input: launchers hand on no other descriptor that could hold it.
+    """
     folder = preset_path("x").parent / "accelerate"
     config = folder / f"{accelerate}.yaml"
     if not config.is_file():
@@ -241,10 +266,16 @@ def _launch(preset: Preset, variant: str, seed: int, accelerate: str) -> None:
             command += ["--main_process_port", "0"]  # any free one
         command += ["-m", "codiemb_lib.training", "--preset", str(resolved)]
         command += ["--variant", variant, "--seed", str(seed), "--no-progress"]
+        command += ["--end-with-launcher"]
         environment = {"OMP_NUM_THREADS": "1"} | os.environ
         said: list[str] = []
         with subprocess.Popen(
-            command, env=environment, stderr=subprocess.PIPE, text=True, errors="replace"
+            command,
+            env=environment,
+            stdin=lock,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
         ) as process:
             for line in process.stderr:
                 sys.stderr.write(line)
@@ -345,8 +376,6 @@ class _Run:
             for name in ("log.csv", "dev.csv"):
                 clear_scratch(self.folder / name)
         self._resume()
-        if self.settings.trackers:
-            self.accelerator.init_trackers("codiemb")
         total = len(self.steps)
         show = progress and self.accelerator.is_main_process
         bar = tqdm(total=total, initial=self.step, desc="train", disable=not show)
@@ -363,8 +392,9 @@ class _Run:
             prefetch_factor=4 if self.settings.workers else None,
             worker_init_fn=_quiet_tokenizers,
         )
+        began = time.perf_counter()
         for shares in ahead:
-            row = self._optimizer_step(shares)
+            row = self._optimizer_step(shares, began)
             self.log.append(row)
             self.accelerator.log({k: v for k, v in row.items() if v == v}, step=self.step)
             self.step += 1
@@ -375,11 +405,11 @@ class _Run:
                 self._save()
             if watch and self.accelerator.is_main_process:
                 watch(self.log, self.dev_scores)
+            began = time.perf_counter()  # drawing and tokenising is part of the next step
         bar.close()
 
-    def _optimizer_step(self, shares: list[Share]) -> dict:
+    def _optimizer_step(self, shares: list[Share], began: float) -> dict:
         """Forward, backward and update over the batches of one step; returns its log row."""
-        began = time.perf_counter()
         peak, warmup = self.settings.learning_rate, self.settings.warmup
         rate = learning_rate(self.step, len(self.steps), peak=peak, warmup=warmup)
         for parameters in self.optimizer.param_groups:
@@ -458,8 +488,9 @@ class _Run:
 
         Every rank computes them, for the forward passes of a sharded model take all of them.
         """
+        budget = {"tokens_per_forward": self.settings.tokens_per_forward}
         encoded = [
-            encode_dataset(self.encoder, self.datasets[name], records)
+            encode_dataset(self.encoder, self.datasets[name], records, **budget)
             for name, records in self.dev.items()
         ]
         rows = pd.concat(map(score_dataset, encoded), ignore_index=True)
@@ -591,6 +622,20 @@ def _named_prompts(preset: Preset) -> dict[str, str]:
     return prompts
 
 
+def _end_with_launcher() -> None:
+    """End this process soon after its parent, or whoever reads its standard error, a pipe."""
+    parent = os.getppid()
+    pipe = select.poll()
+    pipe.register(sys.__stderr__.fileno(), 0)  # that nobody reads any more is always told
+
+    def wait() -> None:
+        while os.getppid() == parent and not pipe.poll(1000):  # milliseconds
+            pass
+        os._exit(1)  # as a kill would: the last checkpoint stays
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
 def main(argv: list[str] | None = None) -> None:
     """The entry of every process that `accelerate launch` starts."""
     parser = argparse.ArgumentParser(prog="codiemb_lib.training", description=train.__doc__)
@@ -598,12 +643,15 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--variant", required=True)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--progress", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--end-with-launcher", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args(argv)
     logging.basicConfig(format="%(message)s", level=logging.INFO)
+    if given.end_with_launcher:
+        _end_with_launcher()
     preset = load_preset(given.preset)
     preset.variant(given.variant)
     folder = check_writable(run_folder(preset.name, given.variant, given.seed))
-    # Without the lock of `train`: the process that launched these holds it.
+    # Without a lock of its own: the `train` that launched these hands on the one that it holds.
     _train_here(preset, given.variant, given.seed, folder, progress=given.progress, watch=None)
 
 

@@ -208,7 +208,7 @@ def test_data_prepare_reads_a_table_by_position_as_the_split_that_it_is(capsys, 
 class ColourEncoder:
     """Texts of one colour are alike (cosine 1), of two colours less so (0.5)."""
 
-    def encode(self, texts, *, prompt="", progress=False):
+    def embed(self, texts, *, prompt="", progress=False):
         words = [f"{prompt}{text}".split() for text in texts]
         vectors = np.float32([[1, *(c in text for c in ("red", "blue"))] for text in words])
         return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
@@ -216,7 +216,9 @@ class ColourEncoder:
 
 def test_data_mine_fills_one_split_and_keeps_the_others(capsys, tmp_path, monkeypatch):
     settings = []
-    monkeypatch.setattr(Encoder, "load", lambda s: settings.append(s) or ColourEncoder())
+    monkeypatch.setattr(
+        "codiemb_lib.embeddings.Embedder", lambda s: settings.append(s) or ColourEncoder()
+    )
     records = [Record("ir", f"find {c}", (f"a {c} cat",)) for c in ("red", "blue", "grey")]
     write_jsonl(tmp_path / "in" / "train.jsonl", records[:2])
     write_jsonl(tmp_path / "in" / "dev.jsonl", records[2:])
@@ -235,6 +237,47 @@ def test_data_mine_fills_one_split_and_keeps_the_others(capsys, tmp_path, monkey
     assert "unknown split 'test'" in error_of(capsys, *command, "--split", "test")
     assert main([*command[:3], str(tmp_path / "strict"), *command[4:], "--margin", "0.6"]) == 0
     assert "0 hard negatives for 2 records, 2 of them" in capsys.readouterr().out
+
+
+def test_data_mine_finds_its_encoder_where_one_stands_and_encodes_in_chunks(
+    make_encoder, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    make_encoder().save("a model")
+    records = [Record("ir", f"a {c} bus", (f"a {c} bus is it",)) for c in ("red", "blue", "old")]
+    write_jsonl("in/train.jsonl", records)
+    sizes = []
+    encode = Encoder.encode
+    monkeypatch.setattr("codiemb_lib.embeddings.CHUNK", 2)
+    monkeypatch.setattr(
+        Encoder, "encode", lambda s, texts, **o: sizes.append(len(texts)) or encode(s, texts, **o)
+    )
+    assert main(["data", "mine", "in", "out", "--encoder", "a model", "--margin", "0"]) == 0
+    assert sizes == [2, 1, 2, 1]
+    assert len(read_jsonl("out/train.jsonl")) == 3
+
+
+def test_a_corpus_is_mined_and_stays_with_its_data_set(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr("codiemb_lib.embeddings.Embedder", lambda _: ColourEncoder())
+    beir = tmp_path / "beir"
+    (beir / "qrels").mkdir(parents=True)
+    passages = {"1": "a red cat", "2": "a red bus", "3": "a grey bus"}
+    rows = [json.dumps({"_id": name, "text": text}) + "\n" for name, text in passages.items()]
+    (beir / "corpus.jsonl").write_text("".join(rows))
+    (beir / "queries.jsonl").write_text(json.dumps({"_id": "q", "text": "find red"}) + "\n")
+    (beir / "qrels" / "train.tsv").write_text("q\t1\t1\n")
+    for number, form in enumerate([[], ["--task", "ir"]]):
+        prepared = tmp_path / f"prepared {number}"
+        assert main(["data", "prepare", str(beir), str(prepared), *form]) == 0
+        assert "corpus.jsonl: 3 passages" in capsys.readouterr().out
+        assert load_dataset(str(prepared)).corpus == tuple(passages.values())
+    for source in (beir, prepared):
+        out = tmp_path / f"{source.name} mined"
+        command = ["data", "mine", str(source), str(out), "--encoder", "tiny"]
+        assert main([*command, "--negatives", "1"]) == 0
+        mined = load_dataset(str(out))
+        assert mined.splits["train"][0].negatives == ("a grey bus",)  # the red one is too near
+        assert mined.corpus == tuple(passages.values())
 
 
 # --- Benchmark ---

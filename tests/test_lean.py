@@ -10,8 +10,10 @@ import torch
 from torch import nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
+from transformers import BertModel
 
 from codiemb_lib import lean
+from codiemb_lib.encoder import Encoder
 
 TEXTS = ["the cat", "a", "the old dog is slow and the bus is fast", "is it a car", "x " * 9]
 
@@ -44,6 +46,29 @@ def test_other_architectures_take_block_after_block(make_architecture, architect
     (found,) = encoder(blocks_of(encoder, [[2, 4], [0, 3, 1]]))
     (expected,) = encoder(blocks_of(encoder, [[2, 4, 0, 3, 1]]))
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
+
+
+class OwnBert(BertModel):
+    """Code that comes with a model, as it may: no blocks, and no positions as an argument."""
+
+    def forward(self, input_ids, attention_mask, output_hidden_states=False):
+        return super().forward(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            output_hidden_states=output_hidden_states,
+        )
+
+
+def test_a_model_with_its_own_code_takes_block_after_block_whatever_it_is_called(
+    make_architecture,
+):
+    plain = make_architecture("bert")
+    own = OwnBert(plain.backbone.config)
+    own.load_state_dict(plain.backbone.state_dict())
+    encoder = Encoder(own, plain.tokenizer.base, max_length=32).eval()
+    assert not encoder.joins_blocks
+    blocks = blocks_of(encoder, [[2, 4], [0, 3, 1]])
+    torch.testing.assert_close(encoder(blocks), plain(blocks), atol=1e-6, rtol=1e-5)
 
 
 def test_the_backbone_by_itself_attends_as_before(make_architecture):

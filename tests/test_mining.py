@@ -10,6 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from codiemb_lib.config import EncoderSettings
+from codiemb_lib.embeddings import Embedder
 from codiemb_lib.mining import MiningError, mine
 from codiemb_lib.records import Record
 
@@ -20,7 +22,7 @@ class ByAngle:
     def __init__(self):
         self.calls = []
 
-    def encode(self, texts, *, prompt="", progress=False):
+    def embed(self, texts, *, prompt="", progress=False):
         self.calls.append((list(texts), prompt))
         angles = np.radians([float(text.split()[-1]) + float(prompt or 0) for text in texts])
         return np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
@@ -138,10 +140,10 @@ def test_every_text_is_encoded_once_with_its_side_s_prompt():
 def test_against_every_candidate_looked_at_in_turn(drawn, margin, negatives):
     records = [ir(f"{q * 15}", *(f"p {p * 6}" for p in ps)) for q, ps in drawn]
     texts = list(dict.fromkeys(p for record in records for p in record.positives))
-    encode = ByAngle().encode
+    embed = ByAngle().embed
 
     def cosine(a, b):
-        return (encode([a]) @ encode([b]).T).item()
+        return (embed([a]) @ embed([b]).T).item()
 
     found = mine(ByAngle(), records, margin=margin, negatives=negatives)
     for record, actual in zip(records, found, strict=True):
@@ -156,12 +158,13 @@ def test_against_every_candidate_looked_at_in_turn(drawn, margin, negatives):
         assert [allowed[t] for t in actual.negatives] == pytest.approx(hardest, abs=1e-6)
 
 
-def test_a_real_encoder_twice(make_encoder):
+def test_a_real_encoder_twice(make_encoder, tmp_path):
+    encoder = Embedder(EncoderSettings(name=str(make_encoder().save(tmp_path / "model"))))
     words = ["the old cat", "a fast car", "red bus", "blue dog", "the new car", "slow bus"]
     records = [ir(f"find {text}", text) for text in words]
     # A random encoder ranks its positives anywhere: the widest ceiling that margins allow is 0.
-    first = mine(make_encoder(), records, margin=0, negatives=2)
-    assert first == mine(make_encoder(), records, margin=0, negatives=2)
+    first = mine(encoder, records, margin=0, negatives=2)
+    assert first == mine(encoder, records, margin=0, negatives=2)
     assert any(record.negatives for record in first)
 
 

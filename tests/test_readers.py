@@ -562,3 +562,7 @@ def test_a_folder_with_a_corpus_is_one_of_beir(tmp_path):
     assert not is_beir(tmp_path)
     write(tmp_path / "corpus.jsonl", {"_id": "1", "text": "a"}, pack=False)
     assert is_beir(tmp_path)
+    write(tmp_path / "test.jsonl", {"task": "ir", "query": "q", "positives": ["p"]}, pack=False)
+    assert not is_beir(tmp_path)  # unified records with a corpus
+    (tmp_path / "qrels").mkdir()
+    assert is_beir(tmp_path)

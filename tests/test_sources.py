@@ -197,6 +197,18 @@ def test_written_splits_never_replace_others(tmp_path):
         write_splits(tmp_path / "both", {"train": [*records, pair]})
 
 
+def test_a_corpus_is_written_beside_the_splits_and_read_back(tmp_path):
+    records = [Record("ir", "a query", ("answer",))]
+    files = write_splits(tmp_path / "out", {"test": records}, ["new passage", "another"])
+    assert files == {tmp_path / "out" / "test.jsonl": 1, tmp_path / "out" / "corpus.jsonl": 2}
+    dataset = load_dataset(str(tmp_path / "out"))
+    assert [record.query for record in dataset.splits["test"]] == ["a query"]
+    assert dataset.corpus == ("new passage", "another")
+    with pytest.raises(RecordError, match=r"corpus\.jsonl: expected no such file"):
+        write_splits(tmp_path / "out", {"dev": records})
+    assert not (tmp_path / "out" / "dev.jsonl").exists()
+
+
 def test_a_description_counts_what_it_says():
     records = [
         Record("ir", "one two", ("three", "four five six"), ("three four",)),

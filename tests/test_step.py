@@ -20,7 +20,7 @@ from codiemb_lib.batches import make_batch, make_share
 from codiemb_lib.config import ObjectiveSettings
 from codiemb_lib.encoder import Encoder
 from codiemb_lib.sampling import Step
-from codiemb_lib.step import backward, batch_loss, needs_middle
+from codiemb_lib.step import backward, batch_loss, lean_embeddings, needs_middle
 
 RECORDS = ir_records(24, dataset="ir") + sts_records(24, dataset="sts")
 SETTINGS = ObjectiveSettings(positives=2, negatives=1)
@@ -208,6 +208,25 @@ def test_the_budget_of_a_forward_pass_changes_nothing_but_memory(make_encoder):
     small_losses, small = gradient(encoder, [make("ir")], budget=16)
     torch.testing.assert_close(small_losses, losses)
     assert_close(small, expected)
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("cached", [False, True])
+def test_sparse_gradients_of_the_vocabulary_are_the_dense_ones(make_encoder, accumulation, cached):
+    encoder = make_encoder()
+    batches = [make("mixed", size=12, start=12 * i) for i in range(accumulation)]
+    _, expected = gradient(encoder, batches, gradient_cache=cached)
+    lean_embeddings(Accelerator(cpu=True), encoder)
+    words = encoder.backbone.get_input_embeddings()
+    assert words.sparse
+    passes = []
+    handle = words.register_forward_hook(lambda *_: passes.append(1))
+    _, found = gradient(encoder, batches, gradient_cache=cached)
+    handle.remove()
+    assert len(passes) > 2 * accumulation
+    assert words.weight.grad.layout == torch.strided
+    assert words.weight.grad.norm() > 0
+    assert_close(found, expected)
 
 
 def test_the_cache_holds_the_graph_of_one_forward_pass_at_a_time(make_encoder):

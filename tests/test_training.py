@@ -6,9 +6,12 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
+import psutil
 import pytest
 import torch
 import yaml
@@ -270,6 +273,70 @@ def test_two_processes_go_on_after_a_kill_to_the_same_bits(project, two_processe
     assert_same_run(folder, project / "whole")
 
 
+LAUNCHING = """
+from codiemb_lib.config import load_preset
+from codiemb_lib.training import train
+train(load_preset("tiny"), "codiemb", 0, progress=False, accelerate={config!r})
+"""
+WAITING = "from codiemb_lib.files import alone\nwith alone({folder!r}): pass"
+
+
+@pytest.fixture
+def launched(project, two_processes):
+    """A process that launched two ranks, which are at it for hours; the launcher; the ranks."""
+    change(project, batch_sizes={"ir": 4, "sts": 4, "mixed": 4}, epochs=10_000)
+    code = LAUNCHING.format(config=two_processes)
+    process = psutil.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 240
+    while not list(project.glob("data/runs/tiny/codiemb/seed-0/checkpoints/*/state.json")):
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.1)
+    [launcher] = process.children()
+    ranks = launcher.children()
+    assert len(ranks) == 2
+    yield process, launcher, ranks
+    for left in filter(psutil.Process.is_running, (process, launcher, *ranks)):
+        left.kill()
+
+
+@pytest.mark.parametrize("launcher_too", [False, True])
+def test_whoever_comes_after_a_killed_launch_waits_for_its_ranks(project, launched, launcher_too):
+    process, launcher, ranks = launched
+    for rank in ranks:
+        rank.suspend()
+    process.kill()
+    process.communicate()
+    if launcher_too:
+        launcher.kill()
+    folder = str(project / "data" / "runs" / "tiny" / "codiemb" / "seed-0")
+    waiting = subprocess.Popen([sys.executable, "-c", WAITING.format(folder=folder)])
+    with pytest.raises(subprocess.TimeoutExpired):
+        waiting.wait(timeout=2)
+    for rank in ranks:
+        rank.resume()
+    assert waiting.wait(timeout=60) == 0
+    # A process that ends closes its files, the lock among them, a moment before it is gone.
+    assert psutil.wait_procs([launcher, *ranks], timeout=5)[1] == []
+
+
+def test_ranks_end_with_their_launcher(launched):
+    process, launcher, ranks = launched
+    launcher.kill()
+    _, said = process.communicate(timeout=60)
+    assert "found exit status -9" in said
+    assert psutil.wait_procs(ranks, timeout=5)[1] == []
+
+
+def test_one_of_several_processes_launches_no_others(project, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(training, "_launch", lambda *_: pytest.fail("launched"))
+    here = []
+    monkeypatch.setattr(training, "_train_here", lambda *_, **__: here.append(1))
+    train(change(project, accelerate="cpu-2"), "codiemb", 0)
+    assert here == [1]
+
+
 def test_precision_comes_from_the_configuration(project, two_processes):
     config = yaml.safe_load((project / "two.yaml").read_text())
     config |= {"num_processes": 1, "mixed_precision": "bf16", "distributed_type": "NO"}
@@ -337,13 +404,41 @@ def test_trackers_get_every_step_by_name(project):
 
     preset = change(project, trackers=["tensorboard"])
     folder = train(preset, "ir_only", 0, progress=False)
-    [events] = (folder / "codiemb").rglob("events*")
+    [events] = (folder / "codiemb").glob("events*")
     log = EventAccumulator(str(events))
     log.Reload()
     assert [event.step for event in log.Scalars("info_nce")] == list(range(10))
     assert len(log.Scalars("dev_sts")) == 4
+    [settings] = (folder / "codiemb").glob("*/hparams.yml")
+    settings = yaml.safe_load(settings.read_text())
+    assert (settings["preset"], settings["model"], settings["seed"]) == ("tiny", "ir_only", 0)
+    assert settings["training.learning_rate"] == 1e-3
+    assert settings["variant.tasks"] == "['ir']"
     with pytest.raises(PresetError, match=r"found \['wand'\]"):
         train(change(project, trackers=["wand"]), "codiemb", 0, progress=False)
+
+
+def test_a_step_s_time_is_that_of_drawing_too_but_not_of_scoring_and_saving(project, monkeypatch):
+    clock = SimpleNamespace(now=0.0, perf_counter=lambda: clock.now)
+    monkeypatch.setattr(training, "time", clock)
+
+    def takes(seconds, owner, name):
+        original = getattr(owner, name)
+
+        def wrapped(*arguments, **options):
+            clock.now += seconds
+            return original(*arguments, **options)
+
+        monkeypatch.setattr(owner, name, wrapped)
+
+    takes(1, training.OptimizerSteps, "__getitem__")
+    takes(2, training, "backward")
+    takes(10, training._Run, "_evaluate")
+    takes(20, training._Run, "_save")
+    preset = change(project, max_steps=3, evaluate_every=2)
+    log = pd.read_csv(train(preset, "ir_only", 0, progress=False) / "log.csv")
+    assert list(log["seconds"]) == [3, 3, 3]
+    np.testing.assert_allclose(log["tokens_per_second"], log["tokens"] / 3, atol=0.1)
 
 
 def test_a_watch_sees_every_step(project):
@@ -356,6 +451,21 @@ def test_a_watch_sees_every_step(project):
         watch=lambda log, dev: seen.append((len(log), dev["step"].max())),
     )
     assert seen == [(n, n if n % 4 == 0 or n == 10 else n // 4 * 4) for n in range(1, 11)]
+
+
+def test_dev_scores_keep_to_the_tokens_of_a_forward_pass(project, monkeypatch):
+    budgets = set()
+    encode = Encoder.encode
+    monkeypatch.setattr(
+        Encoder,
+        "encode",
+        lambda *a, tokens_per_forward, **o: (
+            budgets.add(tokens_per_forward)
+            or encode(*a, tokens_per_forward=tokens_per_forward, **o)
+        ),
+    )
+    train(change(project, tokens_per_forward=512, max_steps=1), "ir_only", 0, progress=False)
+    assert budgets == {512}
 
 
 def test_accumulation_sees_every_record_and_steps_on_a_short_last_group(project, monkeypatch):
