@@ -29,7 +29,7 @@ _PRO_BLOCK = 150_000  # entries of a block of pro_loss, which fit in a core's ca
 
 
 def _full_precision(objective: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Give `objective` its tensors in one dtype, float32 or wider, and switch autocast off."""
+    """Give `objective` its numbers in one dtype, float32 or wider, and switch autocast off."""
 
     @functools.wraps(objective)
     def wrapped(*args, **kwargs):
@@ -37,7 +37,7 @@ def _full_precision(objective: Callable[..., Tensor]) -> Callable[..., Tensor]:
         dtype = functools.reduce(torch.promote_types, (x.dtype for x in tensors), torch.float32)
 
         def cast(x):
-            return x.to(dtype) if isinstance(x, Tensor) else x
+            return x.to(dtype) if isinstance(x, Tensor) and x.dtype != torch.bool else x
 
         with torch.autocast(tensors[0].device.type, enabled=False):
             return objective(*map(cast, args), **{name: cast(x) for name, x in kwargs.items()})
@@ -47,7 +47,12 @@ def _full_precision(objective: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 @_full_precision
 def multi_positive_info_nce(
-    queries: Tensor, positives: Tensor, negatives: Tensor, *, temperature: float = 0.02
+    queries: Tensor,
+    positives: Tensor,
+    negatives: Tensor,
+    *,
+    temperature: float = 0.02,
+    same: Tensor | None = None,
 ) -> Tensor:
     r"""Retrieval: InfoNCE for each positive slot apart, so other positives are never negatives.
 
@@ -63,6 +68,8 @@ def multi_positive_info_nce(
         negatives: (M, N, D), one flat pool of M * N hard negatives for every query. M is B where
             each query brings its own, and may be any number; N may be 0.
         temperature: The authors' 0.02 by default.
+        same: (B, B) bool, true where two rows are one query, of several records. Their positives
+            are then left out of each other's sum over j, where else they would be negatives.
 
     Raises:
         ValueError: The shapes do not fit.
@@ -79,6 +86,9 @@ def multi_positive_info_nce(
     slots = queries @ positives.permute(1, 2, 0) / temperature  # (P, B, B)
     hard = queries @ negatives.reshape(-1, D).T / temperature  # (B, M * N)
     own = slots.diagonal(dim1=1, dim2=2)  # (P, B)
+    if same is not None:
+        others = same & ~torch.eye(B, dtype=torch.bool, device=same.device)
+        slots = slots.masked_fill(others, -torch.inf)
     return (torch.logaddexp(slots.logsumexp(2), hard.logsumexp(1)) - own).mean()
 
 

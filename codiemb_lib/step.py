@@ -88,11 +88,13 @@ def _ir_loss(batch: Batch, final: Tensor, *, settings: ObjectiveSettings) -> Los
     if not len(batch.queries):  # a mixed batch with nothing to pull together
         zero = final.sum() * 0
         return Loss(zero, {"info_nce": zero})
+    same = torch.from_numpy(batch.queries[:, None] == batch.queries)
     loss = objectives.multi_positive_info_nce(
         final[batch.queries],
         final[batch.positives],  # (B, P, D)
         final[batch.negatives].unsqueeze(1),  # (K, 1, D): the pool
         temperature=settings.temperature,
+        same=same.to(final.device) if len({*batch.queries.tolist()}) < len(same) else None,
     )
     return Loss(loss, {"info_nce": loss})
 

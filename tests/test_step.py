@@ -19,6 +19,7 @@ from codiemb_lib import objectives
 from codiemb_lib.batches import make_batch, make_share
 from codiemb_lib.config import ObjectiveSettings
 from codiemb_lib.encoder import Encoder
+from codiemb_lib.records import Record
 from codiemb_lib.sampling import Step
 from codiemb_lib.step import backward, batch_loss, lean_embeddings, needs_middle
 
@@ -77,6 +78,29 @@ def test_the_retrieval_loss_is_the_objective_on_the_drawn_texts():
     )
     torch.testing.assert_close(loss.total, expected)
     assert loss.components.keys() == {"info_nce"}
+
+
+def test_records_of_one_query_do_not_push_each_others_positives_away():
+    records = [
+        Record("ir", "q", (passage,), dataset="ir") for passage in ("near", "far", "near")
+    ] + [Record("ir", "another", ("third",), dataset="ir")]
+    step = Step("ir", "ir", ((0, 1, 2, 3),))
+    settings = ObjectiveSettings(positives=1, negatives=1, temperature=0.5)
+    batch = make_batch(step, records, PROMPTS, settings, np.random.default_rng(0))
+    final = embeddings(batch).requires_grad_()
+    loss = batch_loss(batch, final, settings=settings).total
+    q, near, far, third, another = (
+        final[[text for _, text in batch.texts].index(t)]
+        for t in ("q", "near", "far", "third", "another")
+    )
+
+    def term(own, query, rest):
+        logits = torch.stack([query @ own, *(query @ x for x in rest)]) / 0.5
+        return logits.logsumexp(0) - logits[0]
+
+    expected = [term(near, q, [third])] * 2 + [term(far, q, [third])]
+    expected += [term(third, another, [near, far, near])]
+    torch.testing.assert_close(loss, torch.stack(expected).mean())
 
 
 def test_the_similarity_loss_is_the_weighted_sum_of_its_parts_over_the_shards():
