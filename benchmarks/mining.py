@@ -7,9 +7,9 @@ sort each row whole (`argsort`) or select in it (`torch.topk`). Each way runs on
 process of its own, and memory is what that process took at most beyond the vectors. All must find
 the same. Ratios are to `top_k`; rows go to results/mining.csv.
 
-Before that `mine`, from texts to negatives, once, over made-up passages of 60 words: the most memory
-that its process held, less what it held with the encoder loaded. To take minutes only, the encoder is
-all-MiniLM-L6-v2 with one of its six layers.
+Before that `mine`, from texts to negatives, once, over made-up passages of 60 words: the most
+memory that its process held, less what it held with the encoder loaded. The encoder is
+all-MiniLM-L6-v2 with one of its six layers, to take minutes only.
 """
 
 from __future__ import annotations
