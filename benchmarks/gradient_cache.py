@@ -94,14 +94,12 @@ def main() -> None:
         Path(__file__).parent / "results" / "gradient_cache.csv", table.assign(hardware=hardware())
     )
     keys = ["queries", "texts", "gradient_cache"]
-    print(table.groupby(keys)[["seconds_per_step", "peak_mib"]].agg(["min", "median", "max"]))
+    shown = table.groupby(keys)[["seconds_per_step", "peak_mib"]].agg(["min", "median", "max"])
+    print(shown.to_string())
     at = table.set_index(["queries", "round", "gradient_cache"])[["seconds_per_step", "peak_mib"]]
     ratios = (at.xs(True, level=2) / at.xs(False, level=2)).dropna()
-    print(
-        "with the cache / without:",
-        ratios.groupby("queries").agg(["min", "median", "max"]),
-        sep="\n",
-    )
+    spread = ratios.groupby("queries").agg(["min", "median", "max"])
+    print("with the cache / without:", spread.to_string(), sep="\n")
 
 
 if __name__ == "__main__":
