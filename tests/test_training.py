@@ -273,6 +273,49 @@ def test_two_processes_go_on_after_a_kill_to_the_same_bits(project, two_processe
     assert_same_run(folder, project / "whole")
 
 
+# accelerate shards on GPUs and their like alone; what it does then, CPUs can do as well.
+SHARDED = """
+import os
+os.environ |= {"ACCELERATE_USE_CPU": "true", "ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+os.environ |= {"FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP"}
+os.environ |= {"FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT", "FSDP_RESHARD_AFTER_FORWARD": "false"}
+from accelerate import state
+from accelerate.utils import DistributedType
+plain = state.AcceleratorState.__init__
+def sharded(self, *arguments, fsdp_plugin=None, **options):
+    plain(self, *arguments, fsdp_plugin=fsdp_plugin, **options)
+    if fsdp_plugin:
+        self.distributed_type, self.fsdp_plugin = DistributedType.FSDP, fsdp_plugin
+state.AcceleratorState.__init__ = sharded
+"""
+
+
+def test_sharded_processes_train_as_others_and_go_on_after_a_kill(project, two_processes):
+    preset = change(project, batch_sizes={"ir": 4, "sts": 4, "mixed": 4}, accumulation=2)
+    folder = train(preset, "codiemb", 0, progress=False, accelerate=two_processes)
+    folder.rename(project / "whole")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc_per_node", "2", str(project / "sharded.py")]
+
+    def run(at):
+        code = KILLED.format(owner="training", name="backward", at=at)
+        (project / "sharded.py").write_text(SHARDED + code)
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        return subprocess.run(command, env=environment, timeout=240, capture_output=True, text=True)
+
+    assert run(at=12).returncode != 0
+    assert (folder / "checkpoints" / "00000004" / "state.json").is_file()
+    again = run(at=13)  # of 20 batches it has 12 to go
+    assert again.returncode == 0, again.stderr
+    settings = json.loads((folder / "manifest.json").read_text())["settings"]
+    assert settings["devices"] == "DistributedType.FSDP cpu"
+    expected, found = weights(project / "whole"), weights(folder)
+    for name in expected:
+        torch.testing.assert_close(found[name], expected[name], rtol=1e-3, atol=1e-5)
+    for ours, theirs in zip(books(folder), books(project / "whole"), strict=True):
+        pd.testing.assert_frame_equal(ours, theirs, rtol=1e-3)
+
+
 LAUNCHING = """
 from codiemb_lib.config import load_preset
 from codiemb_lib.training import train
