@@ -19,6 +19,7 @@ import math
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -631,10 +632,10 @@ def fuse(
         given = {"scale": scale, "keep": keep or {}, **options}
         recipe |= {key: value for key, value in given.items() if not callable(value)}
         kept = [names[number] for number in merged.kept or range(len(names))]
-        name = Path(output).name
-        card = model_card(name, recipe, METHODS[method], kept=kept, settings=settings)
+        name, formula = Path(output).name, METHODS[method]
+        card = partial(model_card, name, recipe, formula, kept=kept, settings=settings)
         like = layout(base, checkpoints)
-        return write_model(output, merged, like=like, settings=settings, texts={"README.md": card})
+        return write_model(output, merged, like=like, settings=settings, card=card)
     kinds = checkpoints[0]
     return {name: cast(name, merged[name], kinds[name].dtype).clone() for name in base}
 

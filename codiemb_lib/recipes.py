@@ -149,15 +149,15 @@ def fuse_recipe(path: str | Path, output: str | Path) -> Fused:
         **options,
     )
     kept = [[*recipe.ingredients][number] for number in merged.kept or numbers.values()]
-    card = model_card(
-        output.name,
-        recipe.model_dump(exclude_unset=True),
-        METHODS[recipe.method],
-        kept=kept,
-        settings=settings,
-        files=_hashes(dict(zip(recipe.ingredients, folders, strict=True))),
-    )
-    write_model(output, merged, like=like, settings=settings, texts={"README.md": card})
+    with ThreadPoolExecutor(1) as pool:  # beside the merge: a hash takes about as long
+        files = pool.submit(_hashes, dict(zip(recipe.ingredients, folders, strict=True)))
+
+        def card() -> str:
+            given, method = recipe.model_dump(exclude_unset=True), METHODS[recipe.method]
+            about = {"kept": kept, "settings": settings, "files": files.result()}
+            return model_card(output.name, given, method, **about)
+
+        write_model(output, merged, like=like, settings=settings, card=card)
     return Fused(output, len(merged), kept)
 
 

@@ -581,7 +581,7 @@ def write_model(
     *,
     like: Folder,
     settings: Path,
-    texts: Mapping[str, str] | None = None,
+    card: Callable[[], str] | None = None,
 ) -> Path:
     """Write a model folder, a few tensors at a time, whole or not at all.
 
@@ -590,7 +590,7 @@ def write_model(
         weights: By the names of `like`.
         like: The model whose files, order and types of numbers are kept.
         settings: The folder whose configurations, tokenizer and modules are copied.
-        texts: Contents of further files by their names, such as a card.
+        card: Gives the content of README.md, when all else is written.
 
     Raises:
         FileExistsError: The output is not empty.
@@ -613,8 +613,8 @@ def write_model(
             target.parent.mkdir(exist_ok=True, parents=True)
             contents = {name: place for name, place in like.places.items() if place.file == file}
             write_tensors(target, contents, weights)
-        for name, text in (texts or {}).items():
-            (temporary / name).write_text(text, encoding="utf-8")
+        if card:
+            (temporary / "README.md").write_text(card(), encoding="utf-8")
     return Path(output)
 
 
