@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -483,7 +484,8 @@ def locate(settings: EncoderSettings) -> Path:
     """The folder of an encoder's files: packaged, local, or downloaded.
 
     Raises:
-        EncoderError: It is unknown, or has no weights in safetensors.
+        EncoderError: It is unknown, has no weights in safetensors, or its code is trusted at a
+            revision that is no commit.
     """
     name = settings.name
     if name in PACKAGED:
@@ -513,6 +515,12 @@ def _download(settings: EncoderSettings) -> Path:
 
         patterns = ["*.json", "*.txt", "*.model", "*.safetensors"]
         if settings.trust_remote_code:
+            if not re.fullmatch("[0-9a-f]{40}", settings.revision):
+                raise EncoderError(
+                    f"{name}: expected the commit of code that is trusted, 40 hexadecimal digits, "
+                    f"found the revision {settings.revision!r}, which may become another code. "
+                    "Take the commit from the history of the model's files on the Hub."
+                )
             patterns.append("*.py")
         revision = settings.revision or None
         return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))

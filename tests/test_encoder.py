@@ -257,11 +257,21 @@ def hub(monkeypatch):
 def test_the_hub_is_asked_for_the_revision_and_for_code_only_if_trusted(hub, saved):
     hub.append(saved)
     Encoder.load(EncoderSettings(name="organisation/model", revision="abc"))
-    trusting = EncoderSettings(name="organisation/model", revision="abc", trust_remote_code=True)
+    trusting = EncoderSettings(
+        name="organisation/model", revision="ab" * 20, trust_remote_code=True
+    )
     assert model_hash(trusting) == model_hash(EncoderSettings(name=str(saved)))
     (name, options), (_, trusted) = hub[1:]
     assert (name, options["revision"]) == ("organisation/model", "abc")
     assert ["*.py" in o["allow_patterns"] for o in (options, trusted)] == [False, True]
+
+
+def test_code_of_the_hub_is_trusted_at_a_commit_alone(hub, saved):
+    hub.append(saved)
+    moving = EncoderSettings(name="organisation/model", revision="main", trust_remote_code=True)
+    with pytest.raises(EncoderError, match=r"expected the commit .* found the revision 'main'"):
+        Encoder.load(moving)
+    assert hub == [saved]  # nothing was asked for
 
 
 def test_pickled_weights_of_the_hub_are_refused(hub, saved):
