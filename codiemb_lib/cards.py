@@ -33,7 +33,7 @@ def model_card(
         method: The function whose docstring states formula and source.
         kept: The names of the ingredients in the result.
         settings: The folder whose tokenizer, pooling and prompts the result has.
-        files: By ingredient, the SHA-256 of its files of weights by their names.
+        files: By ingredient, the SHA-256 of its files of weights by their paths in it.
     """
     library = "sentence-transformers" if (settings / "modules.json").is_file() else "transformers"
     head = {

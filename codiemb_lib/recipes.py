@@ -149,13 +149,19 @@ def fuse_recipe(path: str | Path, output: str | Path) -> Fused:
         **options,
     )
     kept = [[*recipe.ingredients][number] for number in merged.kept or numbers.values()]
-    with ThreadPoolExecutor(1) as pool:  # beside the merge: a hash takes about as long
-        files = pool.submit(_hashes, dict(zip(recipe.ingredients, folders, strict=True)))
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        hashes = {  # beside the merge: they take about as long
+            ingredient: {
+                file.relative_to(folder).as_posix(): pool.submit(sha256_file, file)
+                for file in sorted(folder.rglob("*.safetensors"))
+            }
+            for ingredient, folder in zip(recipe.ingredients, folders, strict=True)
+        }
 
         def card() -> str:
             given, method = recipe.model_dump(exclude_unset=True), METHODS[recipe.method]
-            about = {"kept": kept, "settings": settings, "files": files.result()}
-            return model_card(output.name, given, method, **about)
+            files = {i: {f: h.result() for f, h in found.items()} for i, found in hashes.items()}
+            return model_card(output.name, given, method, kept=kept, settings=settings, files=files)
 
         write_model(output, merged, like=like, settings=settings, card=card)
     return Fused(output, len(merged), kept)
@@ -179,18 +185,3 @@ def _dev_score(
         return float(np.mean([*task_means(scores).values()]))
 
     return score
-
-
-def _hashes(ingredients: Mapping[str, Path]) -> dict[str, dict[str, str]]:
-    """By ingredient, the SHA-256 of its files of weights by their names."""
-    files = [
-        (name, file)
-        for name, folder in ingredients.items()
-        for file in sorted(folder.rglob("*.safetensors"))
-    ]
-    found: dict[str, dict[str, str]] = {name: {} for name in ingredients}
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        digests = pool.map(sha256_file, (file for _, file in files))
-        for (name, file), digest in zip(files, digests, strict=True):
-            found[name][file.name] = digest
-    return found

@@ -54,9 +54,6 @@ _TOKENIZER_KEYS = {"model_max_length", "do_lower_case", "strip_accents", "tokeni
 _TOKENIZER_KEYS |= {"add_bos_token", "add_eos_token", "add_prefix_space"}
 
 
-_ABSENT = object()  # equal to no value of JSON
-
-
 class FusionError(ValueError):
     """Models, or what is asked of them, do not fit together."""
 
@@ -569,7 +566,11 @@ def _say_the_same(one: Path, other: Path) -> bool:
     keys = (first.keys() | second.keys()) - _VOLATILE_KEYS
     if one.name == "tokenizer_config.json":
         keys = first.keys() & second.keys() & _TOKENIZER_KEYS
-    return all(first.get(key, _ABSENT) == second.get(key, _ABSENT) for key in keys)
+    return _only(first, keys) == _only(second, keys)
+
+
+def _only(content: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:
+    return {key: content[key] for key in keys if key in content}
 
 
 # Writing

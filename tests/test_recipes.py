@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from codiemb_lib import recipes
 from codiemb_lib.cli import main
@@ -79,6 +79,10 @@ def test_a_recipe_gives_a_complete_model(make_kitchen, tmp_path, capsys, archite
 
 def test_the_card_says_how_the_model_was_made(make_kitchen, tmp_path):
     kitchen = make_kitchen()
+    for number, folder in enumerate(("base", "balanced/model", "retrieval/model")):
+        (kitchen / folder / "3_Dense").mkdir()
+        dense = {"linear.weight": torch.full((2, 2), float(number))}
+        save_file(dense, kitchen / folder / "3_Dense" / "model.safetensors")
     recipe = write_recipe(kitchen, method="ties", density=0.5)
     card = (fuse_recipe(recipe, tmp_path / "fused").folder / "README.md").read_text()
     _, head, body = card.split("---\n", 2)
@@ -89,8 +93,9 @@ def test_the_card_says_how_the_model_was_made(make_kitchen, tmp_path):
         recipe.read_text()
     )
     for run in ("balanced", "retrieval"):
-        digest = sha256_file(kitchen / run / "model" / "model.safetensors")
-        assert f"| {run} | yes | model.safetensors | {digest} |" in body
+        for file in ("model.safetensors", "3_Dense/model.safetensors"):
+            digest = sha256_file(kitchen / run / "model" / file)
+            assert f"| {run} | yes | {file} | {digest} |" in body
     assert "arXiv 2306.01708" in body
     assert "$$" in body
     assert ":math:" not in body
