@@ -73,6 +73,7 @@ def fuse(arguments: argparse.Namespace) -> None:
 def draw(arguments: argparse.Namespace) -> None:
     """Draw one figure of a preset anew, from the rows beside it."""
     import matplotlib as mpl
+    import matplotlib.pyplot as plt
     import pandas as pd
 
     from codiemb_lib import figures
@@ -89,7 +90,7 @@ def draw(arguments: argparse.Namespace) -> None:
             f"{rows}: expected the rows of the figure, found none. Run notebook 08, or "
             f"`make reproduce PRESET={arguments.preset}`."
         )
-    figures.write(arguments.stem, pd.read_csv(rows), folder)
+    plt.close(figures.write(arguments.stem, pd.read_csv(rows), folder))
     print(f"{folder / arguments.stem}.png")
 
 

@@ -27,7 +27,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import hardshrink
 
 from codiemb_lib.cards import model_card
 from codiemb_lib.files import sha256_text
@@ -54,6 +53,7 @@ GRANULARITIES = ("model", "layer", "tensor", "element")
 WEIGHTINGS = ("power", "softmax")
 
 _BLOCK = 1 << 21  # numbers; in smaller ones threads would wait for their turn in Python
+_SAMPLE = 1 << 14  # numbers, at least, that say where a tensor's k-th largest lies
 
 
 class Moves:
@@ -299,14 +299,16 @@ def ties(
     def rule(moves: Moves) -> Tensor:
         dropped = _most_dropped(moves, density)
 
-        def elect(deltas: Tensor) -> Tensor:  # (J, block)
+        def elect(deltas: Tensor) -> Tensor:  # (J, block), changed in place
             # Signs as numbers: masks of bool would take five times as long.
-            trimmed = torch.stack([hardshrink(d, c) for d, c in zip(deltas, dropped, strict=True)])
+            for row, limit in zip(deltas, dropped, strict=True):
+                torch.hardshrink(row, limit, out=row)
             shares = weights.to(deltas.dtype)
-            sign = (shares @ trimmed).sign_()
-            agreeing = trimmed.mul_(sign).clamp_(min=0)
-            total = shares @ agreeing.sign()
-            return (shares @ agreeing).mul_(sign) / total.clamp_(min=torch.finfo(total.dtype).tiny)
+            sign = torch.mv(deltas.t(), shares).sign_()
+            agreeing = deltas.mul_(sign).clamp_(min=0)
+            merged = torch.mv(agreeing.t(), shares).mul_(sign)
+            total = torch.mv(agreeing.sign_().t(), shares)
+            return merged.div_(total.clamp_(min=torch.finfo(total.dtype).tiny))
 
         return moves.move(elect)
 
@@ -316,18 +318,50 @@ def ties(
 def _most_dropped(moves: Moves, density: float) -> list[float]:
     """For each delta the number that exactly its share of largest magnitudes exceed."""
     size = moves.origin.numel()
-    count = size - max(1, int(density * size))
-    if count <= 0:
+    kept = max(1, int(density * size))
+    if kept >= size:
         return [0.0] * len(moves.tensors)
-    found = []
-    magnitudes = torch.empty(size, dtype=_wide(moves.origin.dtype)).numpy()
-    for j in range(len(moves.tensors)):
-        for where, deltas in moves.only(j).deltas():
-            magnitudes[where] = deltas[0].abs()
-        magnitudes.partition(count)
-        # Just below the least that is kept: what equals it is kept as well.
-        found.append(float(np.nextafter(magnitudes[count], magnitudes.dtype.type(0))))
-    return found
+    least = [_kth_largest(moves.only(j), kept) for j in range(len(moves.tensors))]
+    # Just below the least that is kept: what equals it is kept as well.
+    return [float(np.nextafter(number, number.dtype.type(0))) for number in least]
+
+
+def _kth_largest(moves: Moves, k: int) -> np.floating:
+    """The k-th largest magnitude of one delta, exactly.
+
+    A sample says between which bounds it lies, all but surely; then only what lies there is sorted,
+    a few numbers in a hundred. If it does not lie there, all are.
+    """
+    for low, high in (_sampled_bounds(moves, k), (0.0, math.inf)):
+        above, near = 0, []
+        for _, deltas in moves.deltas():
+            magnitudes = deltas[0].abs_().numpy()
+            above += np.count_nonzero(magnitudes > high)
+            near.append(magnitudes[(magnitudes >= low) & (magnitudes <= high)])
+        between = np.concatenate(near)
+        at = len(between) - (k - above)
+        if 0 <= at < len(between):
+            break
+    between.partition(at)
+    return between[at]
+
+
+def _sampled_bounds(moves: Moves, k: int) -> tuple[float, float]:
+    """Two numbers with the k-th largest magnitude of one delta between them, but for bad luck."""
+    size = moves.origin.numel()
+    step = size // _SAMPLE | 1  # odd: else it might stay in one column of a matrix
+    tensor, origin = (
+        x.reshape(-1)[::step].to(_wide(moves.origin.dtype))
+        for x in (moves.tensors[0], moves.origin)
+    )
+    sample = np.sort((tensor - origin).abs().numpy())[::-1]
+    rank = k / size * len(sample)
+    luck = 1 + 5 * math.sqrt(rank * (1 - k / size))  # rounding, and five standard deviations
+    first, last = math.floor(rank - luck), math.ceil(rank + luck)
+    return (
+        float(sample[last]) if last < len(sample) else 0.0,
+        float(sample[first]) if first >= 0 else math.inf,
+    )
 
 
 def dare(base: Weights, models: Sequence[Weights], *, density: float = 0.1, seed: int = 0) -> Lazy:

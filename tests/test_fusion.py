@@ -447,6 +447,32 @@ def test_ties_keeps_all_that_equal_the_last_kept_and_elects_no_sign_from_a_draw(
 
 
 @pytest.mark.usefixtures("blocks")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    "values",
+    [
+        torch.randn(1003, generator=torch.Generator().manual_seed(0)),
+        torch.zeros(1003),
+        torch.ones(1003),
+        torch.arange(1003) % 3 - 1,
+        torch.arange(1003.0) * (torch.arange(1003) % 10 == 0),  # mostly zeros
+        torch.arange(1003.0) * (torch.arange(1003) % 5 == 0),  # what the sample sees is unlike all
+        torch.arange(1003.0) * (torch.arange(1003) % 5 != 0),
+        torch.tensor([-2.0]),
+    ],
+    ids=["normal", "zeros", "ones", "three", "few", "sampled", "unsampled", "one"],
+)
+def test_the_kth_largest_magnitude_is_exact_whatever_a_sample_says(values, dtype, monkeypatch):
+    monkeypatch.setattr(fusion, "_SAMPLE", 200)  # every fifth number
+    values = values.to(dtype)
+    moves = fusion.Moves("x", {"x": torch.zeros_like(values)}, [{"x": values}])
+    ranked = values.abs().sort(descending=True).values
+    for k in {1, 2, len(values) // 5, len(values) // 2, len(values) - 1, len(values)} - {0}:
+        if k <= len(values):
+            assert fusion._kth_largest(moves, k) == ranked[k - 1]
+
+
+@pytest.mark.usefixtures("blocks")
 def test_dare_drops_at_random_without_bias():
     base = {name: torch.zeros(1000, dtype=torch.float64) for name in "ab"}
     models = [{name: torch.full((1000,), v, dtype=torch.float64) for name in "ab"} for v in (1, 3)]
