@@ -14,7 +14,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from codiemb_lib import __version__
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from codiemb_lib.config import EncoderSettings, Preset
+    from codiemb_lib.records import Record
 
 
 def execute(arguments: argparse.Namespace) -> None:
@@ -230,7 +231,11 @@ def prepare_data(arguments: argparse.Namespace) -> None:
     columns = _columns(arguments.columns)
     form = {"task": arguments.task, "columns": columns, "scale": arguments.scale}
     source = _source(arguments.source)
-    if any(form.values()):
+    if arguments.hub:
+        splits, corpus = _hub_splits(source, arguments, form), ()
+    elif arguments.config or arguments.revision:
+        raise RecordError(f"{source}: expected --hub beside --config and --revision, found none.")
+    elif any(form.values()):
         splits = read_path(source, **form)
         corpus = [*read_beir_corpus(source).values()] if has_corpus(source) else []
     else:
@@ -249,6 +254,23 @@ def prepare_data(arguments: argparse.Namespace) -> None:
             )
         splits |= hold_out(splits["train"], sizes, arguments.seed)
     _write(arguments.out, splits, corpus)
+
+
+def _hub_splits(
+    name: str, arguments: argparse.Namespace, form: dict[str, Any]
+) -> dict[str, list[Record]]:
+    """Splits of a data set of the Hub, under the names that they are to have here."""
+    from codiemb_lib.config import unknown
+    from codiemb_lib.readers import SPLITS, read_hub
+    from codiemb_lib.records import RecordError
+
+    given = {"config": arguments.config, "revision": arguments.revision}
+    given |= form | {"task": form["task"] or ("sts" if form["scale"] else "ir")}
+    named = [pair.partition("=") for pair in arguments.hub]
+    for ours, _, _ in named:
+        if ours not in SPLITS:
+            raise RecordError(unknown("split", ours, SPLITS) + " Write OURS=THEIRS.")
+    return {ours: read_hub(name, split=theirs or ours, **given) for ours, _, theirs in named}
 
 
 def mine_data(arguments: argparse.Namespace) -> None:
@@ -405,6 +427,15 @@ def _parser() -> argparse.ArgumentParser:
     preparing.add_argument("--task", choices=("ir", "sts"), help="if the source does not say it")
     _table_options(preparing)
     preparing.add_argument("--split", choices=("train", "dev", "test"), help="of a lone file")
+    preparing.add_argument(
+        "--hub",
+        nargs="+",
+        default=[],
+        metavar="SPLIT",
+        help="SOURCE is a data set of the Hub: which of its splits, as `train dev=validation`",
+    )
+    preparing.add_argument("--config", default="", metavar="NAME", help="the configuration there")
+    preparing.add_argument("--revision", default="", help="the commit, tag or branch there")
     for split in ("dev", "test"):
         preparing.add_argument(
             f"--{split}", type=int, default=0, metavar="N", help=f"take N records out for {split}"

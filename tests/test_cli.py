@@ -205,6 +205,34 @@ def test_data_prepare_reads_a_table_by_position_as_the_split_that_it_is(capsys, 
     assert "found nothing" in error_of(capsys, *command[:2], "wordsim-353", tmp_path, *form)
 
 
+def test_data_prepare_reads_a_data_set_of_the_hub(capsys, tmp_path, monkeypatch):
+    datasets = pytest.importorskip("datasets", reason="the optional package of the Hub")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    rows = [json.dumps({"left": f"a {i}", "right": f"b {i}", "rating": i}) for i in range(6)]
+    for split, members in (("train", rows[:4]), ("validation", rows[4:])):
+        file = tmp_path / "organisation" / "set" / "data" / f"{split}-00000-of-00001.jsonl"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("\n".join(members))
+    monkeypatch.chdir(tmp_path)
+    command = ["data", "prepare", "organisation/set", "out"]
+    form = ["--columns", "left", "right", "rating", "--scale", "0", "5"]
+    assert main([*command, *form, "--hub", "train", "dev=validation", "--test", "1"]) == 0
+    capsys.readouterr()
+    sizes = {
+        split: len(records) for split, records in load_dataset(f"{tmp_path}/out").splits.items()
+    }
+    assert sizes == {"train": 3, "dev": 2, "test": 1}
+    expected = Record("sts", "a 5", ("b 5",), positive_scores=(1.0,))
+    assert read_jsonl("out/dev.jsonl")[1] == expected
+    untold = error_of(capsys, *command, "--hub", "train")
+    assert "expected the columns of query, positive" in untold
+    assert "Write OURS=THEIRS" in error_of(capsys, *command, *form, "--hub", "validation")
+    assert "expected a data set of the Hub" in error_of(
+        capsys, *command, *form, "--hub", "dev=best"
+    )
+    assert "expected --hub beside" in error_of(capsys, *command, *form, "--revision", "main")
+
+
 class ColourEncoder:
     """Texts of one colour are alike (cosine 1), of two colours less so (0.5)."""
 
