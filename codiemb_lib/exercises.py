@@ -136,7 +136,7 @@ def _judge_record(answer: Callable) -> str:
             return "a rated pair is a record of the task 'sts'; 'ir' asks for relevant passages"
         if (record.query, record.positives) != ("a cat sleeps", ("a dog sleeps",)):
             return "the first text is the query, the second the only positive"
-        if record.score != stars / 5:
+        if abs(record.score - stars / 5) > 1e-9:
             return f"{stars} of 5 stars: expected the score {stars / 5}, found {record.score}"
     return ""
 
@@ -195,23 +195,25 @@ def _judge_pearson(answer: Callable) -> str:
     )
     if wrong := judge(answer):
         return wrong
-    for name, constant in {
-        "all similarities are equal": (torch.full((4,), 0.5), torch.rand(4)),
-        "all scores are equal": (torch.rand(4), torch.ones(4)),
-    }.items():
-        s, y = (side.double() for side in constant)
-        s.requires_grad_()
-        loss = torch.as_tensor(_call(answer, s, y))
+    for name, s, y in (
+        ("some differ", similarities.clone(), scores),
+        ("all similarities are equal", torch.full((4,), 0.5).double(), torch.rand(4).double()),
+        ("all similarities are 0.3, and their mean is rounded", torch.full((7,), 0.3), _random(7)),
+        ("all scores are equal", torch.rand(4).double(), torch.ones(4).double()),
+    ):
+        y = y.to(s.dtype)
+        loss = torch.as_tensor(_call(answer, s.requires_grad_(), y))
         if not torch.isfinite(loss):
             return f"where {name}, nothing can be learnt: expected 0, found {loss.item()}"
-        if loss.requires_grad:
-            (gradient,) = torch.autograd.grad(loss, s, allow_unused=True)
-            if gradient is not None and not torch.isfinite(gradient).all():
-                return (
-                    f"where {name}, the loss is finite but its gradient is not: torch.where does "
-                    "not help, for the branch that is thrown away is differentiated too"
-                )
-        if loss.abs() > 1e-6:
+        if not loss.requires_grad:
+            return f"where {name}, the loss is cut off from the similarities: `backward` would fail"
+        (gradient,) = torch.autograd.grad(loss, s, allow_unused=True)
+        if gradient is not None and not torch.isfinite(gradient).all():
+            return (
+                f"where {name}, the loss is finite but its gradient is not: torch.where does "
+                "not help, for the branch that is thrown away is differentiated too"
+            )
+        if name != "some differ" and loss.abs() > 1e-6:
             return f"where {name}, nothing can be learnt: expected 0, found {loss.item():.3g}"
     return ""
 
@@ -222,10 +224,14 @@ def _judge_pearson(answer: Callable) -> str:
 def _judge_plan(answer: Callable) -> str:
     tasks = ["ir", "sts", "sts"] * 12
     sizes = {"ir": 3, "sts": 5}
-    steps = _call(answer, tasks, sizes, 0)
-    if steps is None or steps is ...:
+
+    def plan(seed: int) -> list[list[int]]:
+        return [[int(i) for i in step] for step in _call(answer, tasks, sizes, seed)]
+
+    first = _call(answer, tasks, sizes, 0)
+    if first is None or first is ...:
         return "not written yet"
-    steps = [list(step) for step in steps]
+    steps = plan(0)
     for step in steps:
         found = {tasks[i] for i in step}
         if len(found) != 1:
@@ -239,11 +245,14 @@ def _judge_plan(answer: Callable) -> str:
     found = {task: sum(tasks[step[0]] == task for step in steps) for task in sizes}
     if found != expected:
         return f"expected every full batch once, {expected}, found {found} steps"
-    if steps != [list(step) for step in _call(answer, tasks, sizes, 0)]:
+    if steps != plan(0):
         return "the same seed gave two plans: draw from a generator that is made of the seed"
-    others = [[list(s) for s in _call(answer, tasks, sizes, seed)] for seed in range(1, 6)]
+    others = [plan(seed) for seed in range(1, 6)]
     if steps in others:
         return "another seed gave the same plan"
+    batches = {frozenset(map(frozenset, steps)) for steps in (steps, *others)}
+    if len(batches) == 1:
+        return "every seed has the same batches: shuffle the records before you cut them"
     orders = [[tasks[step[0]] for step in plan] for plan in (steps, *others)]
     if all(len({*order[: found[order[0]]]}) == 1 for order in orders):
         return "one task comes first in all its steps: shuffle the steps of both together"

@@ -47,8 +47,8 @@ class SingleTaskPlan:
     a data set or task:
 
     - `proportional`: each batch once, all shuffled together (the authors' rule);
-    - `temperature`: data set d has a share of the steps proportional to n_d ** temperature; 1 is
-      proportional, 0 gives all data sets the same number of steps;
+    - `temperature`: data set d, of n_d full batches, has a share of the steps proportional to
+      n_d ** temperature; 1 is proportional, 0 gives all data sets the same number of steps;
     - `ir_share`: the retrieval task has the share `ir_share` of the steps, a control of the
       trade-off between the tasks;
     - `equal`: `ir_share` of one half.

@@ -137,6 +137,15 @@ WRONG = {
             1 - torch.corrcoef(torch.stack((s, y)))[0, 1]
         ),
         "gradient is not": where_pearson,
+        "some differ, the loss is cut off": lambda s, y: (
+            1 - torch.corrcoef(torch.stack((s, y)))[0, 1].item()
+        ),
+        "are equal, the loss is cut off": lambda s, y: (
+            1 - torch.corrcoef(torch.stack((s, y)))[0, 1] if s.std() and y.std() else 0
+        ),
+        "mean is rounded, nothing can be learnt": lambda s, y: (
+            1 - torch.corrcoef(torch.stack((s, y)))[0, 1] if s.std() and y.std() else s.sum() * 0
+        ),
     },
     "single_task_plan": {
         "mixes ir and sts": lambda tasks, sizes, seed: shuffled(tasks, sizes, seed, mix=True),
@@ -144,6 +153,14 @@ WRONG = {
         "comes twice": lambda tasks, sizes, seed: 2 * unshuffled(tasks, sizes, seed),
         "every full batch once": lambda tasks, sizes, seed: unshuffled(tasks, sizes, seed)[1:],
         "another seed gave the same": unshuffled,
+        "shuffle the records before you cut": lambda tasks, sizes, seed: [
+            steps[i]
+            for steps in [unshuffled(tasks, sizes, seed)]
+            for i in torch.randperm(len(steps), generator=torch.Generator().manual_seed(seed))
+        ],
+        r"a record comes twice": lambda tasks, sizes, seed: [
+            *map(torch.tensor, 2 * unshuffled(tasks, sizes, seed))
+        ],
         "one task comes first": shuffled,
         "same seed gave two plans": lambda tasks, sizes, seed: shuffled(
             tasks, sizes, int(torch.randint(10**9, ()))
@@ -196,6 +213,11 @@ def test_a_wrong_answer_is_told_what_is_wrong(exercise, hint):
     assert not verdict.passed
     assert re.search(hint, verdict.message), verdict
     assert repr(verdict).startswith(f"✗ {exercise}: ")
+
+
+def test_a_score_may_differ_by_rounding():
+    record = lambda a, b, stars: Record("sts", a, (b,), positive_scores=(stars * 0.2,))  # noqa: E731
+    assert check("to_record", record).passed
 
 
 def test_every_exercise_has_wrong_answers_here_and_there_are_ten():
