@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from itertools import chain
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -202,6 +203,7 @@ def local_task(
     settings: DatasetSettings,
     prompts: Prompts | None = None,
     *,
+    sides: Mapping[str, str] = MappingProxyType({}),
     progress: bool = False,
     **how: Any,
 ) -> list[Row]:
@@ -211,6 +213,7 @@ def local_task(
         store: Encoder and cache.
         settings: The data set, and how much of its split and corpus counts.
         prompts: None: the model's own, see `own_prompts`.
+        sides: `query_prompt` or `passage_prompt` that goes before what `prompts` says of it.
         progress: Show bars.
         how: Options of `load_task`.
 
@@ -224,7 +227,7 @@ def local_task(
     corpus = dataset.sample_corpus(settings.corpus)
     if prompts is None:
         prompts = own_prompts(store.embedder.prompts, dataset.task)
-    prompts = Prompts(**prompts.model_dump(include=set(Prompts.model_fields)))
+    prompts = Prompts(**prompts.model_dump(include=set(Prompts.model_fields)) | dict(sides))
     rows = store.once(
         [
             *(dataset.content_hash, split, f"{limit} {settings.corpus}", prompts.model_dump_json()),

@@ -126,7 +126,8 @@ def benchmark(arguments: argparse.Namespace) -> None:
     from codiemb_lib.evaluation import EvaluationError
 
     preset = load_preset(arguments.preset) if arguments.preset else None
-    of_preset = {d.name: d for d in preset.datasets if d.test != 0} if preset else {}
+    named = preset.datasets if preset else ()
+    of_preset = {d.name: d for d in named if getattr(d, arguments.split) != 0}
     names = arguments.tasks or ([] if arguments.mteb else [*of_preset])
     if not names and not arguments.mteb:
         raise EvaluationError(
@@ -136,26 +137,26 @@ def benchmark(arguments: argparse.Namespace) -> None:
     cache = Path(arguments.cache or project_root() / "data" / "cache" / "benchmark")
     store = Store(Embedder(_encoder(arguments.model, preset), cache / "embeddings"), cache)
     sides = {s: v for s in Prompts.model_fields if (v := getattr(arguments, s)) is not None}
-    given = Prompts(**sides) if sides else None
-    shared = {"progress": sys.stderr.isatty()}
+    progress = sys.stderr.isatty()
+    shared = {"sides": sides, "progress": progress}
     how = {"split": arguments.split, "root": preset.data_root if preset else ""}
     how |= {"columns": _columns(arguments.columns), "scale": arguments.scale}
     tasks = {}
     for name in names:
         settings = of_preset.get(name) or DatasetSettings(name=_source(name))
-        prompts = given or (settings if name in of_preset else None)
+        prompts = settings if name in of_preset else None
         tasks[name] = partial(local_task, store, settings, prompts, **how, **shared)
     if arguments.mteb:
         from codiemb_lib.mteb_adapter import mteb_task, mteb_tasks
 
         for task in mteb_tasks(arguments.mteb):
             name = task.metadata.name
-            prompts = given or (preset.benchmark.get(name) if preset else None)
+            prompts = preset.benchmark.get(name) if preset else None
             tasks[name] = partial(mteb_task, store, task, prompts, **shared)
     file = re.sub(r"[^\w.-]+", "-", arguments.model.strip("/.")) + ".csv"
     out = Path(arguments.out or project_root() / "data" / "benchmark" / file)
     try:
-        scores = run_tasks(tasks, store, out, model=arguments.model, **shared)
+        scores = run_tasks(tasks, store, out, model=arguments.model, progress=progress)
     except BenchmarkError as error:
         _print_scores(error.scores)
         raise

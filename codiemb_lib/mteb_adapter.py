@@ -138,7 +138,12 @@ def mteb_tasks(names: Sequence[str]) -> list[Any]:
 
 
 def mteb_task(
-    store: Store, task: Any, prompts: Prompts | None = None, *, progress: bool = False
+    store: Store,
+    task: Any,
+    prompts: Prompts | None = None,
+    *,
+    sides: Mapping[str, str] = MappingProxyType({}),
+    progress: bool = False,
 ) -> list[Row]:
     """The rows of one task as mteb scores it, computed or kept.
 
@@ -149,6 +154,7 @@ def mteb_task(
         store: Encoder and cache. Of mteb's own cache no use is made.
         task: A task of mteb.
         prompts: None: the model's own.
+        sides: `query_prompt` or `passage_prompt` that goes before what `prompts` says of it.
         progress: Show bars.
 
     Raises:
@@ -159,6 +165,7 @@ def mteb_task(
     mteb, about = load_mteb(), task.metadata
     if prompts is None:
         prompts = own_prompts(store.embedder.prompts, _TASKS.get(about.type, about.type))
+    prompts = prompts.model_copy(update=dict(sides))
     revision = str(about.dataset.get("revision"))
     rows = store.once(
         [

@@ -161,6 +161,10 @@ def test_prompts_are_the_models_own_unless_they_are_given(store, data):
     given = local_task(store, settings, Prompts(query_prompt="find "))
     assert {row["query_prompt"] for row in given} == {"find "}
     assert [row["value"] for row in given] != [row["value"] for row in own]
+    one_side = local_task(store, settings, sides={"passage_prompt": "the "})
+    assert {(row["query_prompt"], row["passage_prompt"]) for row in one_side} == {
+        ("query: ", "the ")
+    }
 
 
 def test_a_finished_task_is_not_computed_again_until_something_changes(

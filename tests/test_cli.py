@@ -364,8 +364,9 @@ def test_benchmark_takes_prompts_sizes_and_encoder_settings_of_a_preset(
     preset |= {"name": "mine", "fusion": {}, "encoder": {"name": "minilm-l6", "max_length": 8}}
     preset["datasets"] = [
         {"name": "wordsim-353", "test": 12, "query_prompt": "find "},
-        {"name": "simlex-999", "test": 0},
+        {"name": "simlex-999", "test": 0, "dev": 10},
     ]
+    preset["datasets"][0]["dev"] = 0
     Path("mine.yaml").write_text(yaml.safe_dump(preset))
     how = ["--preset", "mine.yaml", "--out", "s.csv", "--cache", "kept"]
     loaded, load = [], Encoder.load
@@ -375,7 +376,14 @@ def test_benchmark_takes_prompts_sizes_and_encoder_settings_of_a_preset(
     assert set(rows["dataset"]) == {"wordsim-353"}
     assert set(rows["n"]) == {12}
     assert set(rows["query_prompt"]) == {"find "}
-    assert [(s.name, s.max_length) for s in loaded] == [(str(model), 8)]
+    assert main(["benchmark", str(model), *how, "--passage-prompt", "the "]) == 0
+    rows = pd.read_csv("s.csv", keep_default_na=False)
+    assert set(zip(rows["query_prompt"], rows["passage_prompt"], strict=True)) == {
+        ("find ", "the ")
+    }
+    assert main(["benchmark", str(model), *how, "--split", "dev"]) == 0
+    assert set(pd.read_csv("s.csv")["dataset"]) == {"simlex-999"}
+    assert {(s.name, s.max_length) for s in loaded} == {(str(model), 8)}
 
 
 def test_version(capsys):

@@ -219,12 +219,14 @@ def test_the_command_runs_tasks_of_mteb_with_a_presets_prompts(
     monkeypatch.setattr(mteb_adapter, "mteb_tasks", lambda names: [made] if names == ["x"] else [])
     out = tmp_path / "s.csv"
     command = ["benchmark", "minilm-l6", "--mteb", "x", "--preset", "cmteb-bge"]
+    command += ["--passage-prompt", "the "]
     assert main([*command, "--out", str(out), "--cache", str(tmp_path / "c")]) == 0
     rows = pd.read_csv(out)
     assert set(rows["query_prompt"]) == {
         load_preset("cmteb-bge").benchmark["T2Retrieval"].query_prompt
     }
     assert rows["by"].str.startswith("mteb 2.").all()
+    assert set(rows["passage_prompt"]) == {"the "}  # given, and the other side stays the preset's
     captured = capsys.readouterr()
     assert captured.out.startswith("T2Retrieval ")
     assert captured.err == ""  # no bars in a log
