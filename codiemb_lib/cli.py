@@ -40,7 +40,7 @@ def reproduce(arguments: argparse.Namespace) -> None:
     """Become Snakemake, which runs what is missing or out of date of a preset."""
     from codiemb_lib.config import PresetError, load_preset, project_root
     from codiemb_lib.files import alone, check_writable
-    from codiemb_lib.fusion import FusionError, check_options
+    from codiemb_lib.fusion import FusionError, check_options, options_of
 
     preset = load_preset(arguments.preset)
     merges = [(f"fusion {name!r}", settings) for name, settings in preset.fusion.items()]
@@ -50,6 +50,8 @@ def reproduce(arguments: argparse.Namespace) -> None:
         options = {"scale": settings.scale, **settings.model_extra}
         try:
             check_options(settings.method, options, len(settings.ingredients))
+            if settings in preset.fusion.values() and "score" in options_of(settings.method):
+                raise FusionError("expected a method without scores: only a study looks at dev.")
         except FusionError as error:  # now rather than after hours of training
             raise PresetError(f"{arguments.preset}: {place}: {error}") from error
     root = check_writable(project_root())
@@ -267,10 +269,16 @@ def _hub_splits(
 
     given = {"config": arguments.config, "revision": arguments.revision}
     given |= form | {"task": form["task"] or ("sts" if form["scale"] else "ir")}
+    given["columns"] = arguments.columns  # names, even where they are digits
     named = [pair.partition("=") for pair in arguments.hub]
     for ours, _, _ in named:
         if ours not in SPLITS:
             raise RecordError(unknown("split", ours, SPLITS) + " Write OURS=THEIRS.")
+    if len({ours for ours, _, _ in named}) < len(named):
+        raise RecordError(
+            f"{name}: expected each split once, found {arguments.hub}. Of several of theirs one is "
+            "made by OURS=THEIRS+THEIRS."
+        )
     return {ours: read_hub(name, split=theirs or ours, **given) for ours, _, theirs in named}
 
 
@@ -280,11 +288,18 @@ def mine_data(arguments: argparse.Namespace) -> None:
     from codiemb_lib.files import check_writable
     from codiemb_lib.mining import mine
     from codiemb_lib.readers import read_beir_corpus
-    from codiemb_lib.sources import load_dataset
+    from codiemb_lib.records import RecordError
+    from codiemb_lib.sources import load_dataset, split_lines
 
     check_writable(arguments.out)
     dataset = load_dataset(_source(arguments.source))
     records = dataset.split(arguments.split)
+    mined_file = Path(arguments.out) / f"{arguments.split}.jsonl"
+    if mined_file.exists():  # now rather than after hours of encoding
+        raise RecordError(
+            f"{mined_file}: expected no such file, found one. Choose another folder, or remove it."
+        )
+    split_lines(arguments.out, dataset.splits, dataset.corpus)  # the same of the other files
     further = read_beir_corpus(arguments.corpus).values() if arguments.corpus else ()
     mined = mine(
         Embedder(_encoder(arguments.encoder, None)),

@@ -323,7 +323,7 @@ def load_preset(name: str) -> Preset:
     if not isinstance(content, dict):
         raise PresetError(f"{path}: expected a mapping of settings, found {type(content).__name__}")
     try:
-        preset = Preset(**content)
+        preset = Preset.model_validate(content)
     except ValidationError as error:
         raise PresetError(f"{path}: " + explain(error)) from error
     if preset.name != path.stem:

@@ -24,6 +24,10 @@ class UnwritableError(OSError):
     """A folder that should receive results cannot be written."""
 
 
+class JsonError(ValueError):
+    """A file holds no JSON."""
+
+
 def check_writable(folder: str | Path) -> Path:
     """Create `folder` if it is missing and prove that it takes files: call it before long work.
 
@@ -54,7 +58,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     Raises:
         UnwritableError: The parent folder cannot be written.
     """
-    path = Path(path)
+    path = Path(path).absolute()  # "." has no name
     with scratch_beside(path) as scratch:
         temporary = scratch / path.name
         yield temporary
@@ -134,13 +138,13 @@ def read_json(path: str | Path) -> Any:
     """Read JSON.
 
     Raises:
-        ValueError: The file is no JSON; the message names the file and the line.
+        JsonError: The file is no JSON; the message names the file and the line.
     """
     path = Path(path)
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path}:{error.lineno}: expected JSON, found: {error.msg}.") from error
+        raise JsonError(f"{path}:{error.lineno}: expected JSON, found: {error.msg}.") from error
 
 
 def sha256_file(path: str | Path) -> str:

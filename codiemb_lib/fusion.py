@@ -53,7 +53,7 @@ GRANULARITIES = ("model", "layer", "tensor", "element")
 WEIGHTINGS = ("power", "softmax")
 
 _BLOCK = 1 << 21  # numbers; in smaller ones threads would wait for their turn in Python
-_SAMPLE = 1 << 14  # numbers, at least, that say where a tensor's k-th largest lies
+_SAMPLE = 1 << 14  # about so many numbers say where a tensor's k-th largest lies
 
 
 class Moves:
@@ -301,13 +301,14 @@ def ties(
 
         def elect(deltas: Tensor) -> Tensor:  # (J, block), changed in place
             # Signs as numbers: masks of bool would take five times as long.
-            for row, limit in zip(deltas, dropped, strict=True):
+            for row, limit, weight in zip(deltas, dropped, weights, strict=True):
                 torch.hardshrink(row, limit, out=row)
-            shares = weights.to(deltas.dtype)
-            sign = torch.mv(deltas.t(), shares).sign_()
+                row.mul_(weight)
+            # A matrix product would round w d - w d to more than zero.
+            sign = sum(deltas.unbind()).sign_()
             agreeing = deltas.mul_(sign).clamp_(min=0)
-            merged = torch.mv(agreeing.t(), shares).mul_(sign)
-            total = torch.mv(agreeing.sign_().t(), shares)
+            merged = sum(agreeing.unbind()).mul_(sign)
+            total = torch.mv(agreeing.sign_().t(), weights.to(deltas.dtype))
             return merged.div_(total.clamp_(min=torch.finfo(total.dtype).tiny))
 
         return moves.move(elect)
@@ -333,21 +334,24 @@ def _kth_largest(moves: Moves, k: int) -> np.floating:
     a few numbers in a hundred. If it does not lie there, all are.
     """
     for low, high in (_sampled_bounds(moves, k), (0.0, math.inf)):
-        above, near = 0, []
+        above, to_high, to_low, between = 0, 0, 0, []  # how many are > high, >= high, >= low
         for _, deltas in moves.deltas():
             magnitudes = deltas[0].abs_().numpy()
             above += np.count_nonzero(magnitudes > high)
-            near.append(magnitudes[(magnitudes >= low) & (magnitudes <= high)])
-        between = np.concatenate(near)
-        at = len(between) - (k - above)
-        if 0 <= at < len(between):
+            to_high += np.count_nonzero(magnitudes >= high)
+            to_low += np.count_nonzero(magnitudes >= low)
+            between.append(magnitudes[(magnitudes > low) & (magnitudes < high)])
+        if above < k <= to_low:
             break
-    between.partition(at)
-    return between[at]
+    near, rank = np.concatenate(between), k - to_high
+    if rank <= 0 or rank > len(near):  # many may equal a bound: they are counted, not kept
+        return near.dtype.type(high if rank <= 0 else low)
+    near.partition(len(near) - rank)
+    return near[len(near) - rank]
 
 
 def _sampled_bounds(moves: Moves, k: int) -> tuple[float, float]:
-    """Two numbers with the k-th largest magnitude of one delta between them, but for bad luck."""
+    """Two numbers with the k-th largest magnitude of one delta from one to the other, mostly."""
     size = moves.origin.numel()
     step = size // _SAMPLE | 1  # odd: else it might stay in one column of a matrix
     tensor, origin = (
@@ -567,13 +571,12 @@ def check_options(method: str, options: Mapping[str, Any], count: int | None = N
 
     Args:
         method: A name in `METHODS`.
-        options: Its keywords, or `scale`. An option without default may still be missing: `score`
-            is no setting, but comes with the call.
+        options: Its keywords, or `scale`; `score` is no setting, but comes with the call.
         count: How many models there will be, if that is known.
 
     Raises:
-        FusionError: The method or an option is unknown, a value is out of its range, or weights are
-            not as many as models.
+        FusionError: The method or an option is unknown, a value is out of its range; or, where the
+            count is known, the method cannot merge so many models, or an option is missing.
     """
     if method not in METHODS:
         raise FusionError(_unknown("method", method, METHODS))
@@ -588,6 +591,17 @@ def check_options(method: str, options: Mapping[str, Any], count: int | None = N
             raise FusionError(f"{name}: expected {expected}, found {value!r}.{hint}")
         if name == "weights" and value and count and len(value) != count:
             raise FusionError(f"weights: expected one for each of {count} models, found {value}.")
+    if count and "score" not in known:
+        given = {name: value for name, value in options.items() if name != "scale"}
+        _check_given(method, given)
+        METHODS[method]({}, [{}] * count, **given)  # of no tensors: what it refuses when called
+
+
+def _check_given(method: str, options: Mapping[str, Any]) -> None:
+    """Refuse that an option without default is missing."""
+    for name, option in options_of(method).items():
+        if option.default is option.empty and options.get(name) is None:
+            raise FusionError(f"{method}: expected the option {name!r}, found none.")
 
 
 def _unknown(kind: str, name: str, choices: Sequence[str] | Mapping[str, Any]) -> str:
@@ -692,9 +706,7 @@ def merge(
     ties = _common_ties([base, *checkpoints])
     sources = kept_tensors(base, keep or {})
     base, checkpoints = _with_kept(base, checkpoints, sources)
-    for name, option in options_of(method).items():
-        if option.default is option.empty and options.get(name) is None:
-            raise FusionError(f"{method}: expected the option {name!r}, found none.")
+    _check_given(method, options)
     merged = METHODS[method](base, checkpoints, **options)
 
     def scaled(name: str) -> Tensor:

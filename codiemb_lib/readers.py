@@ -21,6 +21,7 @@ from codiemb_lib.records import (
     Task,
     convert_rows,
     from_row,
+    is_text,
     read_rows,
     read_text,
     refuse,
@@ -342,6 +343,11 @@ def _table(
 ) -> tuple[Iterator[tuple[int, Any]], Columns]:
     """The rows of a table with their lines, and the keys of the columns in such a row."""
     if _is_json(Path(path)):
+        if isinstance(columns[0], int):
+            raise RecordError(
+                f"{path}: expected the names of columns, for rows in JSON have no order, found "
+                f"{list(columns)}. Give the keys of a row: --columns KEY KEY KEY."
+            )
         return read_rows(path), columns
     rows = _separated(path, delimiter)
     if isinstance(columns[0], str):
@@ -404,6 +410,13 @@ def _texts(column: str | int, cell: Any) -> list[str]:
     return [stripped for text in texts if text and (stripped := text.strip())]
 
 
+def _text(column: str | int, cell: Any) -> list[str]:
+    texts = _texts(column, cell)
+    if len(texts) > 1:
+        refuse(str(column), "one text", cell, "Make a row of each")
+    return texts
+
+
 def _pairs(
     source: str | Path,
     rows: Iterable[tuple[int, Any]],
@@ -415,13 +428,13 @@ def _pairs(
 
     def convert(row: Any) -> Record | None:
         *texts, score = _cells(row, columns)
-        texts = [_texts(column, cell) for column, cell in zip(columns, texts, strict=False)]
+        texts = [_text(column, cell) for column, cell in zip(columns, texts, strict=False)]
         if not all(texts):
             return None
         if not _is_number(score) or not low <= float(score) <= high:
             remedy = "Correct the line, or give the true scale"
             refuse(str(columns[2]), f"a score in [{low:g}, {high:g}]", score, remedy)
-        (first, *_), (second, *_) = texts
+        (first,), (second,) = texts
         mapped = round((float(score) - low) / (high - low), 6)
         return Record("sts", first, (second,), positive_scores=(mapped,), dataset=dataset)
 
@@ -438,8 +451,8 @@ def _answers(
     merged: dict[str, tuple[int, dict[str, None], dict[str, None]]] = {}
 
     def convert(row: Any) -> list[list[str]]:
-        cells = zip(columns, _cells(row, columns), strict=True)
-        return [_texts(column, cell) for column, cell in cells]
+        query, *others = zip(columns, _cells(row, columns), strict=True)
+        return [_text(*query), *(_texts(column, cell) for column, cell in others)]
 
     for number, (query, positives, *negatives) in convert_rows(source, rows, convert):
         if not query or not positives:
@@ -533,7 +546,10 @@ def _beir_texts(folder: Path, stem: str) -> dict[str, str]:
             refuse("_id", "an id that no other line has", name)
         if not all(part is None or isinstance(part, str) for part in (title, text)):
             refuse("text", "a string", text)
-        return str(name), f"{title or ''} {text or ''}".strip()
+        joined = f"{title or ''} {text or ''}".strip()
+        if joined and not is_text(joined):
+            refuse("text", "text without half a surrogate pair", joined)
+        return str(name), joined
 
     for _, (name, text) in convert_rows(file, read_rows(file), convert):
         texts[name] = text
@@ -631,7 +647,7 @@ def read_hub(
     columns = check_columns(source, task, columns, scale)
     try:
         table = datasets.load_dataset(name, config or None, split=split, revision=revision or None)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         found = " ".join(str(error).split())
         raise MissingSourceError(
             f"{source}: expected a data set of the Hub or a local folder, found: {found}. "

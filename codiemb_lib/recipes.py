@@ -94,7 +94,7 @@ def load_recipe(path: str | Path) -> Recipe:
     if not isinstance(content, dict):
         raise RecipeError(f"{path}: expected a mapping of keys, found {type(content).__name__}.")
     try:
-        recipe = Recipe(**content)
+        recipe = Recipe.model_validate(content)
     except ValidationError as error:
         raise RecipeError(f"{path}: {explain(error)}") from error
     method, given = recipe.method, recipe.model_extra
@@ -163,7 +163,11 @@ def fuse_recipe(path: str | Path, output: str | Path) -> Fused:
             files = {i: {f: h.result() for f, h in found.items()} for i, found in hashes.items()}
             return model_card(output.name, given, method, kept=kept, settings=settings, files=files)
 
-        write_model(output, merged, like=like, settings=settings, card=card)
+        try:
+            write_model(output, merged, like=like, settings=settings, card=card)
+        except BaseException:
+            pool.shutdown(cancel_futures=True)  # no use in hashes now
+            raise
     return Fused(output, len(merged), kept)
 
 
@@ -173,7 +177,8 @@ def _dev_score(
     """The function from weights to the mean over tasks of a preset's dev scores."""
     experiment = load_preset(preset)
     scored = [d for d in experiment.datasets if d.dev != 0]
-    records = {d.name: load_split(d.name, "dev", limit=d.dev) for d in scored}
+    root = experiment.data_root
+    records = {d.name: load_split(d.name, "dev", limit=d.dev, root=root) for d in scored}
 
     def score(weights: Mapping[str, Tensor]) -> float:
         # Through a folder, for transformers knows names and heads of its models better than we do.

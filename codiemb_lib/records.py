@@ -55,13 +55,13 @@ class Record:
     def __post_init__(self) -> None:
         if self.task not in get_args(Task):
             refuse("task", "'ir' or 'sts'", self.task)
-        if not _is_text(self.query):
+        if not is_text(self.query):
             refuse("query", "a string that is not empty", self.query)
         for name in ("dataset", "id"):
             if not isinstance(getattr(self, name), str):
                 refuse(name, "a string", getattr(self, name))
         for name in ("positives", "negatives"):
-            texts = _tuple(self, name, _is_text, "a {}list of non-empty strings")
+            texts = _tuple(self, name, is_text, "a {}list of non-empty strings")
             scores = _tuple(self, f"{name[:-1]}_scores", _is_score, "a list of finite numbers")
             if scores and len(scores) != len(texts):
                 refuse(f"{name[:-1]}_scores", f"one score for each of {len(texts)} texts", scores)
@@ -96,7 +96,8 @@ def refuse(field: str, expected: str, found: Any, remedy: str = "Correct the fie
     raise RecordError(f"field {field!r}: expected {expected}, found {found!r:.120}. {remedy}.")
 
 
-def _is_text(value: Any) -> bool:
+def is_text(value: Any) -> bool:
+    """Whether it is a string that says something, and that a file takes."""
     if not isinstance(value, str) or not value.strip():
         return False
     # Half a surrogate pair passes JSON, but neither a tokeniser nor a file takes it.

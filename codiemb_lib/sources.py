@@ -20,7 +20,7 @@ from codiemb_lib.docstrings import normalise
 from codiemb_lib.entries import read_entry
 from codiemb_lib.files import sha256_text, write_text
 from codiemb_lib.readers import SPLITS, has_corpus, read_beir_corpus, read_path
-from codiemb_lib.records import Record, RecordError, Task, to_json, write_jsonl
+from codiemb_lib.records import Record, RecordError, Task, to_json
 from codiemb_lib.registry import list_datasets
 
 T = TypeVar("T")
@@ -247,28 +247,35 @@ def write_splits(
         RecordError: Records of both tasks, or a file with another content.
         UnwritableError: The folder cannot be written.
     """
-    files = {
-        Path(folder) / f"{split}.jsonl": [replace(record, dataset="") for record in records]
-        for split, records in splits.items()
+    files = split_lines(folder, splits, corpus)
+    for file, lines in files.items():
+        write_text(file, "".join(lines))
+    return {file: len(lines) for file, lines in files.items()}
+
+
+def split_lines(
+    folder: str | Path, splits: Mapping[str, Iterable[Record]], corpus: Sequence[str] = ()
+) -> dict[Path, list[str]]:
+    """What `write_splits` would write: the lines of each file. It raises what that would raise."""
+    records = {
+        s: [replace(record, dataset="") for record in of_split] for s, of_split in splits.items()
     }
-    _one_task(str(folder), files)
-    passages = Path(folder) / "corpus.jsonl"
+    for split, of_split in records.items():
+        if not of_split:
+            raise RecordError(f"{folder}: expected records in the split {split!r}, found none.")
+    _one_task(str(folder), records)
+    files = {Path(folder) / f"{s}.jsonl": [to_json(r) for r in rs] for s, rs in records.items()}
     documents = [{"_id": str(i), "text": text.strip()} for i, text in enumerate(corpus)]
-    lines = {file: map(to_json, records) for file, records in files.items()}
-    lines[passages] = (json.dumps(document, ensure_ascii=False) for document in documents)
-    contents = {file: "".join(f"{line}\n" for line in of_file) for file, of_file in lines.items()}
-    for file, content in contents.items():
-        if file.exists() and file.read_bytes() != content.encode():
+    passages = [json.dumps(document, ensure_ascii=False) for document in documents]
+    files[Path(folder) / "corpus.jsonl"] = passages
+    files = {file: [f"{line}\n" for line in lines] for file, lines in files.items()}
+    for file, lines in files.items():
+        if file.exists() and file.read_bytes() != "".join(lines).encode():
             raise RecordError(
                 f"{file}: expected no such file, or the same lines, found others. Choose another "
                 "folder, or remove the file."
             )
-    for file, records in files.items():
-        write_jsonl(file, records)
-    if documents:
-        write_text(passages, contents[passages])
-        files[passages] = documents
-    return {file: len(of_file) for file, of_file in files.items()}
+    return {file: lines for file, lines in files.items() if lines}
 
 
 def describe(records: Sequence[Record]) -> dict[str, str]:

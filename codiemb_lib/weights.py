@@ -273,7 +273,9 @@ class Adapter(Folder):
         for key, place in by_key.items():
             module, is_down, _ = key.partition(".lora_A.")
             if is_down:
-                up = by_key[key.replace(".lora_A.", ".lora_B.")]
+                up = by_key.get(other := key.replace(".lora_A.", ".lora_B."))
+                if up is None:
+                    raise FusionError(f"{folder}: expected {other} beside {key}, found none.")
                 name = self._in_base(f"{module}.weight", (up.shape[0], place.shape[1]))
                 self._added[name] = place, up, _scaling(config, module, place.shape[0])
             elif ".lora_" not in key:  # of modules_to_save

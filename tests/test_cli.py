@@ -109,6 +109,12 @@ def test_bad_input_takes_one_line_and_status_2(capsys, notebook, tmp_path):
         ({"method": "tie"}, "Did you mean 'ties'?"),
         ({"method": "linear", "weights": [1]}, "expected one for each of 2 models"),
         ({"method": "ties", "density": 0}, "density: expected a number above 0"),
+        ({"method": "ties", "weights": [1, -1]}, "expected none below zero"),
+        ({"method": "linear"}, "linear: expected the option 'weights', found none"),
+        ({"method": "linear", "weights": [1, -1]}, "expected a sum other than zero"),
+        ({"method": "slerp", "ingredients": ["codiemb"] * 3}, "exactly two models, found 3"),
+        ({"method": "model_stock", "ingredients": ["codiemb"]}, "expected two models or more"),
+        ({"method": "greedy"}, "expected a method without scores"),
     ],
 )
 def test_a_fusion_that_cannot_be_made_stops_before_anything_runs(
@@ -230,7 +236,13 @@ def test_data_prepare_reads_a_data_set_of_the_hub(capsys, tmp_path, monkeypatch)
     assert "expected a data set of the Hub" in error_of(
         capsys, *command, *form, "--hub", "dev=best"
     )
+    twice = error_of(capsys, *command, *form, "--hub", "train", "train=validation")
+    assert "expected each split once" in twice
     assert "expected --hub beside" in error_of(capsys, *command, *form, "--revision", "main")
+    (tmp_path / "script").mkdir()
+    (tmp_path / "script" / "script.py").write_text("raise SystemExit")
+    scripted = error_of(capsys, *command[:2], "script", "out", *form, "--hub", "train")
+    assert "found: Dataset scripts are no longer supported" in scripted
 
 
 class ColourEncoder:
@@ -261,7 +273,13 @@ def test_data_mine_fills_one_split_and_keeps_the_others(capsys, tmp_path, monkey
         replace(records[1], negatives=("a bus", "a red cat")),
     ]
     assert read_jsonl(tmp_path / "out" / "dev.jsonl") == records[2:]
-    assert "found others" in error_of(capsys, *command)  # without the corpus: other negatives
+    monkeypatch.setattr("codiemb_lib.mining.mine", lambda *_, **__: pytest.fail("it began"))
+    assert "train.jsonl: expected no such file" in error_of(capsys, *command)
+    (tmp_path / "out" / "train.jsonl").unlink()
+    write_jsonl(tmp_path / "out" / "dev.jsonl", records[:1])
+    assert "dev.jsonl: expected no such file, or the same" in error_of(capsys, *command)
+    monkeypatch.undo()
+    monkeypatch.setattr("codiemb_lib.embeddings.Embedder", lambda _: ColourEncoder())
     assert "unknown split 'test'" in error_of(capsys, *command, "--split", "test")
     assert main([*command[:3], str(tmp_path / "strict"), *command[4:], "--margin", "0.6"]) == 0
     assert "0 hard negatives for 2 records, 2 of them" in capsys.readouterr().out

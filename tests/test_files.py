@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from codiemb_lib.files import (
+    JsonError,
     UnwritableError,
     atomic_path,
     check_writable,
@@ -44,6 +45,15 @@ def test_a_folder_is_replaced_whole(tmp_path):
     assert os.listdir(tmp_path) == ["model"]
 
 
+def test_a_folder_may_be_the_one_where_one_stands(tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with atomic_path(".") as temporary:
+        temporary.mkdir()
+        (temporary / "a.txt").touch()
+    assert os.listdir(tmp_path / "here") == ["a.txt"]
+
+
 def test_what_a_kill_left_is_cleared_for_one_path_alone(tmp_path):
     code = (
         "import os, sys\n"
@@ -69,7 +79,7 @@ def test_parents_are_made_and_json_comes_back(tmp_path):
 def test_broken_json_names_file_and_line(tmp_path):
     path = tmp_path / "broken.json"
     path.write_text('{\n"a": }')
-    with pytest.raises(ValueError, match=r"broken\.json:2: expected JSON"):
+    with pytest.raises(JsonError, match=r"broken\.json:2: expected JSON"):
         read_json(path)
 
 

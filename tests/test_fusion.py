@@ -444,6 +444,11 @@ def test_ties_keeps_all_that_equal_the_last_kept_and_elects_no_sign_from_a_draw(
     ]
     merged = fuse(base, models, method="ties", density=2 / 6)["x"]
     assert merged.tolist() == [1, 0, -2, 0, 0, 0]
+    delta = torch.randn(1000, generator=torch.Generator().manual_seed(0))
+    base, models = {"x": torch.zeros(1000)}, [{"x": delta}, {"x": -delta}]
+    for weights in ([1, 1], [0.3, 0.3], [1 / 3, 1 / 3]):
+        drawn = fuse(base, models, method="ties", density=1.0, weights=weights)["x"]
+        assert not drawn.any()  # w d - w d is zero, however it is rounded
 
 
 @pytest.mark.usefixtures("blocks")

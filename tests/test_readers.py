@@ -209,6 +209,16 @@ def test_a_bad_table_is_refused(tmp_path, lines, options, message):
         read_sts_table(path, **{"scale": (0, 5)} | options)
 
 
+def test_rows_in_json_are_read_by_their_keys_and_hold_one_text_a_side(tmp_path):
+    path = write(
+        tmp_path / "sts.jsonl", {"a": "x", "b": ["z"], "s": 1}, {"a": ["x", "y"], "b": "z", "s": 1}
+    )
+    with pytest.raises(RecordError, match=r"expected the names .*found \[0, 1, 2\].*--columns KEY"):
+        read_sts_table(path, scale=(0, 5))
+    with pytest.raises(RecordError, match=r":2: field 'a': expected one text, found"):
+        read_sts_table(path, scale=(0, 5), columns=("a", "b", "s"))
+
+
 # --- Queries and answers ---
 
 
@@ -249,6 +259,7 @@ def test_questions_in_a_table(tmp_path):
         ({"q": "what?", "a": 7}, "field 'a': expected a text, or a list of texts, found 7"),
         ({"q": "what?", "a": ["x", {}]}, "field 'a': expected a text, or a list of texts"),
         ({"q": "half \ud800", "a": "x"}, "field 'query': expected a string that is not empty"),
+        ({"q": ["what?", "who?"], "a": "x"}, "field 'q': expected one text"),
     ],
 )
 def test_a_bad_answer_is_refused_with_its_line(tmp_path, row, message):
@@ -363,6 +374,12 @@ def test_a_bad_judgement_is_refused_with_its_line(beir, line, message):
 def test_ids_of_a_corpus_are_there_and_distinct(beir, row):
     write(beir / "corpus.jsonl", {"_id": "d2", "text": "once"}, row)
     with pytest.raises(RecordError, match=r"corpus\.jsonl:2: field '_id': expected an id that no"):
+        read_beir_corpus(beir)
+
+
+def test_half_a_surrogate_pair_in_a_corpus_is_refused_with_its_line(beir):
+    write(beir / "corpus.jsonl", {"_id": "1", "text": "once"}, {"_id": "2", "text": "x \ud83d"})
+    with pytest.raises(RecordError, match=r"corpus\.jsonl:2: field 'text': expected text without"):
         read_beir_corpus(beir)
 
 

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from codiemb_lib import recipes
 from codiemb_lib.cli import main
-from codiemb_lib.config import EncoderSettings, preset_path
+from codiemb_lib.config import EncoderSettings, load_preset, preset_path
 from codiemb_lib.encoder import Encoder, model_hash
 from codiemb_lib.files import read_json, sha256_file, write_json
 from codiemb_lib.fusion import fuse
@@ -106,6 +106,11 @@ def test_greedy_soup_is_scored_on_dev(make_kitchen, tmp_path, monkeypatch, capsy
     kitchen = make_kitchen()
     looked_at = []
 
+    roots, load = set(), recipes.load_split
+    monkeypatch.setattr(
+        recipes, "load_split", lambda *a, root, **o: roots.add(root) or load(*a, root=root, **o)
+    )
+
     def spread(encoder, datasets, records):  # stands for the scores: the mean of a weight
         assert all(len(records[dataset.name]) for dataset in datasets)
         looked_at.append(encoder.backbone.embeddings.LayerNorm.bias.mean().item())
@@ -124,6 +129,7 @@ def test_greedy_soup_is_scored_on_dev(make_kitchen, tmp_path, monkeypatch, capsy
     best = max(means, key=means.get)
     assert capsys.readouterr().out.endswith(f"tensors, merged from {best}\n")
     assert {path.name for path in tmp_path.iterdir()} == {"models", "fused"}
+    assert roots == {load_preset("smoke").data_root}
     card = (tmp_path / "fused" / "README.md").read_text()
     assert f"| {best} | yes |" in card
     assert card.count("| no |") == 1
@@ -205,6 +211,7 @@ def test_a_killed_search_for_a_greedy_soup_leaves_nothing_for_long(
     [
         ({"bsae": "x"}, "unknown key 'bsae': .* Did you mean 'base'"),
         ({"powr": 2}, "unknown key 'powr': .* Did you mean 'power'"),
+        ({"method": "slerp", "ingredients": ["x", "y", "z"]}, "exactly two models, found 3"),
         ({"method": "ties", "power": 2}, "unknown key 'power'"),
         ({"method": "tie"}, "Did you mean 'ties'"),
         ({"method": "linear", "weights": [1]}, "one for each of 2 models"),
@@ -235,6 +242,8 @@ def test_what_is_missing_takes_one_line(make_kitchen, tmp_path, capsys):
     assert "expected a recipe in YAML, found no such file" in error_of(tmp_path / "none.yaml")
     (tmp_path / "bad.yaml").write_text("base: [")
     assert "bad.yaml: expected YAML" in error_of(tmp_path / "bad.yaml")
+    (tmp_path / "on.yaml").write_text("base: b\ningredients: [x, y]\non: 3")  # YAML's True
+    assert "Keys should be strings, found True" in error_of(tmp_path / "on.yaml")
     (tmp_path / "list.yaml").write_text("- base")
     assert "expected a mapping of keys, found list" in error_of(tmp_path / "list.yaml")
     assert "nowhere: expected a model folder" in error_of(

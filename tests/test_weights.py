@@ -417,6 +417,11 @@ def test_adapters_that_fit_no_base_are_refused(make_architecture, tmp_path):
         fuse(lora, [base], output=tmp_path / "fused")
     with pytest.raises(FusionError, match="base: expected a folder"):
         fuse(dict(Folder(base)), [lora])
+    weights = load_file(lora / "adapter_model.safetensors")
+    half = {name: tensor for name, tensor in weights.items() if ".lora_B." not in name}
+    save_file(half, lora / "adapter_model.safetensors")
+    with pytest.raises(FusionError, match=r"lora: expected .*lora_B\S* beside .*lora_A"):
+        fuse(base, [lora], output=tmp_path / "fused")
     (lora / "adapter_model.safetensors").rename(lora / "adapter_model.bin")
     with pytest.raises(FusionError, match=r"expected adapter_model\.safetensors"):
         fuse(base, [lora], output=tmp_path / "fused")
