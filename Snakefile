@@ -1,13 +1,14 @@
 # The order of the notebooks. `make reproduce` runs what is missing or out of date, and no more.
 #
 # A rule executes one notebook; its output is the executed copy, written once every cell has passed.
-# Its inputs are the notebook, the preset, the registry of data sets, the runs before it, and the
-# library modules that this notebook imports, directly or not. What the notebook computes lies beside
+# Its inputs are the notebook, the preset, the registry of data sets, the locked packages, the runs
+# before it, and the library modules that this notebook imports, directly or not. What the notebook computes lies beside
 # the copy. Trained and fused models are not declared as outputs, since Snakemake removes those
 # before it runs a rule again: a killed training would lose the checkpoint that it goes on from, and
 # a notebook whose text alone has changed would train anew instead of finding its finished run.
 
 import os
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -38,8 +39,8 @@ EXECUTE = f"{shlex.quote(sys.executable)} -m codiemb_lib.cli execute --no-progre
 
 def local_files():
     """The files of data sets and of an encoder that the preset names by a path."""
-    paths = [Path(name) for name in (PRESET.encoder.name, *(d.name for d in PRESET.datasets))]
-    suffixes = {".jsonl", ".json", ".csv", ".tsv", ".txt", ".gz", ".safetensors"}
+    paths = [Path(PRESET.encoder.name).expanduser(), *(Path(d.name) for d in PRESET.datasets)]
+    suffixes = {".jsonl", ".json", ".csv", ".tsv", ".txt", ".gz", ".safetensors", ".model", ".py"}
     found = [file for path in paths if path.exists() for file in (path, *path.rglob("*"))]
     return sorted(str(file) for file in found if file.is_file() and file.suffix in suffixes)
 
@@ -63,6 +64,7 @@ def needs(notebook):
         "notebook": path,
         "preset": f"notebooks/presets/{PRESET.name}.yaml",
         "registry": "data/registry.yaml",
+        "packages": "requirements.lock",
         "library": [str(file) for file in notebook_files(path, root="codiemb_lib")],
         "local": local_files() + root_files(),
     }
@@ -82,7 +84,7 @@ def every(file):
 
 
 def names(models):
-    return "|".join(models) or "none"
+    return "|".join(map(re.escape, models)) or "none"
 
 
 wildcard_constraints:

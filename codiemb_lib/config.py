@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -233,6 +234,15 @@ class Preset(_Settings):
         names = [dataset.name for dataset in self.datasets]
         if len(set(names)) < len(names):
             raise ValueError(f"every data set once, found {names}")
+        if len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
+            raise ValueError(f"seeds: expected different numbers from 0, found {[*self.seeds]}")
+        study = self.fusion_study.candidates if self.fusion_study else ()
+        for name in (self.name, *self.variants, *self.fusion, *study):  # become names of folders
+            if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name):
+                raise ValueError(
+                    f"the name {name!r}: expected letters, digits, `_`, `-` and `.`, the first a "
+                    "letter or a digit"
+                )
         taken = {"base": "the untrained encoder", "fusion": "the folder of merges"}
         if clash := taken.keys() & (self.variants.keys() | self.fusion.keys()):
             name = clash.pop()
@@ -254,7 +264,8 @@ class Preset(_Settings):
             try:
                 ObjectiveSettings(**self.objective.model_dump() | settings.objective)
             except ValidationError as error:
-                raise ValueError(f"variant {variant!r}: {explain(error)}") from error
+                wrong = explain(error, inside="objective")
+                raise ValueError(f"variant {variant!r}: {wrong}") from error
         if strangers := [v for v in self.geometry.umap_variants if v not in self.models]:
             raise ValueError(f"umap_variants: expected some of {self.models}, found {strangers}")
         return self
@@ -317,7 +328,7 @@ def load_preset(name: str) -> Preset:
         known = [file.stem for file in preset_path("x").parent.glob("*.yaml")]
         raise PresetError(unknown("preset", name, known))
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = load_yaml(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         raise PresetError(f"{path}: expected YAML, found: {error}") from error
     if not isinstance(content, dict):
@@ -331,14 +342,36 @@ def load_preset(name: str) -> Preset:
     return preset
 
 
-def explain(error: ValidationError) -> str:
-    """What is wrong with settings, a clause for each problem, naming the key."""
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML whose mappings have each key once, as the standard has it."""
+
+    def construct_mapping(self, node, deep=False):
+        seen = set()
+        for key, _ in node.value:
+            if key.tag != "tag:yaml.org,2002:merge" and key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key.value!r} a second time", key.start_mark
+                )
+            seen.add(key.value if isinstance(key.value, str) else id(key))
+        return super().construct_mapping(node, deep)
+
+
+def load_yaml(text: str) -> Any:
+    """What a text in YAML says; yaml.YAMLError where it is none, or a key stands twice."""
+    return yaml.load(text, _UniqueKeys)
+
+
+def explain(error: ValidationError, inside: str = "") -> str:
+    """What is wrong with settings, or with a section: a clause for each problem, naming the key."""
     lines = []
     for problem in error.errors():
-        key = ".".join(map(str, problem["loc"])) or "preset"
+        location = [*([inside] if inside else []), *problem["loc"]]
+        key = ".".join(map(str, location)) or "preset"
         if problem["type"] == "extra_forbidden":
-            *parents, name = problem["loc"]
+            *parents, name = location
             lines.append(f"{key}: {unknown('key', str(name), _keys_at(parents))}")
+        elif not problem["loc"]:  # of the whole: all of it would be too much to show
+            lines.append(f"{key}: {problem['msg']}")
         else:
             lines.append(f"{key}: {problem['msg']}, found {problem['input']!r:.200}")
     return "; ".join(lines)

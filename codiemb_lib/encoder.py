@@ -111,7 +111,10 @@ class TextTokenizer:
         for i, (text, head) in enumerate(zip(joined, heads, strict=True)):
             if len(head) < len(text) and len(ids[i]) < self.max_length:  # of words without end
                 ids[i : i + 1] = self._ids([text])
-        return [Tokens(i, self._prompt_length(p)) for i, p in zip(ids, prompts, strict=True)]
+        # A byte-level tokenizer may join the prompt's last blank to the first word, which then goes
+        # with the prompt, as in sentence-transformers; but something of every text is left.
+        lengths = map(self._prompt_length, prompts)
+        return [Tokens(i, min(n, len(i) - 1)) for i, n in zip(ids, lengths, strict=True)]
 
     def _head(self, text: str) -> str:
         """Of a long text whole words enough to fill `max_length`, if words do not mind each other.
@@ -241,6 +244,12 @@ class Encoder(nn.Module):
                 )
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token  # any would do: padding is masked
+        if saved.get("lower_case") and tokenizer.tokenize("A") != tokenizer.tokenize("a"):
+            raise EncoderError(
+                f"{folder}: expected a tokenizer that minds no capitals, for "
+                "sentence_bert_config.json says `do_lower_case`, found one that does. Lower-case "
+                "the texts yourself and set it to false."
+            )
         if settings.attention and not _looks_ahead(backbone):
             raise EncoderError(
                 f"{settings.name}: expected an architecture that `attention: bidirectional` opens, "
@@ -568,16 +577,20 @@ def _saved_settings(folder: Path) -> dict:
     pooling_file = folder / "1_Pooling" / "config.json"
     if pooling_file.is_file():
         modes = read_json(pooling_file)
-        by_name = [name for name, key in POOLING_KEYS.items() if modes.get(key)]
+        short = {key: name for name, key in POOLING_KEYS.items()} | {"lasttoken": "last"}
+        chosen = [
+            key for key, on in modes.items() if key.startswith("pooling_mode_") and on is True
+        ]
         if "pooling_mode" in modes:  # the newer layout names the mode itself
-            by_name = [{"lasttoken": "last"}.get(modes["pooling_mode"], modes["pooling_mode"])]
-        if len(by_name) == 1:
-            saved["pooling"] = by_name[0]
-        if "include_prompt" in modes:
-            saved["include_prompt"] = modes["include_prompt"]
+            chosen = [modes["pooling_mode"]]
+        if len(chosen) == 1 and isinstance(chosen[0], str):  # several would be joined
+            saved["pooling"] = short.get(chosen[0], chosen[0])
+        saved["include_prompt"] = modes.get("include_prompt", True)
     length_file = folder / "sentence_bert_config.json"
     if length_file.is_file():
-        saved["max_length"] = read_json(length_file).get("max_seq_length")
+        stated = read_json(length_file)
+        saved["max_length"] = stated.get("max_seq_length")
+        saved["lower_case"] = stated.get("do_lower_case", False)
     prompts_file = folder / "config_sentence_transformers.json"
     if prompts_file.is_file():
         saved["prompts"] = read_json(prompts_file).get("prompts")

@@ -245,14 +245,14 @@ def _html(table: pd.DataFrame) -> str:
 def delta_products(
     base: Mapping[str, Tensor], checkpoints: Sequence[Mapping[str, Tensor]]
 ) -> dict[str, Tensor]:
-    """Inner products (J, J) of the checkpoints' deviations from the base, by tensor of a layer.
+    """Inner products (J, J) of the checkpoints' deviations from the base, by tensor.
 
     They are all that is needed to tell how long a merged deviation is, so a knob can be turned
     without the models.
     """
     products = {}
     for name, start in base.items():
-        if layer_of(name) is not None and start.is_floating_point():
+        if start.is_floating_point():
             deltas = torch.stack([(c[name] - start).flatten() for c in checkpoints]).double()
             products[name] = deltas @ deltas.T
     return products
@@ -271,7 +271,8 @@ def merged_lengths(
 
     Returns:
         Rows (layer, ingredient, weight, length); the ingredient is its place, or "merged", whose
-        weight is NaN. A layer's weight is the mean over its tensors.
+        weight is NaN. A layer's weight is the mean over its tensors. Tensors of no layer have no
+        row, but count in the norms of the whole model.
     """
     norms = {name: product.diagonal().sqrt() for name, product in products.items()}
     # Weights hang on norms alone: tensors of one number have the same ones.
@@ -286,6 +287,7 @@ def merged_lengths(
         labels = [*range(count), "merged"]
         for label, weight, square in zip(labels, [*w.tolist(), np.nan], squares, strict=True):
             rows.append((layer_of(name), label, weight, square))
+    rows = [row for row in rows if row[0] is not None]
     table = pd.DataFrame(rows, columns=["layer", "ingredient", "weight", "length"])
     grouped = table.groupby(["layer", "ingredient"], sort=False)
     return grouped.agg({"weight": "mean", "length": lambda s: np.sqrt(s.sum())}).reset_index()

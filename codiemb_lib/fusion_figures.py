@@ -111,10 +111,10 @@ def plot_fusion_weights(rows: pd.DataFrame, *, ax: np.ndarray | None = None) -> 
     key="split task dataset metric",
     values="value",
     caption="**Ways to merge the same runs, preset {preset}.** Difference to the uniform soup of "
-    "the same seed in mean nDCG@10 (IR) and mean Spearman correlation (STS), times 100. Each "
-    "method brings the settings that did best on dev, out of equally many (the greedy soup looks "
-    "by itself); test (lower row) was looked at once, with these. Faint points are seeds, solid "
-    "points their mean; {seeds}. {interval}",
+    "the same seed, at the scale that dev picked for it, in mean nDCG@10 (IR) and mean Spearman "
+    "correlation (STS), times 100. Each method brings the settings that did best on dev, out of "
+    "equally many (the greedy soup looks by itself); test (lower row) was looked at once, with "
+    "these. Faint points are seeds, solid points their mean; {seeds}. {interval}",
 )
 def plot_study(rows: pd.DataFrame, *, ax: np.ndarray | None = None) -> np.ndarray:
     """Draw what each method gains over the uniform soup: dev above test, IR left of STS.
@@ -123,7 +123,7 @@ def plot_study(rows: pd.DataFrame, *, ax: np.ndarray | None = None) -> np.ndarra
         rows: Rows of a fusion study, with the method as variant and `uniform` among them.
         ax: Four Axes; a new figure by default.
     """
-    scores = headline(rows, "study")
+    scores = headline(rows, "study", both=True)
     methods = [*dict.fromkeys(rows["variant"])]
     if "uniform" not in methods:
         raise ValueError(f"study: expected the method 'uniform', found {methods}. Add it.")
@@ -134,6 +134,11 @@ def plot_study(rows: pd.DataFrame, *, ax: np.ndarray | None = None) -> np.ndarra
         here = scores[(scores["split"] == split) & (scores["task"] == task)]
         means = mean_over_datasets(here, TASK_ROLES[task]).set_index(["variant", "seed"])["value"]
         gain = means.sub(means.loc["uniform"], level="seed").rename("value").reset_index()
+        if gain["value"].isna().any():
+            raise ValueError(
+                f"study: expected the method 'uniform' for each seed, found it for "
+                f"{[*means.loc['uniform'].index]}. Run notebook 04 for the others."
+            )
         styles = {name: method_style(name, TASK_ROLES[task]) for name in others}
         draw_dots(axis, gain, styles)
         axis.axvline(0, color=ROLES["baseline"].colour, lw=0.8, ls=":", zorder=0)
@@ -159,7 +164,7 @@ def plot_path(rows: pd.DataFrame, *, ax: np.ndarray | None = None) -> np.ndarray
         rows: Rows of a path; the variant is `<first> to <second>`.
         ax: Two Axes; a new figure by default.
     """
-    rows = headline(rows, "path")
+    rows = headline(rows, "path", both=True)
     wide = {
         task: mean_over_datasets(rows[rows["task"] == task], role, extra=("t",)).pivot(
             index="t", columns="seed", values="value"

@@ -1,8 +1,8 @@
 """Measures of a space of sentence embeddings: pure functions of float arrays of shape (n, D).
 
-Arrays of NumPy and tensors on the CPU are taken alike. Whatever is defined on the unit sphere
-normalises the rows itself; `spectrum` and `isoscore` take them as they are. Everything is exact:
-nothing is sampled.
+Arrays of NumPy are taken, and tensors that NumPy can read: on the CPU, without gradient, not in
+bfloat16. Whatever is defined on the unit sphere normalises the rows itself; `spectrum` and
+`isoscore` take them as they are. Everything is exact: nothing is sampled.
 
 A measure that is a mean over texts has a sister, `..._by_text`, with the terms of that mean, which
 `intervals.mean_interval` turns into an interval. Hubness and intrinsic dimension stand in

@@ -95,7 +95,10 @@ def plot_anisotropy(rows: pd.DataFrame, *, ax: np.ndarray | None = None) -> np.n
         draw_dots(axis, rows[rows["texts"] == kind], styles)
         axis.set_title(TEXTS.get(kind, kind))
         axis.set_xlabel("mean cosine (↓)")
-        axis.set_xlim(low - 0.04 * (high - low), high + 0.08 * (high - low))
+    ends = low - 0.04 * (high - low), high + 0.08 * (high - low)
+    bars = [axis.dataLim.intervalx for axis in axes]  # no interval over seeds is cut
+    for axis in axes:
+        axis.set_xlim(min(ends[0], *(b[0] for b in bars)), max(ends[1], *(b[1] for b in bars)))
     return axes
 
 
@@ -104,12 +107,11 @@ def plot_anisotropy(rows: pd.DataFrame, *, ax: np.ndarray | None = None) -> np.n
     key="texts index",
     values="singular_value",
     caption="**Spectrum of the embeddings against the base encoder's, preset {preset}.** Singular "
-    "values of the embedding matrix of {texts} texts of each kind, neither centred nor normalised, "
-    "as shares of their sum, largest first. Drawn is the ratio to the base encoder's share, on "
-    "logarithmic scales, as means over neighbouring values, the more the further right. Above the "
-    "dotted line a direction carries more than it did before training: a high start is a common "
-    "direction of all texts. Thin lines are seeds, thick lines their mean; {seeds}.",
-    facts=lambda rows: {"texts": str(rows["index"].max())},
+    "values of the embedding matrix of equally many texts of each kind, neither centred nor "
+    "normalised, as shares of their sum, largest first. Drawn is the ratio to the base encoder's "
+    "share, on logarithmic scales, as means over neighbouring values, the more the further right. "
+    "Above the dotted line a direction carries more than it did before training: a high start is "
+    "a common direction of all texts. Thin lines are seeds, thick lines their mean; {seeds}.",
 )
 def plot_spectra(rows: pd.DataFrame, *, ax: np.ndarray | None = None) -> np.ndarray:
     """Draw the singular value (share of the sum) over the base encoder's, a panel per texts.

@@ -37,18 +37,22 @@ def draw_shares(
 ) -> dict[str, list[Share]]:
     """The first batches of each kind: `ir` and `sts` of a single-task plan, and `mixed` ones.
 
+    Kinds without a batch are left out: a task without records, or fewer than a mixed batch takes.
+
     Args:
         preset: Batch sizes, prompts, how many positives and negatives are drawn.
-        records: Training records of both tasks.
+        records: Training records.
         encoder: Its tokenizer cuts the texts.
         count: Batches of each kind; fewer where an epoch has no more.
         seed: Of plans and draws.
     """
     sizes = preset.training.batch_sizes
     single = SingleTaskPlan(records, batch_sizes={"ir": sizes.ir, "sts": sizes.sts})
-    mixed = MixedTaskPlan(records, batch_size=sizes.mixed)
+    steps = single.steps(0, seed=seed)
+    if len(records) >= sizes.mixed:
+        steps += MixedTaskPlan(records, batch_size=sizes.mixed).steps(0, seed=seed)
     planned: dict[str, list[Step]] = {kind: [] for kind in KINDS}
-    for step in (*single.steps(0, seed=seed), *mixed.steps(0, seed=seed)):
+    for step in steps:
         planned[step.task].append(step)
     prompts = {dataset.name: dataset for dataset in preset.datasets}
     generator = np.random.default_rng(seed)
@@ -64,6 +68,7 @@ def draw_shares(
             for number, step in enumerate(steps[:count])
         ]
         for kind, steps in planned.items()
+        if steps
     }
 
 
@@ -93,7 +98,7 @@ def cosine_by_layer(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -
     one's length. Tensors outside the layers are left out. NaN where one of the two is zero.
     """
     sums: dict[int, np.ndarray] = defaultdict(lambda: np.zeros(3))  # a.b, a.a, b.b
-    for name in first.keys() | second.keys():
+    for name in dict.fromkeys([*first, *second]):  # in one order, for the sums
         layer = layer_of(name)
         if layer is not None:
             a, b = first.get(name), second.get(name)
@@ -129,12 +134,12 @@ def conflict(
         Rows (first, second, layer, batch, cosine); `first` and `second` are kinds.
 
     Raises:
-        GradientError: A kind has no batch.
+        GradientError: A kind has no batch, or there is no kind.
     """
-    if empty := [kind for kind, batches in shares.items() if not batches]:
+    if (empty := [kind for kind, batches in shares.items() if not batches]) or not shares:
         raise GradientError(
-            f"expected a batch of every kind, found none of {', '.join(empty)}. "
-            "Give records of both tasks, at least a batch of each."
+            f"expected a batch of every kind, found none of {', '.join(empty or KINDS)}. "
+            "Leave out kinds without any."
         )
     return pd.DataFrame(
         [
@@ -162,6 +167,6 @@ def _compared(
         }
         for first, second in combinations(now, 2):
             yield first, second, number, cosine_by_layer(now[first], now[second])
-        for kind in now.keys() & before.keys():
+        for kind in (kind for kind in now if kind in before):
             yield kind, kind, number - 1, cosine_by_layer(before[kind], now[kind])
         before = now

@@ -183,8 +183,9 @@ def _shared_passages(
     alike = _neighbours((t for rs in normal.values() for r in rs for t in r), passages, near)
     for name, records in new.items():
         for i, (record, texts) in enumerate(zip(records, normal[name], strict=True)):
-            query = normalise(record.query)
-            found = {("query", place): (query, query) for place in queries.get(query, ())}
+            query = normalise(record.query)  # "", of signs alone, is like no other
+            places = queries.get(query, ()) if query else ()
+            found = {("query", place): (query, query) for place in places}
             matches = ((text, other) for text in texts for other in alike[text])
             for text, other in sorted(matches, key=lambda match: (match[0] != match[1], match)):
                 for place in passages[other]:

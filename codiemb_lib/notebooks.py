@@ -87,6 +87,7 @@ def execute(
     with alone(output) as lock, atomic_path(output) as temporary:
         try:
             _run(notebook, temporary, values, progress=progress, keep_open=lock)
+            _check_whole(notebook, temporary)
         except BaseException as error:
             kept = _keep_failed(temporary, failed, notebook)
             if isinstance(error, PapermillExecutionError | DeadKernelError):
@@ -95,6 +96,15 @@ def execute(
         _name_paths(temporary, temporary, notebook, output)
     failed.unlink(missing_ok=True)
     return output
+
+
+def _check_whole(notebook: Path, executed: Path) -> None:
+    """Refuse a copy whose last cells did not run: `sys.exit(0)` ends a kernel in peace."""
+    for number, cell in enumerate(_read(executed).cells, start=1):
+        if cell.cell_type == "code" and cell.source.strip() and cell.execution_count is None:
+            raise CellError(
+                f"{notebook}: expected all cells to run, found that cell {number} did not."
+            )
 
 
 def read_parameters(notebook: str | Path) -> dict[str, Literal]:

@@ -13,11 +13,12 @@ from codiemb_lib.style import ROLES, TASK_ROLES, variant_styles
     "cosines",
     key="task pairs cosine",
     values="share n",
-    caption="**Cosines of pairs, preset {preset}.** Positives: a query and its passages; STS pairs "
-    "that people rated 0.8 or more. Negatives: a query and the most similar passage that is not "
-    "its own, which is what costs rank; STS pairs rated 0.2 or less. Random: all other pairs of a "
-    "data set. Bins of 0.05; each curve sums to one. Pairs: {pairs}. The less positives and "
-    "negatives overlap, the better; where both lie says nothing. The first seed of each model.",
+    caption="**Cosines of pairs, preset {preset}.** Positives: a query and its passages; STS "
+    "pairs that people rated 0.8 or more. Negatives: a query and the most similar passage that is "
+    "not its own, which is what costs rank; STS pairs rated 0.2 or less. Random: all other "
+    "combinations of a data set's texts, a few of them rated where texts recur. Bins of 0.05; "
+    "each curve sums to one. Pairs: {pairs}. The less positives and negatives overlap, the "
+    "better; where both lie says nothing. The first seed of each model.",
     facts=lambda rows: {"pairs": _pair_counts(rows)},
 )
 def plot_cosines(rows: pd.DataFrame, *, ax: np.ndarray | None = None) -> np.ndarray:
@@ -73,9 +74,12 @@ def _pair_counts(rows: pd.DataFrame) -> str:
     key="dataset pair",
     values="gold cosine",
     caption="**Similarity, people against models, preset {preset}.** A point is a pair of an STS "
-    "test set; its score by people is scaled to 0 to 1, from that of the least to that of the most "
-    "similar. Spearman's correlation sees the order alone: a good model's points rise from left to "
-    "right, however steeply. The first seed of each model.",
+    "test set; people's scale is mapped to 0 to 1{floor}. Spearman's correlation sees the order "
+    "alone: a good model's points rise from left to right, however steeply. The first seed of "
+    "each model.",
+    facts=lambda rows: {
+        "floor": ", of `lee-similarity` to 0.2 to 1" * ("lee-similarity" in set(rows["dataset"]))
+    },
 )
 def plot_rated_pairs(rows: pd.DataFrame, *, ax: np.ndarray | None = None) -> np.ndarray:
     """Draw the cosine of each STS pair against its score by people.

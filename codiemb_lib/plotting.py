@@ -167,8 +167,8 @@ def _checked(stem: str, rows: pd.DataFrame) -> pd.DataFrame:
     return rows
 
 
-def headline(rows: pd.DataFrame, stem: str) -> pd.DataFrame:
-    """The rows of each task's headline score, times 100."""
+def headline(rows: pd.DataFrame, stem: str, *, both: bool = False) -> pd.DataFrame:
+    """The rows of each task's headline score, times 100; of `both` tasks, if that is asked for."""
     kept = pd.concat(
         rows[(rows["task"] == task) & (rows["metric"] == metric)]
         for task, (metric, _) in SCORES.items()
@@ -178,6 +178,11 @@ def headline(rows: pd.DataFrame, stem: str) -> pd.DataFrame:
             f"{stem}: expected the metrics 'ndcg@10' (ir) or 'spearman' (sts), found "
             f"{distinct_pairs(rows, 'task', 'metric')} in the rows of this split. "
             "Pass the rows unfiltered."
+        )
+    if both and kept["task"].nunique() < len(SCORES):
+        raise ValueError(
+            f"{stem}: expected scores of both tasks, found those of {kept['task'].iloc[0]!r} "
+            "alone. The figure needs a preset with data sets of both."
         )
     return kept.assign(value=100 * kept["value"])
 

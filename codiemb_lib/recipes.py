@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from torch import Tensor
 
 from codiemb_lib.cards import model_card
-from codiemb_lib.config import EncoderSettings, explain, load_preset, unknown
+from codiemb_lib.config import EncoderSettings, explain, load_preset, load_yaml, unknown
 from codiemb_lib.encoder import Encoder, locate
 from codiemb_lib.evaluation import evaluate, task_means
 from codiemb_lib.files import scratch_beside, sha256_file
@@ -86,7 +86,7 @@ def load_recipe(path: str | Path) -> Recipe:
     if not path.is_file():
         raise RecipeError(f"{path}: expected a recipe in YAML, found no such file.")
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = load_yaml(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         raise RecipeError(
             f"{path}: expected YAML, found: {' '.join(str(error).split())}"

@@ -15,7 +15,7 @@ from pygments.formatters import HtmlFormatter
 from codiemb_lib.config import load_preset, preset_path
 from codiemb_lib.files import read_json
 from codiemb_lib.gallery import drawn
-from codiemb_lib.runs import figures_folder, git_commit, preset_folder
+from codiemb_lib.runs import figures_folder, git_commit, preset_folder, run_folder
 
 _SHOWN = ("image/png", "text/html", "text/markdown", "text/plain")  # forms of a notebook's output
 
@@ -94,7 +94,12 @@ def report(preset: str) -> str:
     """
     settings = load_preset(preset)
     pictures, runs = figures_folder(settings.name), preset_folder(settings.name)
-    manifests = [read_json(path) for path in sorted(runs.glob("*/seed-*/manifest.json"))]
+    ran = [
+        run_folder(settings.name, m, s) for m in settings.models for s in settings.model_seeds(m)
+    ]
+    manifests = [
+        read_json(path) for run in sorted(ran) if (path := run / "manifest.json").is_file()
+    ]
     source = Path(preset) if preset.endswith((".yaml", ".yml")) else preset_path(preset)
     costs = pictures / "costs.csv"
     return _PAGE.render(

@@ -50,7 +50,7 @@ def plot_trade_off(rows: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
         rows: Score rows; the metrics `ndcg@10` and `spearman` of the split `test` are drawn.
         ax: Where to draw; a new figure by default.
     """
-    rows = headline(rows[rows["split"] == "test"], "trade_off")
+    rows = headline(rows[rows["split"] == "test"], "trade_off", both=True)
     points = plane(
         mean_over_datasets(rows[rows["task"] == "ir"], "IR"),
         mean_over_datasets(rows[rows["task"] == "sts"], "STS"),

@@ -113,7 +113,8 @@ def measures(
 
     - of all texts of a kind: `anisotropy`, `uniformity` (of `MOST` at most); of what belongs
       together, as in `positive_pairs`: `alignment`, `cosine_gap`. Their intervals resample texts
-      (the bootstrap).
+      (the bootstrap); that of alignment its pairs, as if they were independent, which is too short
+      where queries have several passages.
     - of `equal_texts`, for they depend on n: `effective_rank`, `svd_entropy`, `isoscore`,
       `hubness`, `intrinsic_dimension`; their intervals are those of the jackknife. And
       `condition_number`, which is an extreme and has none: `low` and `high` are missing.
@@ -139,7 +140,8 @@ def measures(
         add(kind, "uniformity", potential_by_text(_spread(x, MOST)), _log, pairwise=True)
     for kind, pair in positive_pairs(space).items():
         add(kind, "alignment", alignment_by_text(*pair))
-        add(kind, "cosine_gap", _gaps(space, kind))
+        if len(gaps := _gaps(space, kind)) >= 2:
+            add(kind, "cosine_gap", gaps)
     for kind, x in equal_texts(space, most).items():
         found = jackknife_intervals(_by_rank, x)
         rows += [
@@ -168,14 +170,16 @@ def _by_rank(x: np.ndarray) -> list[float]:
 
 
 def _gaps(space: Iterable[EncodedDataset], kind: str) -> np.ndarray:
-    """The cosine gap of every query that has a positive, within its data set."""
-    return np.concatenate(
-        [
-            cosine_gap_by_text(dataset.queries, dataset.passages, rows)
-            for dataset in space
-            if dataset.task == kind and len(rows := _positives(dataset))
-        ]
-    )
+    """The cosine gap of every query that has a positive, and another passage, in its data set."""
+    gaps = [np.empty(0)]
+    for dataset in space:
+        if dataset.task == kind:
+            rows = _positives(dataset)
+            count = np.bincount(rows[:, 0], minlength=len(dataset.queries))
+            rows = rows[count[rows[:, 0]] < len(dataset.passages)]
+            if len(rows):
+                gaps.append(cosine_gap_by_text(dataset.queries, dataset.passages, rows))
+    return np.concatenate(gaps)
 
 
 def spectra(space: Iterable[EncodedDataset], most: int = 300) -> pd.DataFrame:
@@ -186,7 +190,8 @@ def spectra(space: Iterable[EncodedDataset], most: int = 300) -> pd.DataFrame:
         index = np.arange(1, len(values) + 1)
         share = {"texts": kind, "index": index, "singular_value": values / values.sum()}
         parts.append(pd.DataFrame(share))
-    return pd.concat(parts, ignore_index=True)
+    columns = ["texts", "index", "singular_value"]
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
 
 
 BINS = np.linspace(-1, 1, 41)  # edges of the histograms of cosines
@@ -200,7 +205,9 @@ def cosine_histograms(space: Iterable[EncodedDataset]) -> pd.DataFrame:
     - `positive`: a query and each of its passages; an STS pair that people rated `SIMILAR` or more.
     - `negative`: a query and the most similar passage that is none of its own, the one which costs
       rank; an STS pair rated `DISSIMILAR` or less.
-    - `random`: all other pairs of a query and a passage of one data set, with different words.
+    - `random`: all other combinations of a query and a passage of one data set, with different
+      words. Of an STS set these are a first and a second text of two pairs; where texts recur, a
+      few of them are rated pairs as well.
 
     `cosine` is the left end of a bin of `BINS`, `share` the part of the `n` pairs in it, which sum
     to one. Sorts without pairs are left out.
@@ -218,7 +225,7 @@ def cosine_histograms(space: Iterable[EncodedDataset]) -> pd.DataFrame:
         if d.task == "sts":
             low = np.asarray(d.gold) <= DISSIMILAR
             count("sts", "negative", np.einsum("nd,nd->n", d.queries[low], d.passages[low]))
-            rows = np.arange(len(d.queries))[:, None].repeat(2, axis=1)  # no pair is random
+            rows = np.arange(len(d.queries))[:, None].repeat(2, axis=1)  # none with itself
         words = np.array(d.passage_texts, dtype=object)
         for top in range(0, len(d.queries), _BLOCK):
             cosines = d.queries[top : top + _BLOCK] @ d.passages.T

@@ -7,7 +7,7 @@ import pandas as pd
 from codiemb_lib.evaluation import task_means
 from codiemb_lib.intervals import t_interval
 
-_PLAIN = ("uniform", 0)  # the method and candidate that all others are held against
+_PLAIN = "as it is"  # the settings of the uniform soup that all others are held against
 
 
 def candidates(study: pd.DataFrame) -> pd.DataFrame:
@@ -48,13 +48,14 @@ def fixed_settings(tried: pd.DataFrame) -> pd.DataFrame:
     """
     once = tried[tried["looks"] == 1]
     means = once.pivot(index=["method", "candidate"], columns="seed", values="mean")
-    if means.isna().any(axis=None) or _PLAIN not in means.index:
+    plain = once.loc[(once["method"] == "uniform") & (once["settings"] == _PLAIN), "candidate"]
+    if means.isna().any(axis=None) or plain.empty:
         raise ValueError(
-            f"fixed_settings: expected the uniform soup and every candidate at each of the seeds "
-            f"{[*means.columns]}, found {means.notna().sum(axis=1).to_dict()} of these. Run "
-            "notebook 04 for the missing ones."
+            f"fixed_settings: expected the uniform soup as it is, and every candidate at each of "
+            f"the seeds {[*means.columns]}, found {means.notna().sum(axis=1).to_dict()} of these. "
+            "Run notebook 04 for the missing ones."
         )
-    leads = means - means.loc[_PLAIN]
+    leads = means - means.loc["uniform", plain.iloc[0]]
     table = once.groupby(["method", "candidate"], sort=False).agg(
         {"settings": "first", "ir": "mean", "sts": "mean", "mean": "mean"}
     )

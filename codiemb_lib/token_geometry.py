@@ -45,7 +45,7 @@ def over_smoothing(states: ArrayLike, lengths: ArrayLike) -> OverSmoothing:
     condition number can be huge: beside the mean, look at the median.
 
     Args:
-        states: (B, T, D), padded on the right; floats, or a tensor on the CPU.
+        states: (B, T, D), padded on the right; floats that NumPy can read.
         lengths: (B,), tokens of each text, from 2 to T.
 
     Raises:

@@ -18,7 +18,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -121,13 +121,18 @@ def train(
     if accelerate is None:
         accelerate = preset.training.accelerate
     folder = check_writable(run_folder(preset.name, variant, seed))
-    one_of_several = int(os.environ.get("WORLD_SIZE", "1")) > 1  # which would wait for each other
-    with nullcontext() if one_of_several else alone(folder) as lock:
+    one_of_several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    with _guard(folder) as lock:
         if accelerate and not one_of_several:
             _launch(preset, variant, seed, accelerate, lock)
         else:
             _train_here(preset, variant, seed, folder, progress=progress, watch=watch)
     return folder
+
+
+def _guard(folder: Path) -> AbstractContextManager[int | None]:
+    """The run's lock; of processes that train together one on each machine takes it."""
+    return alone(folder) if int(os.environ.get("LOCAL_RANK", "0")) <= 0 else nullcontext()
 
 
 def _train_here(
@@ -651,8 +656,9 @@ def main(argv: list[str] | None = None) -> None:
     preset = load_preset(given.preset)
     preset.variant(given.variant)
     folder = check_writable(run_folder(preset.name, given.variant, given.seed))
-    # Without a lock of its own: the `train` that launched these hands on the one that it holds.
-    _train_here(preset, given.variant, given.seed, folder, progress=given.progress, watch=None)
+    # A `train` that launched these has handed on the lock that it holds.
+    with nullcontext() if given.end_with_launcher else _guard(folder):
+        _train_here(preset, given.variant, given.seed, folder, progress=given.progress, watch=None)
 
 
 if __name__ == "__main__":

@@ -70,6 +70,14 @@ def test_leaving_the_prompt_out_changes_the_mean(make_architecture, architecture
 
 
 @every_architecture
+def test_something_of_every_text_counts(make_architecture, architecture):
+    encoder = make_architecture(architecture, pooling="mean", include_prompt=False)
+    for text in ("a", "yes", "", "!"):  # a byte-level tokenizer may join all of it to the prompt
+        vector = encoder.encode([text], prompt="Query: ")
+        assert np.linalg.norm(vector) == pytest.approx(1)
+
+
+@every_architecture
 def test_padding_changes_nothing(make_architecture, architecture):
     encoder = make_architecture(architecture)
     together = torch.cat(forward(encoder, TEXTS, middle=True), dim=1)

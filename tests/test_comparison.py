@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -277,13 +279,17 @@ def test_order_of_texts_and_increasing_maps_of_cosines_change_no_score():
     np.testing.assert_allclose(drawn[:, 0], again[:, 0])
 
 
-def test_a_model_of_one_seed_stands_against_each_seed_of_the_other():
+def test_the_base_stands_against_each_seed_and_no_trained_model_of_one_seed_does():
     measured = runs(seeds=3)
     for seed in (1, 2):
         del measured["b", seed]
-    row = compare(resample(measured, resamples=50), IR).iloc[0]
+    with pytest.raises(ComparisonError, match=r"with the same seeds, found .*'b': \[0\]"):
+        compare(resample(measured, resamples=50), IR)
+    measured["base", 0] = measured.pop(("b", 0))
+    against = {"c": [Comparison("a", "base", "ir")]}
+    row = compare(resample(measured, resamples=50), against).iloc[0]
     score = {run: scores[0].values.mean() for run, scores in measured.items()}
-    each = [score["a", seed] - score["b", 0] for seed in range(3)]
+    each = [score["a", seed] - score["base", 0] for seed in range(3)]
     assert row["seeds"] == 3
     assert row["difference"] == pytest.approx(np.mean(each))
     assert row["seeds_high"] == pytest.approx(t_interval(each)[1])
@@ -352,6 +358,14 @@ def test_runs_with_different_gold_scores_are_refused():
     other = TextScores("sts", "words", words.texts, words.values, 1 - words.gold)
     measured["b", 0] = [*measured["b", 0][:2], other]
     with pytest.raises(ComparisonError, match="others in 'words'"):
+        resample(measured)
+
+
+def test_queries_searched_in_other_passages_are_refused():
+    measured = runs(seeds=1)
+    docs = measured["b", 0][0]
+    measured["b", 0] = [dataclasses.replace(docs, among=[["other"], []]), *measured["b", 0][1:]]
+    with pytest.raises(ComparisonError, match=f"others in '{docs.dataset}'"):
         resample(measured)
 
 

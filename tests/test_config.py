@@ -133,6 +133,14 @@ def test_unknown_preset_names_the_nearest():
         (lambda c: c["geometry"].update(umap_variants=["other"]), "umap_variants"),
         (lambda c: c.update(name="other"), "expected `name: smoke`"),
         (lambda c: c.pop("seeds"), "seeds: Field required"),
+        (lambda c: c.update(seeds=[0, 1, 0]), "seeds: expected different numbers from 0"),
+        (lambda c: c.update(seeds=[-1]), "seeds: expected different numbers from 0"),
+        (lambda c: c["variants"].update({"ir and sts": {}}), "the name 'ir and sts': expected"),
+        (lambda c: c["fusion"].update({"../x": c["fusion"]["soup"]}), "the name '../x': expected"),
+        (
+            lambda c: c["variants"]["codiemb"].update(objective={"temprature": 1}),
+            r"variant 'codiemb': objective\.temprature: .*Did you mean 'temperature'\?$",
+        ),
     ],
 )
 def test_what_cannot_be_run_is_refused(tmp_path, change, message):
@@ -144,6 +152,9 @@ def test_a_file_that_is_no_yaml_or_no_mapping_is_refused(tmp_path):
     path = tmp_path / "broken.yaml"
     path.write_text("a: [1")
     with pytest.raises(PresetError, match="expected YAML"):
+        load_preset(str(path))
+    path.write_text("name: broken\nvariants:\n  a: {}\n  b: &b {}\n  a: {<<: *b}")
+    with pytest.raises(PresetError, match="the key 'a' a second time"):
         load_preset(str(path))
     path.write_text("- 1")
     with pytest.raises(PresetError, match="expected a mapping"):

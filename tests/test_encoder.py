@@ -228,9 +228,36 @@ def test_a_model_need_not_name_the_unit_length(saved):
     assert modules[-1]["type"].endswith("Normalize")
 
 
+def test_a_pooling_that_joins_several_is_refused(saved):
+    file = saved / "1_Pooling" / "config.json"
+    modes = {"pooling_mode_mean_tokens": True, "pooling_mode_max_tokens": True}
+    file.write_text(json.dumps(modes))
+    with pytest.raises(EncoderError, match="pooling"):
+        Encoder.load(EncoderSettings(name=str(saved)))
+    file.write_text(json.dumps(modes | {"pooling_mode_max_tokens": False}))
+    assert Encoder.load(EncoderSettings(name=str(saved))).pooling == "mean"
+
+
+def test_lower_casing_that_the_tokenizer_does_not_do_is_refused(saved):
+    file = saved / "sentence_bert_config.json"
+    stated = json.loads(file.read_text()) | {"do_lower_case": True}
+    file.write_text(json.dumps(stated))
+    Encoder.load(EncoderSettings(name=str(saved)))  # its tokenizer minds no capitals
+    tokenizer = json.loads((saved / "tokenizer.json").read_text())
+    (saved / "tokenizer.json").write_text(json.dumps(tokenizer | {"normalizer": None}))
+    with pytest.raises(EncoderError, match="expected a tokenizer that minds no capitals"):
+        Encoder.load(EncoderSettings(name=str(saved)))
+
+
 @pytest.mark.parametrize(
     ("stated", "asked", "expected"),
-    [(None, None, False), (True, None, True), (True, False, False), (False, True, True)],
+    [
+        (None, None, True),
+        (False, None, False),
+        (True, None, True),
+        (True, False, False),
+        (False, True, True),
+    ],
 )
 def test_prompts_count_as_asked_or_else_as_the_files_say(saved, stated, asked, expected):
     file = saved / "1_Pooling" / "config.json"

@@ -188,10 +188,8 @@ def test_weights_and_lengths_are_those_of_the_real_merge(granularity):
         delta_products(base, checkpoints), power=2.0, scale=0.5, granularity=granularity
     ).set_index(["layer", "ingredient"])
     options = {"power": 2.0, "granularity": granularity}
-    names = {n: t for n, t in base.items() if not n.startswith("pooler")}
-    layered = [{n: c[n] for n in names} for c in checkpoints]
-    merged = fusion.fuse(names, layered, method="delta", scale=0.5, **options)
-    weights = fusion.delta_guided_weights(names, layered, **options)
+    merged = fusion.fuse(base, checkpoints, method="delta", scale=0.5, **options)
+    weights = fusion.delta_guided_weights(base, checkpoints, **options)
     for layer, members in {-1: ["embeddings.w"], 0: ["layer.0.a", "layer.0.b"]}.items():
         moved = torch.cat([(merged[n] - base[n]).flatten() for n in members]).norm().item()
         assert table.loc[(layer, "merged"), "length"] == pytest.approx(moved, rel=1e-5)

@@ -769,6 +769,15 @@ def test_study_draws_each_methods_gain_over_the_soup_of_its_seed():
     assert "uniform" not in found
     with pytest.raises(ValueError, match="expected the method 'uniform'"):
         plot("study", rows[rows["variant"] != "uniform"])
+    with pytest.raises(ValueError, match=r"'uniform' for each seed, found it for \[0\]"):
+        plot("study", rows[(rows["variant"] != "uniform") | (rows["seed"] == 0)])
+
+
+@pytest.mark.parametrize("stem", ["study", "path", "trade_off"])
+def test_a_figure_of_both_tasks_wants_both(stem):
+    rows = table("scores" if stem == "trade_off" else stem, seeds=1)
+    with pytest.raises(ValueError, match=f"{stem}: expected scores of both tasks, found .* 'ir'"):
+        plot(stem, rows[rows["task"] == "ir"])
 
 
 def test_path_sets_each_task_against_its_better_end():

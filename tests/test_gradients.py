@@ -156,5 +156,9 @@ def test_batches_of_the_wanted_kinds_and_number_are_drawn(encoder, shares):
 
 def test_a_kind_without_batches_is_named(encoder):
     shares = draw_shares(PRESET, RECORDS[:8], encoder, count=1)
+    assert "sts" not in shares  # a preset may train one task
+    assert {*conflict(encoder, shares, PRESET.objective)["first"]} <= {*shares}
     with pytest.raises(GradientError, match="found none of sts"):
-        conflict(encoder, shares, PRESET.objective)
+        conflict(encoder, shares | {"sts": []}, PRESET.objective)
+    with pytest.raises(GradientError, match="found none of ir, sts, mixed"):
+        conflict(encoder, {}, PRESET.objective)

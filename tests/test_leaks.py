@@ -154,8 +154,10 @@ def test_queries_leak_if_identical_and_passages_if_near_identical():
         ir("who", CAPTION.replace("the evening", "an evening")),
         ir("how", "a fourth thing", negatives=("a fifth thing", OTHER + ".")),
         ir("why", "unlike"),
+        ir("∑ ∫ ?", "a seventh thing"),
     ]
     test = [
+        ir("→ !!", "an eighth thing"),  # neither has a letter
         ir("what is it", "a sixth thing"),
         ir("What are the symptoms of two illness?", CAPTION),
         ir("where", OTHER, negatives=("unlike",)),  # judged to answer nothing

@@ -113,6 +113,14 @@ def test_death_of_the_kernel_names_the_cell(make_notebook, tmp_path):
     assert (tmp_path / "copy.failed.ipynb").exists()
 
 
+def test_a_kernel_that_ends_in_peace_before_its_last_cell_has_failed(make_notebook, tmp_path):
+    notebook = make_notebook("print(1)", "import sys; sys.exit(0)", "print('never')")
+    out = tmp_path / "out.ipynb"
+    with pytest.raises(CellError, match="expected all cells to run, found that cell 4 did not"):
+        execute(notebook, out)
+    assert not out.exists()
+
+
 @pytest.mark.usefixtures("no_kernel")
 @pytest.mark.parametrize(
     ("given", "message"),

@@ -27,7 +27,7 @@ def project(tmp_path, monkeypatch):
     run = tmp_path / "data" / "runs" / "mini"
     manifest = {
         "variant": "codiemb",
-        "seed": 7,
+        "seed": 0,
         "fingerprint": "f" * 64,
         "git_commit": "abcdef",
         "seconds": 12.5,
@@ -36,8 +36,11 @@ def project(tmp_path, monkeypatch):
         "versions": {"torch": "9.9"},
         "data": {"api-docs": "0123"},
     }
-    (run / "codiemb" / "seed-7").mkdir(parents=True)
-    write_json(run / "codiemb" / "seed-7" / "manifest.json", manifest)
+    for variant, fingerprint in (("codiemb", "f" * 64), ("renamed_away", "e" * 64)):
+        (run / variant / "seed-0").mkdir(parents=True)
+        write_json(
+            run / variant / "seed-0" / "manifest.json", manifest | {"fingerprint": fingerprint}
+        )
     outputs = [
         nbformat.v4.new_output("stream", name="stderr", text="a bar"),
         nbformat.v4.new_output(
@@ -79,6 +82,7 @@ def test_report_holds_tables_figures_provenance_and_notebooks(project):
     assert "<td>delta-guided</td>" in page  # of the table of results
     for fact in ("f" * 64, "abcdef", "12.5", "torch 9.9", "api-docs: 0123", "umap_variants"):
         assert fact in page
+    assert "e" * 64 not in page  # of a run that the preset has not
     assert "a &lt;loud&gt; machine" in page
     assert "a chart" in page
     assert "a bar" not in page

@@ -71,6 +71,17 @@ def test_equal_texts_are_as_many_of_each_kind_and_the_same_for_every_model(space
     assert len(spaces.equal_texts(few)["ir"]) == 29
 
 
+def test_what_has_too_few_terms_is_left_out():
+    one = dataset("ir", ["q", "r"], ["a", "b"], [[0, 1], []])  # all passages are positives
+    pair = dataset("sts", ["s"], ["t"], np.array([1.0]))
+    wide = dataset("sts", list("klmn"), list("opqu"), np.array([0.9, 0.9, 0.1, 0.9]), name="b")
+    found = spaces.measures([one, pair, wide], resamples=50).set_index(["texts", "measure"])
+    assert ("ir", "alignment") in found.index
+    assert ("ir", "cosine_gap") not in found.index
+    assert found.loc[("sts", "cosine_gap"), "n"] == 3  # of the one pair there is no gap
+    assert spaces.spectra([pair]).empty
+
+
 def test_measures_are_those_of_the_texts_with_intervals_about_them(space):
     rows = spaces.measures(space, resamples=200)
     assert list(rows.columns) == ["texts", "measure", "value", "low", "high", "n"]

@@ -10,12 +10,13 @@ from codiemb_lib.intervals import t_interval
 from codiemb_lib.studies import candidates, fixed_settings
 
 SCORES = {  # by method and candidate: IR of three seeds; STS is 0.1 less
-    ("uniform", 0): (0.50, 0.60, 0.70),
-    ("uniform", 1): (0.40, 0.50, 0.60),
+    ("uniform", 0): (0.40, 0.50, 0.60),
+    ("uniform", 1): (0.50, 0.60, 0.70),
     ("delta", 0): (0.90, 0.50, 0.60),  # far ahead for one seed, behind for two
     ("delta", 1): (0.53, 0.63, 0.74),
     ("greedy", 0): (0.99, 0.99, 0.99),
 }
+PLAIN = ("uniform", 1)  # wherever it stands in the list
 
 
 def study(seeds=3) -> pd.DataFrame:
@@ -32,7 +33,8 @@ def study(seeds=3) -> pd.DataFrame:
                 ("sts", "words", "spearman", value - 0.1),
             ]:
                 row = ("mini", method, seed, task, dataset, metric)
-                dev = (candidate, f"power {candidate}", looks, value == best, "dev")
+                settings = "as it is" if (method, candidate) == PLAIN else f"power {candidate}"
+                dev = (candidate, settings, looks, value == best, "dev")
                 rows.append((*row, found, method, *dev))
                 if value == best:
                     test = (np.nan, np.nan, np.nan, True, "test")
@@ -54,8 +56,8 @@ def test_fixed_settings_are_ranked_by_their_mean_over_seeds_and_held_against_the
     assert [*zip(found["method"], found["settings"], strict=True)] == [
         ("delta", "power 0"),
         ("delta", "power 1"),
+        ("uniform", "as it is"),
         ("uniform", "power 0"),
-        ("uniform", "power 1"),
     ]
     first, second = found.iloc[0], found.iloc[1]
     assert first["mean"] == pytest.approx(np.mean([0.85, 0.45, 0.55]))

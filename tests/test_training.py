@@ -1,5 +1,6 @@
 """Training on a tiny random encoder: it learns, it keeps its books, it survives a kill."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -378,6 +379,18 @@ def test_one_of_several_processes_launches_no_others(project, monkeypatch):
     monkeypatch.setattr(training, "_train_here", lambda *_, **__: here.append(1))
     train(change(project, accelerate="cpu-2"), "codiemb", 0)
     assert here == [1]
+
+
+@pytest.mark.parametrize(("rank", "given", "locked"), [(0, [], True), (1, [], False)])
+def test_processes_that_were_launched_by_hand_take_the_lock_once(
+    project, monkeypatch, rank, given, locked
+):
+    monkeypatch.setenv("LOCAL_RANK", str(rank))
+    taken = []
+    monkeypatch.setattr(training, "alone", lambda f: taken.append(f) or contextlib.nullcontext())
+    monkeypatch.setattr(training, "_train_here", lambda *_, **__: None)
+    training.main(["--preset", "tiny", "--variant", "codiemb", *given])
+    assert taken == [project / "data" / "runs" / "tiny" / "codiemb" / "seed-0"] * locked
 
 
 def test_precision_comes_from_the_configuration(project, two_processes):
