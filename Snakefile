@@ -1,8 +1,8 @@
 # The order of the notebooks. `make reproduce` runs what is missing or out of date, and no more.
 #
 # A rule executes one notebook; its output is the executed copy, written once every cell has passed.
-# Its inputs are the notebook, the preset, the registry of data sets, the locked packages, the runs
-# before it, and the library modules that this notebook imports, directly or not. What the notebook computes lies beside
+# Its inputs are the notebook, the preset, the registry of data sets, the runs before it, and the
+# library modules that this notebook imports, directly or not. What the notebook computes lies beside
 # the copy. Trained and fused models are not declared as outputs, since Snakemake removes those
 # before it runs a rule again: a killed training would lose the checkpoint that it goes on from, and
 # a notebook whose text alone has changed would train anew instead of finding its finished run.
@@ -64,7 +64,6 @@ def needs(notebook):
         "notebook": path,
         "preset": f"notebooks/presets/{PRESET.name}.yaml",
         "registry": "data/registry.yaml",
-        "packages": "requirements.lock",
         "library": [str(file) for file in notebook_files(path, root="codiemb_lib")],
         "local": local_files() + root_files(),
     }
