@@ -128,10 +128,11 @@ def plot_spectra(rows: pd.DataFrame, *, ax: np.ndarray | None = None) -> np.ndar
     base = rows[rows["variant"] == "base"].groupby(["texts", "index"])["singular_value"].mean()
     rows = rows[rows["variant"] != "base"].join(base.rename("base"), on=["texts", "index"])
     last = rows["index"].max()
-    edges = np.unique([*range(1, 11), *np.geomspace(10, max(10, last) + 1, 16).astype(int)])
+    edges = np.unique(np.geomspace(1, last + 1, 14).astype(int))
+    middles = np.sqrt(edges[:-1] * (edges[1:] - 1))  # on a logarithmic axis
     rows = rows.assign(
         value=rows["singular_value"] / rows["base"],
-        index=edges[np.searchsorted(edges, rows["index"], side="right") - 1],
+        index=middles[np.searchsorted(edges, rows["index"], side="right") - 1],
     )
     keys = ["texts", "variant", "seed", "index"]
     rows = rows.groupby(keys, sort=False)["value"].mean().reset_index()
@@ -141,7 +142,7 @@ def plot_spectra(rows: pd.DataFrame, *, ax: np.ndarray | None = None) -> np.ndar
     look = ROLES["baseline"]
     for axis, kind in zip(axes, kinds, strict=True):
         axis.axhline(1, color=look.colour, linestyle=look.line, lw=0.8, zorder=0)
-        draw_lines(axis, rows[rows["texts"] == kind], styles, x="index", markers=False)
+        draw_lines(axis, rows[rows["texts"] == kind], styles, x="index")
         axis.set(xscale="log", yscale="log")  # the first few directions differ most
         axis.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
         axis.yaxis.set_major_formatter("{x:g}")
@@ -198,7 +199,7 @@ def plot_geometry_by_step(rows: pd.DataFrame, *, ax: np.ndarray | None = None) -
     for row, name in zip(flat.reshape(len(names), len(kinds)), names, strict=True):
         for axis, kind in zip(row, kinds, strict=True):
             here = rows[(rows["texts"] == kind) & (rows["measure"] == name)]
-            draw_lines(axis, here, styles, x="step", markers=True)
+            draw_lines(axis, here, styles, x="step")
             axis.set_ylabel(_MEASURES[name])
             if name == names[0]:
                 axis.set_title(TEXTS.get(kind, kind))
@@ -242,7 +243,7 @@ def plot_geometry_by_layer(rows: pd.DataFrame, *, ax: np.ndarray | None = None) 
         these = rows[(rows["level"] == level) & (rows["measure"] == measure)]
         for axis, kind in zip(row, kinds, strict=True):
             here = these[these["texts"] == kind].sort_values("layer")
-            draw_lines(axis, here, styles, x="layer", markers=True)
+            draw_lines(axis, here, styles, x="layer")
             for variant, look in styles.items():
                 mine = here[here["variant"] == variant].dropna(subset=["low", "high"])
                 band = {"color": look.colour, "alpha": 0.15, "lw": 0}

@@ -317,9 +317,7 @@ def draw_dots(ax: Axes, rows: pd.DataFrame, styles: dict[str, VariantStyle]) -> 
     ax.xaxis.set_major_locator(MaxNLocator(3, steps=[1, 2, 5, 10]))
 
 
-def draw_lines(
-    ax: Axes, rows: pd.DataFrame, styles: dict[str, VariantStyle], *, x: str, markers: bool
-) -> None:
+def draw_lines(ax: Axes, rows: pd.DataFrame, styles: dict[str, VariantStyle], *, x: str) -> None:
     """Draw `value` by `x`, thin for a seed and thick for the mean over seeds."""
     for variant, look in styles.items():
         here = rows[rows["variant"] == variant].sort_values(x)
@@ -327,9 +325,9 @@ def draw_lines(
             for _, seed in here.groupby("seed"):
                 ax.plot(seed[x], seed["value"], color=look.colour, lw=0.5, alpha=FAINT)
         mean = here.groupby(x)["value"].mean()
-        form = look.marker_format if markers else {"color": look.colour}
         if len(mean):
-            ax.plot(mean.index, mean, label=look.label, linestyle=look.line, **form)
+            drawn = {"label": look.label, "linestyle": look.line, **look.marker_format}
+            ax.plot(mean.index, mean, **drawn)
 
 
 def named_ends(ax: Axes) -> tuple[list[float], list[float], list[str]]:

@@ -217,7 +217,7 @@ def plot_training_curves(rows: pd.DataFrame, *, ax: np.ndarray | None = None) ->
     axes = panels(2, ax, columns=2, height=2.5, legend=True)
     for axis, (task, role) in zip(axes, TASK_ROLES.items(), strict=True):
         here = mean_over_datasets(rows[rows["task"] == task], role, extra=("step",))
-        draw_lines(axis, here, styles, x="step", markers=True)
+        draw_lines(axis, here, styles, x="step")
         axis.set_xlabel("optimiser step")
         axis.set_ylabel(f"{role} dev sets: mean\n{SCORES[task][1]} {TIMES_100}")
     name_series(axes)

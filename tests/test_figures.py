@@ -553,8 +553,9 @@ def test_spectra_are_drawn_against_the_base_encoder():
     base = of_all[of_all["variant"] == "base"].set_index("index")["singular_value"]
     mine = of_all[of_all["variant"] == "soup"].groupby("index")["singular_value"].mean()
     line = handles[labels.index("uniform soup")]
-    np.testing.assert_allclose(line.get_ydata(), mine / base)  # so few values stand each alone
-    np.testing.assert_array_equal(line.get_xdata(), range(1, 13))
+    np.testing.assert_allclose(line.get_ydata()[:4], (mine / base)[:4])  # these stand alone
+    np.testing.assert_allclose(line.get_ydata()[4], (mine / base)[4:6].mean())
+    np.testing.assert_allclose(line.get_xdata()[:5], [1, 2, 3, 4, np.sqrt(5 * 6)])
     with pytest.raises(ValueError, match="expected rows of 'base' to compare with"):
         plot("spectra", rows[rows["variant"] != "base"])
 
@@ -566,7 +567,8 @@ def test_a_long_spectrum_is_drawn_as_means_over_neighbours():
     wave = base.assign(variant="soup", singular_value=(1 + 0.5 * (-1.0) ** index) / 300)
     (ax,) = plot("spectra", pd.concat([base, wave]))
     (line,) = (line for line in ax.get_lines() if line.get_label() == "uniform soup")
-    assert len(line.get_xdata()) < 30
+    assert len(line.get_xdata()) < 15  # so that markers stay apart
+    assert line.get_xdata()[0] == 1 and 200 < line.get_xdata()[-1] < 300
     assert line.get_ydata()[0] == pytest.approx(0.5)
     np.testing.assert_allclose(line.get_ydata()[-3:], 1, atol=0.02)
 
