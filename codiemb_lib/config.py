@@ -125,7 +125,7 @@ class TrainingSettings(_Settings):
     accumulation: Annotated[int, Field(ge=1)] = 1  # batches per optimiser step
     evaluate_every: Annotated[int, Field(ge=1)] = 50  # optimiser steps between dev scores
     tokens_per_forward: Annotated[int, Field(ge=64)] = 2048  # padded
-    gradient_cache: bool = False  # bounds memory at any batch size; a third slower
+    gradient_cache: bool = False  # bounds memory at any batch size; slower for small batches
     gradient_checkpointing: bool = False  # computes layers twice, to save memory
     accelerate: str = ""  # a configuration of accelerate in presets/accelerate; "": this process
     trajectory: bool = False  # whether the embeddings behind every dev score are kept
