@@ -326,8 +326,16 @@ def bootstrap_p(drawn: ArrayLike, bound: float = 0.0) -> float:
     """Two-sided p of `bound`: twice the share of resamples (R,) on its far side, at least 2/(R+1).
 
     Davison & Hinkley (1997), section 4.4: the observed data count as one more resample.
+
+    Raises:
+        ComparisonError: A resample is NaN, which lies on neither side.
     """
     drawn = np.asarray(drawn)
+    if np.isnan(drawn).any():
+        raise ComparisonError(
+            f"expected numbers, found NaN in {np.isnan(drawn).sum()} of {len(drawn)} resamples: "
+            "the statistic is undefined there. Drop them, or take more texts."
+        )
     far = min(np.count_nonzero(drawn <= bound), np.count_nonzero(drawn >= bound))
     return min(1.0, 2 * (1 + far) / (1 + len(drawn)))
 

@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 
 from codiemb_lib import encoder, lean
 from codiemb_lib.config import EncoderSettings
-from codiemb_lib.encoder import Encoder, locate, model_hash
+from codiemb_lib.encoder import Encoder, check_texts, locate, model_hash
 from codiemb_lib.files import atomic_path, read_json, sha256_file, sha256_text
 
 CHUNK = 16_384  # texts that are tokenised, encoded and kept together
@@ -69,8 +69,10 @@ class Embedder:
         Beside the result, memory holds those of one chunk of texts, and its tokens.
 
         Raises:
-            EncoderError: There is nothing to encode, or the encoder cannot be loaded.
+            EncoderError: There is nothing to encode, something is no text, or the encoder cannot be
+                loaded.
         """
+        check_texts(texts)
         distinct = list(dict.fromkeys(texts))
         starts = range(0, max(1, len(distinct)), CHUNK)
         output = None

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import transformers
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional
 from tqdm.auto import tqdm
@@ -231,6 +232,16 @@ class Encoder(nn.Module):
                 f"{settings.name}: expected a model for transformers {transformers.__version__} "
                 f"and the packages beside it, found that it needs others: {error}"
             ) from error
+        except SafetensorError as error:
+            raise EncoderError(
+                f"{folder}: expected whole weights in safetensors, found a damaged file: {error}. "
+                "Copy or download it again."
+            ) from error
+        if len(tokenizer) <= len(set(tokenizer.all_special_ids)):  # made up, for want of files
+            raise EncoderError(
+                f"{folder}: expected the files of a tokenizer, such as tokenizer.json, found a "
+                "vocabulary of special tokens alone. Copy the tokenizer's files there."
+            )
         if missing := sorted(k for k in loading["missing_keys"] if not k.startswith("pooler.")):
             raise EncoderError(
                 f"{folder}: expected a weight for every parameter, found none for {missing[:4]} "
@@ -365,10 +376,9 @@ class Encoder(nn.Module):
         """Embeddings of texts, (n, D) float32 of unit length, without gradient or dropout.
 
         Raises:
-            EncoderError: There is nothing to encode.
+            EncoderError: There is nothing to encode, or something is no text.
         """
-        if not len(texts):
-            raise EncoderError("expected at least one text to encode, found none.")
+        check_texts(texts)
         training = self.training
         self.eval()
         distinct = list(dict.fromkeys(texts))
@@ -429,6 +439,23 @@ class Encoder(nn.Module):
                 },
             )
         return folder
+
+
+def check_texts(texts: Sequence[str]) -> None:
+    """Refuse what is no list of texts, or has none.
+
+    Raises:
+        EncoderError: It says what stands where.
+    """
+    if isinstance(texts, str):
+        raise EncoderError(f"expected a list of texts, found one text; write [{texts[:20]!r}].")
+    if not len(texts):
+        raise EncoderError("expected at least one text to encode, found none.")
+    for place, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise EncoderError(
+                f"expected texts, found {text!r} at place {place}. Leave it out, or make it text."
+            )
 
 
 def forward_passes(

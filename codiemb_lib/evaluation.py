@@ -158,7 +158,7 @@ def ranking_metrics(
         EvaluationError: A query without relevant passage, or other than one mapping a query.
         SearchError: Vectors of another shape, or without a finite length.
     """
-    _check_grades(grades, len(queries))
+    _check_grades(grades, len(queries), len(passages))
     # The search keeps the earlier of equal passages, so it gets them from the last to the first.
     backwards = np.asarray(passages)[::-1]
     depth = min(_DEPTH, len(backwards))
@@ -184,19 +184,26 @@ def retrieval_metrics(
             f"expected similarities of queries and passages, found shape {similarities.shape}."
         )
     grades = [dict.fromkeys(columns, 1) for columns in relevant]
-    _check_grades(grades, len(similarities))
+    _check_grades(grades, len(similarities), similarities.shape[1])
     _check_finite(similarities)
     columns = similarities.shape[1]
     best, places = top_columns(similarities[:, ::-1], min(_DEPTH, columns))
     return _measure(best, columns - 1 - places, grades)
 
 
-def _check_grades(grades: Sequence[Mapping[int, int]], queries: int) -> None:
+def _check_grades(grades: Sequence[Mapping[int, int]], queries: int, passages: int) -> None:
     if len(grades) != queries or not all(grades):
         raise EvaluationError(
             f"expected a relevant passage for each of {queries} queries, found grades for "
             f"{sum(map(bool, grades))}."
         )
+    for query, graded in enumerate(grades):
+        for place, grade in graded.items():
+            if not 0 <= place < passages or grade < 1:
+                raise EvaluationError(
+                    f"query {query}: expected passages from 0 to {passages - 1} with grades from "
+                    f"1, found passage {place} with grade {grade}."
+                )
 
 
 def _measure(

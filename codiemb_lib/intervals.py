@@ -40,8 +40,10 @@ def mean_interval(
         seed: Of the resamples.
 
     Raises:
-        ValueError: Fewer than two values, or values that are not finite.
+        ValueError: Fewer than two values, values that are not finite, or a confidence that is no
+            share between 0 and 1.
     """
+    _check_confidence(confidence)
     values = np.asarray(values, dtype=np.float64)
     if values.ndim != 1 or len(values) < 2 or not np.isfinite(values).all():
         found = "NaN or infinity" if np.size(values) - np.isfinite(values).sum() else values.shape
@@ -95,8 +97,10 @@ def jackknife_intervals(
         seed: Of the groups.
 
     Raises:
-        ValueError: Fewer rows than groups, or fewer than two groups.
+        ValueError: Fewer rows than groups, fewer than two groups, or a confidence that is no share
+            between 0 and 1.
     """
+    _check_confidence(confidence)
     rows = np.asarray(rows)
     if not 2 <= groups <= len(rows):
         raise ValueError(
@@ -109,6 +113,13 @@ def jackknife_intervals(
     error = np.sqrt((groups - 1) * without.var(axis=0))
     half = stats.t.ppf((1 + confidence) / 2, groups - 1) * error
     return Intervals(values, values - half, values + half)
+
+
+def _check_confidence(confidence: float) -> None:
+    if not 0 < confidence < 1:
+        raise ValueError(
+            f"expected a confidence between 0 and 1, such as 0.95, found {confidence!r}."
+        )
 
 
 def t_interval(values: ArrayLike) -> tuple[float, float]:

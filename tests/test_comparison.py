@@ -388,3 +388,8 @@ def test_models_without_common_seeds_and_tasks_without_sets_are_refused():
         compare(sets, {"c": [Comparison("a", "x", "ir")]})
     with pytest.raises(ComparisonError, match="test set of task 'sts', found none"):
         compare(sets[:2], {"c": [Comparison("a", "a", "sts")]})
+
+
+def test_resamples_without_a_value_give_no_p():
+    with pytest.raises(ComparisonError, match="found NaN in 1 of 3 resamples"):
+        bootstrap_p([0.1, float("nan"), 0.2])

@@ -511,3 +511,29 @@ def test_many_texts_are_cut_piece_by_piece(monkeypatch):
     blocks = _cut(tokens, 120, 8)
     assert sorted(i for block in blocks for i in block) == list(range(100))
     assert all(len(tokens[b[0]].ids) * len(b) <= 120 for b in blocks)
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        ("one text", r"expected a list of texts, found one text; write \['one text'\]"),
+        (["a", None], "found None at place 1"),
+        ([b"a"], "found b'a' at place 0"),
+    ],
+)
+def test_what_is_no_list_of_texts_is_refused(texts, message):
+    encoder = Encoder.load(EncoderSettings(name="minilm-l6", layers=1))
+    with pytest.raises(EncoderError, match=message):
+        encoder.encode(texts)
+
+
+def test_a_folder_without_tokenizer_or_with_half_its_weights_is_refused(tmp_path):
+    folder = Encoder.load(EncoderSettings(name="minilm-l6", layers=1)).save(tmp_path / "model")
+    weights = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(weights[: len(weights) // 2])
+    with pytest.raises(EncoderError, match="expected whole weights"):
+        Encoder.load(EncoderSettings(name=str(folder)))
+    (folder / "model.safetensors").write_bytes(weights)
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(EncoderError, match="expected the files of a tokenizer"):
+        Encoder.load(EncoderSettings(name=str(folder)))

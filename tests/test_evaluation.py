@@ -241,3 +241,14 @@ def test_encoded_data_sets_come_back_from_their_file(make_encoder, tmp_path):
         assert score_dataset(loaded[dataset.name]).equals(score_dataset(dataset))
         np.testing.assert_array_equal(loaded[dataset.name].queries, dataset.queries)
         assert loaded[dataset.name].passage_texts == dataset.passage_texts
+
+
+@pytest.mark.parametrize("relevant", [[[1], [3]], [[0], [-1]]])
+def test_a_relevant_passage_that_is_not_there_is_refused(relevant):
+    with pytest.raises(EvaluationError, match="expected passages from 0 to 2"):
+        retrieval_metrics(np.eye(3)[:2], relevant)
+
+
+def test_a_grade_below_one_is_refused():
+    with pytest.raises(EvaluationError, match="found passage 1 with grade 0"):
+        ranking_metrics(np.eye(3)[:1], np.eye(3), [{1: 0}])

@@ -87,3 +87,11 @@ def test_jackknife_of_an_effective_rank_has_the_spread_of_other_samples():
 def test_jackknife_needs_groups_with_rows():
     with pytest.raises(ValueError, match="expected from 2 to 4 groups of 4 rows, found 10"):
         jackknife_intervals(np.mean, np.ones((4, 2)))
+
+
+@pytest.mark.parametrize("confidence", [95, 1, 0, -0.5, float("nan")])
+def test_a_confidence_that_is_no_share_is_refused(confidence):
+    with pytest.raises(ValueError, match="confidence between 0 and 1"):
+        mean_interval([1.0, 2.0, 3.0], confidence=confidence)
+    with pytest.raises(ValueError, match="confidence between 0 and 1"):
+        jackknife_intervals(lambda x: [x.mean()], np.ones((20, 2)), confidence=confidence)

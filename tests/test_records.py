@@ -164,3 +164,9 @@ def test_a_hundred_thousand_lines_are_read_in_seconds(tmp_path):
     start = time.perf_counter()
     assert len(read_jsonl(path)) == 100_000
     assert time.perf_counter() - start < 10
+
+
+def test_records_written_under_a_gz_name_are_read_back(tmp_path):
+    records = [Record("ir", "a", ("b",)), Record("ir", "c", ("d",), ("e",))]
+    write_jsonl(tmp_path / "some.jsonl.gz", records)
+    assert read_jsonl(tmp_path / "some.jsonl.gz") == records
