@@ -226,7 +226,7 @@ def local_task(
     records = dataset.split(split, limit=limit)
     corpus = dataset.sample_corpus(settings.corpus)
     if prompts is None:
-        prompts = own_prompts(store.embedder.prompts, dataset.task)
+        prompts = own_prompts(store.embedder.prompts, dataset.task, settings.name)
     prompts = Prompts(**prompts.model_dump(include=set(Prompts.model_fields)) | dict(sides))
     rows = store.once(
         [
@@ -239,11 +239,15 @@ def local_task(
     return [row | labels | prompts.model_dump() for row in rows]
 
 
-def own_prompts(named: Mapping[str, str], task: str) -> Prompts:
+def own_prompts(named: Mapping[str, str], task: str, dataset: str = "") -> Prompts:
     """The prompts that a sentence-transformers model names itself.
 
-    For retrieval `query`, and `document` or `passage`; for pairs `STS`; none where it has no such.
+    Those of the data set, `NAME` and `NAME-passage`, as training here saves them; else for
+    retrieval `query`, and `document` or `passage`; for pairs `STS`; none where it has no such.
     """
+    if dataset in named:
+        passage = named.get(f"{dataset}-passage") or ""
+        return Prompts(query_prompt=named[dataset] or "", passage_prompt=passage)
     if task == "ir":
         passage = named.get("document") or named.get("passage") or ""
         return Prompts(query_prompt=named.get("query") or "", passage_prompt=passage)

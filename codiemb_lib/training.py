@@ -378,6 +378,7 @@ class _Run:
     def loop(self, *, progress: bool, watch: Watch | None) -> None:
         if self.accelerator.is_main_process:
             (self.folder / "manifest.json").unlink(missing_ok=True)
+            shutil.rmtree(self.folder / "nonfinite", ignore_errors=True)  # of an earlier try
             for name in ("log.csv", "dev.csv"):
                 clear_scratch(self.folder / name)
         self._resume()

@@ -155,6 +155,10 @@ def test_prompts_are_the_models_own_unless_they_are_given(store, data):
     assert own_prompts(named, "ir") == Prompts(query_prompt="q: ", passage_prompt="d: ")
     assert own_prompts(named, "sts") == Prompts(query_prompt="s: ")
     assert own_prompts({"passage": "p: "}, "ir") == Prompts(passage_prompt="p: ")
+    trained = named | {"mine": "m: ", "mine-passage": "n: ", "bare": ""}
+    assert own_prompts(trained, "ir", "mine") == Prompts(query_prompt="m: ", passage_prompt="n: ")
+    assert own_prompts(trained, "ir", "bare") == Prompts()  # trained without
+    assert own_prompts(trained, "sts", "another") == Prompts(query_prompt="s: ")
     settings = DatasetSettings(name=str(data / "ir"))
     own = local_task(store, settings)
     assert {row["query_prompt"] for row in own} == {"query: "}

@@ -543,12 +543,15 @@ def test_accumulation_sees_every_record_and_steps_on_a_short_last_group(project,
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_batch(project, monkeypatch):
     nan = torch.tensor(torch.nan, requires_grad=True)
-    monkeypatch.setattr(training, "batch_loss", lambda *_, **__: Loss(nan, {"info_nce": nan}))
-    with pytest.raises(FloatingPointError, match=r"a finite loss, found nan .* at step 0"):
-        train(load_preset("tiny"), "ir_only", 0, progress=False)
+    with monkeypatch.context() as broken:
+        broken.setattr(training, "batch_loss", lambda *_, **__: Loss(nan, {"info_nce": nan}))
+        with pytest.raises(FloatingPointError, match=r"a finite loss, found nan .* at step 0"):
+            train(load_preset("tiny"), "ir_only", 0, progress=False)
     kept = project / "data" / "runs" / "tiny" / "ir_only" / "seed-0" / "nonfinite"
     assert len(read_jsonl(kept / "batch.jsonl")) == 8
     assert json.loads((kept / "details.json").read_text())["step"] == 0
+    train(load_preset("tiny"), "ir_only", 0, progress=False)
+    assert not kept.exists()  # a good run does not look as if it had diverged
 
 
 def test_a_gradient_that_is_not_finite_stops_the_run_before_the_weights_change(
