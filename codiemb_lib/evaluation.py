@@ -155,7 +155,8 @@ def ranking_metrics(
         Arrays (Q,) in [0, 1].
 
     Raises:
-        EvaluationError: A query without relevant passage, or other than one mapping a query.
+        EvaluationError: A query without relevant passage, other than one mapping a query, a passage
+            that is not there, or a grade below 1.
         SearchError: Vectors of another shape, or without a finite length.
     """
     _check_grades(grades, len(queries), len(passages))
@@ -176,7 +177,8 @@ def retrieval_metrics(
         relevant: For each query the columns of its relevant passages, at least one.
 
     Raises:
-        EvaluationError: Shapes that do not fit, NaN or Inf, or a query without relevant passage.
+        EvaluationError: Shapes that do not fit, NaN or Inf, a query without relevant passage, or
+            one that is not there.
     """
     similarities = np.asarray(similarities)
     if similarities.ndim != 2:

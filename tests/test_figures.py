@@ -553,9 +553,10 @@ def test_spectra_are_drawn_against_the_base_encoder():
     base = of_all[of_all["variant"] == "base"].set_index("index")["singular_value"]
     mine = of_all[of_all["variant"] == "soup"].groupby("index")["singular_value"].mean()
     line = handles[labels.index("uniform soup")]
-    np.testing.assert_allclose(line.get_ydata()[:4], (mine / base)[:4])  # these stand alone
-    np.testing.assert_allclose(line.get_ydata()[4], (mine / base)[4:6].mean())
-    np.testing.assert_allclose(line.get_xdata()[:5], [1, 2, 3, 4, np.sqrt(5 * 6)])
+    bins = [(1, 1), (2, 2), (3, 3), (4, 4), (5, 6), (7, 7), (8, 9), (10, 12)]
+    means = [(mine / base).loc[low:high].mean() for low, high in bins]
+    np.testing.assert_allclose(line.get_ydata(), means)
+    np.testing.assert_allclose(line.get_xdata(), [np.sqrt(low * high) for low, high in bins])
     with pytest.raises(ValueError, match="expected rows of 'base' to compare with"):
         plot("spectra", rows[rows["variant"] != "base"])
 
