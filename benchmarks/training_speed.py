@@ -54,7 +54,7 @@ from codiemb_lib.step import backward, batch_loss, lean_embeddings
 GPU = torch.cuda.is_available()
 BATCH, MAX_LENGTH = 32, 96
 BATCHES = {"alone": 20, "mixed": 10} if GPU else {"alone": 4, "mixed": 2}  # of each set
-WORKERS = 2 if GPU else 0  # on a CPU they take the cores from the step, with either library
+WORKERS = 4 if GPU else 0  # on a CPU they take the cores from the step, with either library
 OBJECTIVE = ObjectiveSettings(positives=1, negatives=1)
 
 
