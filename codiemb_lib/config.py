@@ -262,10 +262,15 @@ class Preset(_Settings):
                 )
         for variant, settings in self.variants.items():
             try:
-                ObjectiveSettings(**self.objective.model_dump() | settings.objective)
+                own = ObjectiveSettings(**self.objective.model_dump() | settings.objective)
             except ValidationError as error:
                 wrong = explain(error, inside="objective")
                 raise ValueError(f"variant {variant!r}: {wrong}") from error
+            if settings.sts_objective == "angle" and any(d % 2 for d in own.matryoshka):
+                raise ValueError(
+                    f"variant {variant!r}: objective.matryoshka: expected even dimensions, whose "
+                    f"halves `angle` pairs, found {[*own.matryoshka]}"
+                )
         if strangers := [v for v in self.geometry.umap_variants if v not in self.models]:
             raise ValueError(f"umap_variants: expected some of {self.models}, found {strangers}")
         return self

@@ -273,14 +273,21 @@ def _check_finite(values: np.ndarray) -> None:
 
 
 def score_dataset(encoded: EncodedDataset) -> pd.DataFrame:
-    """Rows (task, dataset, metric, value, n) of one encoded data set; retrieval is averaged."""
-    if encoded.task == "ir":
-        grades = [dict.fromkeys(rows, 1) for rows in encoded.gold]
-        by_query = ranking_metrics(encoded.queries, encoded.passages, grades)  # unit length: cosine
-        metrics = {metric: float(values.mean()) for metric, values in by_query.items()}
-    else:
-        similarities = np.einsum("nd,nd->n", encoded.queries, encoded.passages)
-        metrics = sts_metrics(similarities, encoded.gold)
+    """Rows (task, dataset, metric, value, n) of one encoded data set; retrieval is averaged.
+
+    Raises:
+        EvaluationError: As `ranking_metrics` and `sts_metrics` do, with the data set's name.
+    """
+    try:
+        if encoded.task == "ir":
+            grades = [dict.fromkeys(rows, 1) for rows in encoded.gold]
+            by_query = ranking_metrics(encoded.queries, encoded.passages, grades)  # unit length
+            metrics = {metric: float(values.mean()) for metric, values in by_query.items()}
+        else:
+            similarities = np.einsum("nd,nd->n", encoded.queries, encoded.passages)
+            metrics = sts_metrics(similarities, encoded.gold)
+    except EvaluationError as error:
+        raise EvaluationError(f"{encoded.name}: {error}") from error
     return pd.DataFrame(
         [
             {
@@ -304,7 +311,16 @@ def evaluate(
     """The scores of an encoder on data sets by name, as `score_dataset` gives them.
 
     `corpora` holds, for retrieval sets that have some, the further passages of `encode_dataset`.
+
+    Raises:
+        EvaluationError: There are no records of a data set, or its scores are undefined.
     """
+    datasets = list(datasets)
+    if missing := [d.name for d in datasets if not records.get(d.name)]:
+        raise EvaluationError(
+            f"expected records of {missing}, found those of {[*records]}. Name them as the data "
+            "sets are named."
+        )
     encoded = (
         encode_dataset(encoder, d, records[d.name], corpora.get(d.name, ())) for d in datasets
     )

@@ -68,6 +68,9 @@ Watch = Callable[[list[dict], pd.DataFrame], None]
 # Settings that change no result: a run may go on under others.
 _FREE = {"workers", "trackers", "accelerate"}
 
+# What a finished run consists of: by its manifest it is one.
+_RUN = ("manifest.json", "model", "trajectory", "dev.csv", "log.csv")
+
 
 class LaunchError(RuntimeError):
     """Training in processes of their own failed."""
@@ -95,7 +98,8 @@ def train(
     A finished run of the same settings, data and code is returned as it is. An unfinished one goes
     on from its checkpoint: plan, draws and dropout depend on seed and step alone, so that on a CPU,
     with as many threads, it comes to the same bits. The weights kept in `model/` are those with the
-    best dev score over the variant's own tasks.
+    best dev score over the variant's own tasks. A finished run of other settings lies in `earlier/`
+    until this one is finished, and is found again if its settings come back before.
 
     Args:
         preset: The experiment.
@@ -110,9 +114,9 @@ def train(
             `live.LivePlot()` draws them. Not from processes of `accelerate`, which only report.
 
     Raises:
-        PresetError: The preset has no such variant, no data set of one of the tasks, or names a
-            configuration or tracker that is not there.
-        UnwritableError: The run's folder cannot be written; found before any work.
+        PresetError: The preset has no such variant, no records of one of the tasks, asks for more
+            dimensions than there are, or names a configuration or tracker that is not there.
+        UnwritableError: The run's folder cannot be written; found before any training.
         FloatingPointError: The loss or its gradient is NaN or Inf. The last checkpoint stays, and
             `nonfinite/` holds the records of the batch.
         LaunchError: The processes of `accelerate` failed.
@@ -120,11 +124,11 @@ def train(
     preset.variant(variant)  # known, before a folder is made
     if accelerate is None:
         accelerate = preset.training.accelerate
-    folder = check_writable(run_folder(preset.name, variant, seed))
+    folder = run_folder(preset.name, variant, seed)
     one_of_several = int(os.environ.get("WORLD_SIZE", "1")) > 1
     with _guard(folder) as lock:
         if accelerate and not one_of_several:
-            _launch(preset, variant, seed, accelerate, lock)
+            _launch(preset, variant, seed, accelerate, folder, lock)
         else:
             _train_here(preset, variant, seed, folder, progress=progress, watch=watch)
     return folder
@@ -147,6 +151,11 @@ def _train_here(
             f"preset {preset.name!r}: expected data sets of both tasks with dev records, found "
             f"none of {missing.pop()!r}. Add one: every run is scored on both tasks."
         )
+    if not any(datasets[d.name].task in settings.tasks and d.train != 0 for d in preset.datasets):
+        raise PresetError(
+            f"preset {preset.name!r}, variant {variant!r}: expected a data set to train on of its "
+            f"tasks {[*settings.tasks]}, found none whose `train` is not 0."
+        )
     accelerator = _accelerator(preset, folder)
     data = {name: dataset.content_hash for name, dataset in datasets.items()}
     shaped_by = preset.model_dump(
@@ -161,9 +170,13 @@ def _train_here(
     shaped_by["precision"] = accelerator.mixed_precision
     code = source_hash("codiemb_lib.training")
     fingerprint = sha256_text(repr(shaped_by), repr(data), repr(versions()), code)
+    earlier = folder / "earlier"
+    if accelerator.is_main_process and is_complete(earlier, fingerprint):
+        _move(reversed(_RUN), earlier, folder)
     if _agreed(is_complete(folder, fingerprint)):
         logger.info("%s: finished before, nothing to train", folder)
     else:
+        check_writable(folder)
         started = time.perf_counter()
         run = _Run(preset, settings, datasets, seed, folder, fingerprint, accelerator)
         if preset.training.trackers:
@@ -188,8 +201,19 @@ def _train_here(
             )
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+        for name in ("checkpoints", "nonfinite", "earlier"):  # of tries before this run
+            shutil.rmtree(folder / name, ignore_errors=True)
     accelerator.end_training()
+
+
+def _move(names: Iterable[str], source: Path, target: Path) -> None:
+    """Move those of the files and folders that are there, in place of what lies there."""
+    target.mkdir(exist_ok=True)
+    for name in names:
+        if (source / name).is_dir():
+            shutil.rmtree(target / name, ignore_errors=True)
+        if (source / name).exists():
+            (source / name).replace(target / name)
 
 
 def _agreed(value: Any) -> Any:
@@ -247,7 +271,7 @@ def _flat(settings: Mapping[str, Any]) -> dict[str, bool | int | float | str | N
     return flat
 
 
-def _launch(preset: Preset, variant: str, seed: int, accelerate: str, lock: int) -> None:
+def _launch(preset: Preset, variant: str, seed: int, accelerate: str, run: Path, lock: int) -> None:
     """Train in the processes that a configuration of accelerate describes.
 
     Should we or their launcher be killed, they end soon, and hold our lock until they are gone. It
@@ -263,6 +287,7 @@ def _launch(preset: Preset, variant: str, seed: int, accelerate: str, lock: int)
             f"accelerate: expected the path of a configuration, or one of {known}, found "
             f"{accelerate!r}. `accelerate config --config_file PATH` writes one."
         )
+    check_writable(run)
     with tempfile.TemporaryDirectory() as scratch:
         resolved = Path(scratch) / f"{preset.name}.yaml"  # as it is, not as the file says
         resolved.write_text(yaml.safe_dump(preset.model_dump(mode="json")), encoding="utf-8")
@@ -330,6 +355,12 @@ class _Run:
         }
         torch.manual_seed(seed)
         self.encoder = Encoder.load(preset.encoder)
+        D = self.encoder.dimension
+        if any(d >= D for d in self.objective.matryoshka):
+            raise PresetError(
+                f"preset {preset.name!r}: objective.matryoshka: expected dimensions below the "
+                f"encoder's {D}, which counts anyway, found {[*self.objective.matryoshka]}."
+            )
         self.encoder.prompts |= _named_prompts(preset)
         if self.settings.gradient_checkpointing:
             self.encoder.backbone.activation_checkpointing_enable({"use_reentrant": False})
@@ -377,8 +408,9 @@ class _Run:
 
     def loop(self, *, progress: bool, watch: Watch | None) -> None:
         if self.accelerator.is_main_process:
-            (self.folder / "manifest.json").unlink(missing_ok=True)
-            shutil.rmtree(self.folder / "nonfinite", ignore_errors=True)  # of an earlier try
+            if (self.folder / "manifest.json").is_file():
+                _move(_RUN, self.folder, self.folder / "earlier")
+            shutil.rmtree(self.folder / "nonfinite", ignore_errors=True)  # of a try before
             for name in ("log.csv", "dev.csv"):
                 clear_scratch(self.folder / name)
         self._resume()

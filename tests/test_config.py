@@ -141,6 +141,12 @@ def test_unknown_preset_names_the_nearest():
             lambda c: c["variants"]["codiemb"].update(objective={"temprature": 1}),
             r"variant 'codiemb': objective\.temprature: .*Did you mean 'temperature'\?$",
         ),
+        (
+            lambda c: c["variants"]["codiemb"].update(
+                sts_objective="angle", objective={"matryoshka": [63]}
+            ),
+            r"variant 'codiemb': objective\.matryoshka: expected even dimensions.* found \[63\]",
+        ),
     ],
 )
 def test_what_cannot_be_run_is_refused(tmp_path, change, message):

@@ -29,6 +29,7 @@ from codiemb_lib.config import (
     project_root,
 )
 from codiemb_lib.encoder import Encoder
+from codiemb_lib.evaluation import EvaluationError
 from codiemb_lib.files import UnwritableError
 from codiemb_lib.records import read_jsonl, write_jsonl
 from codiemb_lib.step import Loss
@@ -217,12 +218,16 @@ def test_one_checkpoint_is_kept(project, monkeypatch):
     assert all(len(paths) == 2 and paths[1].startswith("best-") for paths in names)
 
 
-def change(project, **training_settings):
+def rewrite(project, change):
     path = project / "notebooks/presets/tiny.yaml"
     content = yaml.safe_load(path.read_text())
-    content["training"] |= training_settings
+    change(content)
     path.write_text(yaml.safe_dump(content))
     return load_preset("tiny")
+
+
+def change(project, **training_settings):
+    return rewrite(project, lambda content: content["training"].update(training_settings))
 
 
 def test_workers_ahead_change_no_bit(project):
@@ -573,12 +578,72 @@ def test_an_unwritable_folder_stops_the_run_before_work(project, monkeypatch):
         train(load_preset("tiny"), "ir_only", 0, progress=False)
 
 
-def test_a_preset_without_one_of_the_tasks_is_refused(project):
-    content = yaml.safe_load((project / "notebooks/presets/tiny.yaml").read_text())
+def test_a_finished_run_outlives_tries_that_fail(project, monkeypatch):
+    preset = load_preset("tiny")
+    folder = train(preset, "ir_only", 0, progress=False)
+    shutil.copytree(folder, project / "finished")
+    other = preset.model_copy(
+        update={"training": preset.training.model_copy(update={"learning_rate": 0.1})}
+    )
+    nan = torch.tensor(torch.nan, requires_grad=True)
+    with monkeypatch.context() as broken:
+        broken.setattr(training, "batch_loss", lambda *_, **__: Loss(nan, {"info_nce": nan}))
+        for _ in range(2):  # the second finds no finished run to set aside, and leaves the first's
+            with pytest.raises(FloatingPointError):
+                train(other, "ir_only", 0, progress=False)
+            assert not (folder / "model").exists()  # nor do weights of one run pass for another's
+            assert_same_run(folder / "earlier", project / "finished")
+        broken.setattr(training, "_Run", None)  # nothing is trained
+        train(preset, "ir_only", 0, progress=False)
+    assert_same_run(folder, project / "finished")
+    assert not {"earlier", "nonfinite", "checkpoints"} & {path.name for path in folder.iterdir()}
+    train(other, "ir_only", 0, progress=False)
+    assert not (folder / "earlier").exists()
+    assert not torch.equal(
+        *(next(iter(weights(f).values())) for f in (folder, project / "finished"))
+    )
+
+
+def _without_similarity(content):
     content["datasets"].pop()
-    (project / "notebooks/presets/tiny.yaml").write_text(yaml.safe_dump(content))
-    with pytest.raises(PresetError, match="found none of 'sts'"):
-        train(load_preset("tiny"), "ir_only", 0, progress=False)
+
+
+def _without_training_records(content):
+    content["datasets"][0]["train"] = 0
+
+
+def _with_too_many_dimensions(content):
+    content["objective"]["matryoshka"] = [8, 998]
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (_without_similarity, "found none of 'sts'"),
+        (_without_training_records, r"to train on of its tasks \['ir'\], found none"),
+        (_with_too_many_dimensions, r"below the encoder's 16, which counts anyway, found \[8, 998"),
+    ],
+)
+def test_a_preset_that_cannot_be_trained_is_refused(project, change, says):
+    with pytest.raises(PresetError, match=says):
+        train(rewrite(project, change), "ir_only", 0, progress=False)
+
+
+def test_a_preset_that_is_refused_leaves_no_folder(project):
+    with pytest.raises(PresetError, match="accelerate"):
+        train(load_preset("tiny"), "ir_only", 0, accelerate="typo", progress=False)
+    with pytest.raises(PresetError, match="to train on"):
+        train(rewrite(project, _without_training_records), "ir_only", 0, progress=False)
+    assert not (project / "data" / "runs").exists()
+
+
+def _with_one_rated_pair(content):
+    content["datasets"][1]["dev"] = 1
+
+
+def test_a_dev_score_that_is_undefined_names_its_data_set(project):
+    with pytest.raises(EvaluationError, match="sts: expected two lists of at least two values"):
+        train(rewrite(project, _with_one_rated_pair), "ir_only", 0, progress=False)
 
 
 def test_a_data_set_may_serve_training_or_testing_alone(project):
