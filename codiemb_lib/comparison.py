@@ -101,9 +101,12 @@ def resample(
         seed: Of the resamples.
 
     Raises:
-        ComparisonError: The runs were measured on different texts, or the similarities or gold
-            scores of some resample are constant, so that it has no correlation.
+        ComparisonError: There is no run, the runs were measured on different texts, or the
+            similarities or gold scores of some resample are constant, so that it has no
+            correlation.
     """
+    if not runs:
+        raise ComparisonError("expected the scores of at least one run, found none.")
     (first_run, first), *others = runs.items()
     for run, scores in others:
         for a, b in zip(first, scores, strict=False):
@@ -151,9 +154,19 @@ def bootstrap_scores(
 
     Returns:
         (M, 1 + R); column 0 is the score on the texts themselves.
+
+    Raises:
+        ComparisonError: Shapes that do not fit, fewer than two texts, NaN or Inf.
     """
     values = np.asarray(values)
-    n = values.shape[1]
+    n = values.shape[1] if values.ndim in (2, 3) else 0
+    if n < 2 or (gold is not None and np.shape(gold) != (n,)):
+        raise ComparisonError(
+            "expected values (M, n) or (M, n, D) of at least two texts, and gold scores (n,) or "
+            f"none, found {values.shape} and {None if gold is None else np.shape(gold)}."
+        )
+    if not (np.isfinite(values).all() and (gold is None or np.isfinite(gold).all())):
+        raise ComparisonError("expected finite values and gold scores, found NaN or Inf.")
     cells = 2**15  # 256 KB, which a processor keeps at hand: twice as fast as 2 MB
     if values.ndim == 3:
         of_counts, cells = partial(_isotropy, values), 2**21  # products of large matrices
@@ -259,8 +272,8 @@ def compare(
         seeds_high (95 % t-interval of the difference over seeds, unbounded for one), n, seeds.
 
     Raises:
-        ComparisonError: A model is missing, two models have different seeds, or there is no test
-            set of a task.
+        ComparisonError: There is nothing to compare, a model is missing, two models have different
+            seeds, or there is no test set of a task.
     """
     rows = []
     for claim, members in comparisons.items():
@@ -292,6 +305,8 @@ def compare(
                         "seeds": len(differences),
                     }
                 )
+    if not rows:
+        raise ComparisonError("expected at least one comparison, found none.")
     table = pd.DataFrame(rows)
     families = table.groupby(table["dataset"] == "mean")["p"]
     table.insert(table.columns.get_loc("p") + 1, "p_holm", families.transform(holm))

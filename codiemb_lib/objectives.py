@@ -29,18 +29,26 @@ _PRO_BLOCK = 150_000  # entries of a block of pro_loss, which fit in a core's ca
 
 
 def _full_precision(objective: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Give `objective` its numbers in one dtype, float32 or wider, and switch autocast off."""
+    """Give `objective` its numbers in one dtype, float32 or wider, and switch autocast off.
+
+    A `temperature` that is not above zero is refused.
+    """
 
     @functools.wraps(objective)
     def wrapped(*args, **kwargs):
         tensors = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)]
         dtype = functools.reduce(torch.promote_types, (x.dtype for x in tensors), torch.float32)
 
-        def cast(x):
-            return x.to(dtype) if isinstance(x, Tensor) and x.dtype != torch.bool else x
+        temperature = kwargs.get("temperature", 1)
+        if not temperature > 0:
+            raise ValueError(f"Expected a temperature above 0, found {temperature!r}.")
 
+        def cast(x):
+            return x.to(dtype) if isinstance(x, Tensor) else x
+
+        numbers = {name: x if name == "same" else cast(x) for name, x in kwargs.items()}
         with torch.autocast(tensors[0].device.type, enabled=False):
-            return objective(*map(cast, args), **{name: cast(x) for name, x in kwargs.items()})
+            return objective(*map(cast, args), **numbers)
 
     return wrapped
 
@@ -72,7 +80,7 @@ def multi_positive_info_nce(
             are then left out of each other's sum over j, where else they would be negatives.
 
     Raises:
-        ValueError: The shapes do not fit.
+        ValueError: The shapes do not fit, or the temperature is not above zero.
     """
     B, P, D = positives.shape if positives.dim() == 3 else (0, 0, 0)
     if queries.shape != (B, D) or 0 in (B, P) or negatives.dim() != 3 or negatives.shape[2] != D:
@@ -80,6 +88,8 @@ def multi_positive_info_nce(
             "Expected queries (B, D), positives (B, P, D) with P >= 1 and negatives (M, N, D); "
             f"found {tuple(queries.shape)}, {tuple(positives.shape)}, {tuple(negatives.shape)}."
         )
+    if same is not None and same.shape != (B, B):
+        raise ValueError(f"Expected `same` of shape ({B}, {B}), found {tuple(same.shape)}.")
     queries, positives, negatives = (
         F.normalize(x, dim=-1) for x in (queries, positives, negatives)
     )
@@ -115,13 +125,13 @@ def middle_layer_info_nce(
         anchor_score: The lowest gold score of an anchor.
 
     Raises:
-        ValueError: The shapes do not fit.
+        ValueError: The shapes do not fit, or the temperature is not above zero.
     """
     _check_sides(queries, passages, scores)
     logits = F.normalize(queries, dim=1) @ F.normalize(passages, dim=1).T / temperature  # (n, n)
     anchors = (scores >= anchor_score).to(logits.dtype)
     losses = logits.logsumexp(1) - logits.diagonal()
-    return losses @ anchors / anchors.sum().clamp(min=1)
+    return losses @ anchors / anchors.sum().clamp(min=1) + _nothing(scores)
 
 
 @_full_precision
@@ -164,7 +174,7 @@ def rank_kl_loss(similarities: Tensor, scores: Tensor, *, temperature: float = 0
         temperature: The authors' 0.05 by default.
 
     Raises:
-        ValueError: The shapes do not fit.
+        ValueError: The shapes do not fit, or the temperature is not above zero.
     """
     _check_pairs(similarities, scores)
     n = len(scores)
@@ -174,7 +184,7 @@ def rank_kl_loss(similarities: Tensor, scores: Tensor, *, temperature: float = 0
     height = (lower + not_higher - 1) / 2  # n - 1 - r
     target = torch.log_softmax(height.to(similarities) / max(n - 1, 1) / temperature, dim=0)
     predicted = torch.log_softmax(similarities / temperature, dim=0)
-    return F.kl_div(predicted, target, reduction="sum", log_target=True) / n
+    return F.kl_div(predicted, target, reduction="sum", log_target=True) / n + _nothing(scores)
 
 
 @_full_precision
@@ -194,7 +204,7 @@ def pro_loss(similarities: Tensor, scores: Tensor, *, temperature: float = 0.05)
         temperature: The authors' 0.05 by default.
 
     Raises:
-        ValueError: The shapes do not fit.
+        ValueError: The shapes do not fit, or the temperature is not above zero.
     """
     _check_pairs(similarities, scores)
     return _Pro.apply(similarities, scores, temperature)
@@ -264,13 +274,14 @@ def cosent_loss(similarities: Tensor, scores: Tensor, *, temperature: float = 0.
         temperature: 0.05, the inverse of the usual scale 20.
 
     Raises:
-        ValueError: The shapes do not fit.
+        ValueError: The shapes do not fit, or the temperature is not above zero.
     """
     _check_pairs(similarities, scores)
     differences = (similarities - similarities[:, None]) / temperature  # (n, n): s_j - s_i
     ordered = scores[:, None] > scores
     differences = differences.masked_fill(~ordered, -torch.inf)
-    return torch.cat((differences.new_zeros(1), differences.flatten())).logsumexp(0)
+    entries = torch.cat((differences.new_zeros(1), differences.flatten()))
+    return entries.logsumexp(0) + _nothing(scores)
 
 
 @_full_precision
@@ -289,7 +300,7 @@ def angle_loss(left: Tensor, right: Tensor, scores: Tensor, *, temperature: floa
         temperature: 0.05, the inverse of the usual scale 20.
 
     Raises:
-        ValueError: The shapes do not fit, or D is odd.
+        ValueError: The shapes do not fit, D is odd, or the temperature is not above zero.
     """
     _check_sides(left, right, scores)
     if left.shape[1] % 2:
@@ -301,6 +312,11 @@ def angle_loss(left: Tensor, right: Tensor, scores: Tensor, *, temperature: floa
     (a, b), (c, d) = left.chunk(2, dim=1), right.chunk(2, dim=1)
     similarities = (a * c + b * d + b * c - a * d).sum(dim=1).abs()
     return cosent_loss(similarities, scores, temperature=temperature)
+
+
+def _nothing(scores: Tensor) -> Tensor:
+    """Zero; NaN where a score is not finite, of which comparisons alone would leave no trace."""
+    return 0 * scores.sum()
 
 
 def _check_pairs(similarities: Tensor, scores: Tensor) -> None:

@@ -393,3 +393,25 @@ def test_models_without_common_seeds_and_tasks_without_sets_are_refused():
 def test_resamples_without_a_value_give_no_p():
     with pytest.raises(ComparisonError, match="found NaN in 1 of 3 resamples"):
         bootstrap_p([0.1, float("nan"), 0.2])
+
+
+@pytest.mark.parametrize(
+    ("values", "gold"),
+    [
+        ([0.1, 0.2], None),
+        ([[0.1]], None),
+        ([[0.1, 0.2]], [1, 2, 3]),
+        ([[0.1, np.nan]], None),
+        ([[0.1, 0.2]], [1, np.inf]),
+    ],
+)
+def test_values_without_a_score_are_refused(values, gold):
+    with pytest.raises(ComparisonError, match="expected"):
+        bootstrap_scores(values, gold, resamples=9)
+
+
+def test_nothing_to_compare_is_refused():
+    with pytest.raises(ComparisonError, match="at least one run, found none"):
+        resample({})
+    with pytest.raises(ComparisonError, match="at least one comparison, found none"):
+        compare([], {"claim": []})

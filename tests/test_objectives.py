@@ -312,10 +312,34 @@ def test_embedding_losses_are_finite_on_degenerate_input(n, vector, dtype):
         assert leaf.grad.isfinite().all()
 
 
-def test_non_finite_input_is_not_hidden():
-    similarities = torch.tensor([0.1, torch.nan, 0.3])
+@pytest.mark.parametrize("loss", [*PAIR_LOSSES, angle_loss, middle_layer_info_nce])
+@pytest.mark.parametrize("number", [torch.nan, torch.inf])
+def test_non_finite_input_is_not_hidden(loss, number):
+    good, spoiled = torch.tensor([0.0, 0.5, 1.0]), torch.tensor([0.1, number, 0.3])
+    if loss in PAIR_LOSSES:
+        sides, spoiled_sides = [good], [spoiled]
+    else:
+        sides = [normal(3, 4).float()] * 2
+        spoiled_sides = [side * spoiled[:, None] for side in sides]
+    assert loss(*sides, good).isfinite()
+    assert not loss(*sides, spoiled).isfinite()
+    assert not loss(*spoiled_sides, good).isfinite()
+
+
+def test_scores_may_be_true_and_false():
+    similarities, scores = torch.tensor([0.1, 0.5, 0.3]), torch.tensor([True, False, True])
     for loss in PAIR_LOSSES:
-        assert not loss(similarities, torch.tensor([0.0, 0.5, 1.0])).isfinite()
+        assert loss(similarities, scores) == loss(similarities, scores.float())
+
+
+def test_what_a_temperature_or_a_mask_cannot_be_is_refused():
+    queries, positives = normal(3, 4), normal(3, 1, 4)
+    for temperature in (0, -0.1, torch.nan):
+        with pytest.raises(ValueError, match=f"a temperature above 0, found {temperature}"):
+            multi_positive_info_nce(queries, positives, positives, temperature=temperature)
+    same = torch.zeros(3, dtype=torch.bool)
+    with pytest.raises(ValueError, match=r"`same` of shape \(3, 3\), found \(3,\)"):
+        multi_positive_info_nce(queries, positives, positives, same=same)
 
 
 def test_half_precision_and_autocast_compute_in_float32():
