@@ -167,7 +167,7 @@ def bootstrap_scores(
         )
     if not (np.isfinite(values).all() and (gold is None or np.isfinite(gold).all())):
         raise ComparisonError("expected finite values and gold scores, found NaN or Inf.")
-    cells = 2**15  # 256 KB, which a processor keeps at hand: twice as fast as 2 MB
+    cells = 2**15  # 256 KB, which a processor keeps at hand
     if values.ndim == 3:
         of_counts, cells = partial(_isotropy, values), 2**21  # products of large matrices
     elif gold is None:

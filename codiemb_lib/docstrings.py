@@ -52,7 +52,7 @@ def documented(
 
 @contextmanager
 def _collector_paused() -> Iterator[None]:
-    """Syntax trees have no cycles: looking for some would take a third of the time to read them."""
+    """Syntax trees have no cycles: looking for some would only take time."""
     enabled = gc.isenabled()
     gc.disable()
     try:

@@ -300,7 +300,7 @@ def ties(
         dropped = _most_dropped(moves, density)
 
         def elect(deltas: Tensor) -> Tensor:  # (J, block), changed in place
-            # Signs as numbers: masks of bool would take five times as long.
+            # Signs as numbers: masks of bool would be slower.
             for row, limit, weight in zip(deltas, dropped, weights, strict=True):
                 torch.hardshrink(row, limit, out=row)
                 row.mul_(weight)

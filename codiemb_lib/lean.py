@@ -5,7 +5,7 @@ blocks, are rows of one matrix: layers that look at a token alone (projections, 
 take them all at once, as few large products, and attention goes block by block. So texts need not
 be padded to the length of the longest in the pass, nor passes be small to avoid it.
 
-On a CPU, dropout is a quarter of a training step where products are fast: its random numbers are
+On a CPU, dropout is a good part of a training step where products are fast: its random numbers are
 drawn one by one, and attention with dropout falls back to an unfused chain of operations. Here
 random bits come by the word, and attention has its gradient in closed form.
 """
@@ -83,7 +83,7 @@ def keep_mask(
     count = int(np.prod(shape))
     words = np.random.SFC64(seed).random_raw(-(-count // 4))  # four entries a word
     bits = torch.from_numpy(words.view(np.int16)[:count]).view(*shape)
-    kept = torch.empty(*shape, dtype=dtype)  # products with a boolean tensor take twice as long
+    kept = torch.empty(*shape, dtype=dtype)  # products with a boolean tensor are slower
     return torch.ge(bits, dropped - 2**15, out=kept), 2**16 / (2**16 - dropped)
 
 

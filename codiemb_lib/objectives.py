@@ -235,7 +235,7 @@ class _Pro(torch.autograd.Function):
             gaps = torch.sub(scores[rows, None], scores[start:], out=area)
             barred = gaps[:, shared].sign().sub_(1)  # below 0 if not lower; beyond, all are lower
             logits = gaps.mul_(bits[start:])
-            logits[:, shared].add_(barred, alpha=1e30)  # in half the time of a mask of bool
+            logits[:, shared].add_(barred, alpha=1e30)  # faster than a mask of bool
             # A row's own column is free (its gap is zero) and holds the preferred entry, so that a
             # row with nothing below it is log(1) = 0 rather than the logarithm of an empty sum.
             logits.diagonal().copy_(own[rows])

@@ -73,7 +73,7 @@ def top_columns(similarities: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarra
 
 
 def _product(queries: np.ndarray, passages: np.ndarray) -> np.ndarray:
-    # BLAS takes no rows in reverse, and without it NumPy needs many times as long.
+    # BLAS takes no rows in reverse, and without it NumPy is slow.
     return queries @ np.ascontiguousarray(passages).T
 
 

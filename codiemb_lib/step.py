@@ -144,8 +144,8 @@ def lean_embeddings(accelerator: Accelerator, encoder: nn.Module) -> None:
     """Let forward passes share one dense gradient of the vocabulary's embeddings.
 
     Each pass would otherwise fill, and add, one of the size of the whole vocabulary, for the few
-    tokens that it has: for small encoders a tenth of a step's time on a CPU. This is left alone on
-    several ranks, which exchange dense gradients, and on accelerators, whose memory is fast.
+    tokens that it has, which small encoders feel on a CPU. This is left alone on several ranks,
+    which exchange dense gradients, and on accelerators, whose memory is fast.
     """
     if accelerator.distributed_type == "NO" and accelerator.device.type == "cpu":
         encoder.backbone.get_input_embeddings().sparse = True
