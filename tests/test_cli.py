@@ -211,6 +211,20 @@ def test_data_prepare_reads_a_table_by_position_as_the_split_that_it_is(capsys, 
     assert "found nothing" in error_of(capsys, *command[:2], "wordsim-353", tmp_path, *form)
 
 
+def test_data_prepare_reads_a_table_with_semicolons(capsys, tmp_path):
+    (tmp_path / "pairs.csv").write_text("left;right;score\na, or b;c;2.5\n")
+    command = ["data", "prepare", str(tmp_path / "pairs.csv"), str(tmp_path / "out")]
+    form = ["--columns", "left", "right", "score", "--scale", "0", "5"]
+    assert "separated by ','" in error_of(capsys, *command, *form)
+    assert main([*command, *form, "--delimiter", ";"]) == 0
+    expected = [Record("sts", "a, or b", ("c",), positive_scores=(0.5,))]
+    assert read_jsonl(tmp_path / "out" / "train.jsonl") == expected
+    capsys.readouterr()
+    assert "one character" in error_of(capsys, *command, *form, "--delimiter", "")
+    of_hub = error_of(capsys, *command, *form, "--delimiter", ";", "--hub", "train")
+    assert "expected no --delimiter beside --hub" in of_hub
+
+
 def test_data_prepare_reads_a_data_set_of_the_hub(capsys, tmp_path, monkeypatch):
     datasets = pytest.importorskip("datasets", reason="the optional package of the Hub")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
