@@ -297,7 +297,9 @@ def mine_data(arguments: argparse.Namespace) -> None:
     from codiemb_lib.records import RecordError
     from codiemb_lib.sources import load_dataset, split_lines
 
-    check_writable(arguments.out)
+    out = Path(arguments.out).absolute()
+    # The nearest folder that stands, so that what is refused below leaves no new one.
+    check_writable(next(folder for folder in (out, *out.parents) if os.path.exists(folder)))
     dataset = load_dataset(_source(arguments.source))
     records = dataset.split(arguments.split)
     mined_file = Path(arguments.out) / f"{arguments.split}.jsonl"

@@ -85,7 +85,7 @@ def read_path(
                 f"found {form}."
             )
         return read_beir(path)
-    files = _files_of_splits(path)
+    files = {split: find_part(path, split) for split in SPLITS}
     if not any(files.values()):
         found = ", ".join(sorted(file.name for file in path.glob("*"))[:9]) or "nothing"
         raise MissingSourceError(
@@ -95,8 +95,14 @@ def read_path(
     return {split: _read_file(file, **form) for split, file in files.items() if file}
 
 
-def _files_of_splits(folder: Path) -> dict[str, Path | None]:
-    return {split: _find(folder, stems, _JSON + _TABLES) for split, stems in _STEMS.items()}
+def find_part(folder: str | Path, part: str) -> Path | None:
+    """The file that a folder is read from for a split or for "corpus", if there is one.
+
+    Raises:
+        RecordError: There are several.
+    """
+    forms = _JSON if part == "corpus" else _JSON + _TABLES
+    return _find(Path(folder), _STEMS.get(part, (part,)), forms)
 
 
 def _find(folder: Path, stems: Iterable[str], suffixes: Iterable[str]) -> Path | None:
@@ -581,13 +587,13 @@ def read_beir(folder: str | Path, *, dataset: str = "") -> dict[str, list[Record
 def is_beir(path: str | Path) -> bool:
     """Whether a path is a folder with a corpus, and with judgements in place of records."""
     folder = Path(path)
-    judged = (folder / "qrels").is_dir() or not any(_files_of_splits(folder).values())
+    judged = (folder / "qrels").is_dir() or not any(find_part(folder, s) for s in SPLITS)
     return judged and has_corpus(folder)
 
 
 def has_corpus(path: str | Path) -> bool:
     """Whether a path is a folder with a corpus, as those of BEIR and of `write_splits` are."""
-    return _find(Path(path), ("corpus",), _JSON) is not None
+    return find_part(path, "corpus") is not None
 
 
 def read_beir_corpus(path: str | Path) -> dict[str, str]:

@@ -299,6 +299,29 @@ def test_data_mine_fills_one_split_and_keeps_the_others(capsys, tmp_path, monkey
     assert "0 hard negatives for 2 records, 2 of them" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["mine", "in", "out/deep", "--encoder", "none such"],
+        ["mine", "in", "out/deep", "--encoder", "tiny", "--split", "test"],
+        ["mine", "in", "out/deep", "--encoder", "tiny", "--margin", "3"],
+        ["mine", "nowhere", "out/deep", "--encoder", "tiny"],
+        ["mine", "in", "in/train.jsonl/out", "--encoder", "tiny"],
+        ["prepare", "nowhere", "out/deep"],
+        ["prepare", "in", "out/deep", "--dev", "5"],
+        ["prepare", "in", "out/deep", "--columns", "a", "--scale", "0", "1"],
+        ["prepare", "in", "in/train.jsonl/out"],
+    ],
+)
+def test_a_refused_command_leaves_no_folder(capsys, tmp_path, monkeypatch, options):
+    monkeypatch.chdir(tmp_path)
+    if "tiny" in options:
+        monkeypatch.setattr("codiemb_lib.embeddings.Embedder", lambda _: ColourEncoder())
+    write_jsonl("in/train.jsonl", [Record("ir", "find red", ("a red cat",))])
+    error_of(capsys, "data", *options)
+    assert sorted(map(str, Path().rglob("*"))) == ["in", "in/train.jsonl"]
+
+
 def test_data_mine_finds_its_encoder_where_one_stands_and_encodes_in_chunks(
     make_encoder, tmp_path, monkeypatch
 ):
