@@ -166,6 +166,7 @@ def load_task(
     root: str = "",
     columns: Columns = (),
     scale: Scale | None = None,
+    delimiter: str | None = None,
 ) -> tuple[Dataset, str]:
     """A data set, and which of its splits is scored: the only one if it has no other.
 
@@ -175,6 +176,7 @@ def load_task(
         root: As in `sources.load_dataset`.
         columns: Of a file that is a table; see `readers.read_path`.
         scale: The lowest and highest rating of such a table, if it holds rated pairs.
+        delimiter: What separates its columns, as in `readers.read_sts_table`.
 
     Raises:
         RecordError: A table, and nothing said about it; or as in `readers.read_path`.
@@ -189,6 +191,7 @@ def load_task(
                 "are others."
             )
         form = {"task": "sts" if scale else "ir", "columns": columns, "scale": scale}
+        form |= {"delimiter": delimiter} if delimiter is not None else {}
         splits = {k: tuple(v) for k, v in read_path(project_root() / name, **form).items()}
         task = next(iter(splits.values()))[0].task
         content = sha256_text(sha256_file(project_root() / name), repr(form))

@@ -143,6 +143,7 @@ def benchmark(arguments: argparse.Namespace) -> None:
     shared = {"sides": sides, "progress": progress}
     how = {"split": arguments.split, "root": preset.data_root if preset else ""}
     how |= {"columns": _columns(arguments.columns), "scale": arguments.scale}
+    how |= {"delimiter": arguments.delimiter}
     tasks = {}
     for name in names:
         settings = of_preset.get(name) or DatasetSettings(name=_source(name))
@@ -234,12 +235,17 @@ def prepare_data(arguments: argparse.Namespace) -> None:
     columns = _columns(arguments.columns)
     form = {"task": arguments.task, "columns": columns, "scale": arguments.scale}
     source = _source(arguments.source)
+    delimiter = arguments.delimiter
     if arguments.hub:
+        if delimiter is not None:
+            raise RecordError(
+                f"{source}: expected no --delimiter beside --hub, found {delimiter!r}."
+            )
         splits, corpus = _hub_splits(source, arguments, form), ()
     elif arguments.config or arguments.revision:
         raise RecordError(f"{source}: expected --hub beside --config and --revision, found none.")
-    elif any(form.values()):
-        splits = read_path(source, **form)
+    elif any(form.values()) or delimiter is not None:
+        splits = read_path(source, **form, delimiter=delimiter)
         corpus = [*read_beir_corpus(source).values()] if has_corpus(source) else []
     else:
         dataset = load_dataset(source)
@@ -291,7 +297,9 @@ def mine_data(arguments: argparse.Namespace) -> None:
     from codiemb_lib.records import RecordError
     from codiemb_lib.sources import load_dataset, split_lines
 
-    check_writable(arguments.out)
+    out = Path(arguments.out).absolute()
+    # The nearest folder that stands, so that what is refused below leaves no new one.
+    check_writable(next(folder for folder in (out, *out.parents) if os.path.exists(folder)))
     dataset = load_dataset(_source(arguments.source))
     records = dataset.split(arguments.split)
     mined_file = Path(arguments.out) / f"{arguments.split}.jsonl"
@@ -495,6 +503,11 @@ def _table_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--scale", nargs=2, type=float, metavar=("LOW", "HIGH"), help="of the scores (sts)"
+    )
+    parser.add_argument(
+        "--delimiter",
+        metavar="CHARACTER",
+        help="between the columns of CSV; by default a tab if the first line has one, else a comma",
     )
 
 

@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 
 from codiemb_lib import encoder, lean
 from codiemb_lib.config import EncoderSettings
-from codiemb_lib.encoder import Encoder, check_texts, locate, model_hash
+from codiemb_lib.encoder import Encoder, EncoderError, check_texts, locate, model_hash
 from codiemb_lib.files import atomic_path, read_json, sha256_file, sha256_text
 
 CHUNK = 16_384  # texts that are tokenised, encoded and kept together
@@ -69,8 +69,8 @@ class Embedder:
         Beside the result, memory holds those of one chunk of texts, and its tokens.
 
         Raises:
-            EncoderError: There is nothing to encode, something is no text, or the encoder cannot be
-                loaded.
+            EncoderError: There is nothing to encode, something is no text, the encoder cannot be
+                loaded, or a file of the store is damaged.
         """
         check_texts(texts)
         distinct = list(dict.fromkeys(texts))
@@ -90,7 +90,7 @@ class Embedder:
     def _chunk(self, texts: list[str], prompt: str, progress: bool) -> np.ndarray:
         file = self.store and self.store / f"{sha256_text(prompt, *texts)}.npy"
         if file and file.is_file():
-            return np.load(file, allow_pickle=False)
+            return _kept(file, len(texts))
         tokens = _TOKENS.get(self.encoder.device.type, _TOKENS_ELSEWHERE)
         vectors = self.encoder.encode(
             texts, prompt=prompt, tokens_per_forward=tokens, progress=progress
@@ -99,3 +99,16 @@ class Embedder:
             with atomic_path(file) as temporary:
                 np.save(temporary, vectors)
         return vectors
+
+
+def _kept(file: Path, count: int) -> np.ndarray:
+    try:
+        vectors = np.load(file, allow_pickle=False)
+        if vectors.ndim != 2 or len(vectors) != count:
+            raise ValueError(f"an array of shape {vectors.shape}")
+    except Exception as error:  # NumPy raises what its parser of the header raises
+        raise EncoderError(
+            f"{file}: expected the embeddings of {count} texts, found: {error}. Delete the file: "
+            "its texts are then encoded anew."
+        ) from error
+    return vectors

@@ -6,6 +6,7 @@ import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
+from numbers import Integral
 from pathlib import Path
 from types import MappingProxyType
 
@@ -201,10 +202,11 @@ def _check_grades(grades: Sequence[Mapping[int, int]], queries: int, passages: i
         )
     for query, graded in enumerate(grades):
         for place, grade in graded.items():
-            if not 0 <= place < passages or grade < 1:
+            whole = isinstance(place, Integral) and isinstance(grade, Integral)
+            if not whole or not 0 <= place < passages or grade < 1:
                 raise EvaluationError(
                     f"query {query}: expected passages from 0 to {passages - 1} with grades from "
-                    f"1, found passage {place} with grade {grade}."
+                    f"1, all whole numbers, found passage {place} with grade {grade}."
                 )
 
 
@@ -222,7 +224,7 @@ def _measure(
             for i, ranking in enumerate(ranked)
         }
         qrels = {
-            str(i): {f"{row:09d}": grade for row, grade in graded.items()}
+            str(i): {f"{row:09d}": int(grade) for row, grade in graded.items()}  # NumPy's raise
             for i, graded in enumerate(grades[block])
         }
         found = pytrec_eval.RelevanceEvaluator(qrels, {"ndcg_cut.10", "recall.100"}).evaluate(run)

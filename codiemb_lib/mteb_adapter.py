@@ -117,8 +117,10 @@ def mteb_tasks(names: Sequence[str]) -> list[Any]:
             own name of a task.
 
     Raises:
-        MtebError: Unknown to mteb, or mteb is not installed.
+        MtebError: Unknown to mteb, or a lone string, or mteb is not installed.
     """
+    if isinstance(names, str):
+        raise MtebError(f"expected a list of names, found one name; write [{names!r}].")
     mteb = load_mteb()
     tasks: dict[str, Any] = {}
     for name in names:

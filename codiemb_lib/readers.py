@@ -12,6 +12,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,7 @@ def read_path(
     task: Task | None = None,
     columns: Columns = (),
     scale: Scale | None = None,
+    delimiter: str | None = None,
 ) -> dict[str, list[Record]]:
     """The splits of a file, a folder of `{train,dev,test}.{jsonl,json,csv,tsv}`, or a BEIR folder.
 
@@ -64,24 +66,26 @@ def read_path(
         columns: Of a table: two texts and their score (STS; by default the first three columns), or
             query, positive and, optionally, negative (IR).
         scale: The lowest and highest score of an STS table.
+        delimiter: Of CSV, as in `read_sts_table`.
 
     Raises:
         MissingSourceError: There is no such file, or nothing known in the folder.
         RecordError: A line is no record, or the file does not say what the arguments should.
     """
     path = Path(path)
-    form = {"task": task, "columns": columns, "scale": scale}
+    form = {"task": task, "columns": columns, "scale": scale, "delimiter": delimiter}
     if path.is_file():
         stem = path.name.split(".")[0]
         split = next((split for split, stems in _STEMS.items() if stem in stems), "train")
         return {split: _read_file(path, **form)}
     if is_beir(path):
-        if columns or scale or task == "sts":
+        if columns or scale or delimiter is not None or task == "sts":
             raise RecordError(
-                f"{path}: expected no columns, scale or STS task for a BEIR folder, found {form}."
+                f"{path}: expected no columns, scale, delimiter or STS task for a BEIR folder, "
+                f"found {form}."
             )
         return read_beir(path)
-    files = _files_of_splits(path)
+    files = {split: find_part(path, split) for split in SPLITS}
     if not any(files.values()):
         found = ", ".join(sorted(file.name for file in path.glob("*"))[:9]) or "nothing"
         raise MissingSourceError(
@@ -91,8 +95,14 @@ def read_path(
     return {split: _read_file(file, **form) for split, file in files.items() if file}
 
 
-def _files_of_splits(folder: Path) -> dict[str, Path | None]:
-    return {split: _find(folder, stems, _JSON + _TABLES) for split, stems in _STEMS.items()}
+def find_part(folder: str | Path, part: str) -> Path | None:
+    """The file that a folder is read from for a split or for "corpus", if there is one.
+
+    Raises:
+        RecordError: There are several.
+    """
+    forms = _JSON if part == "corpus" else _JSON + _TABLES
+    return _find(Path(folder), _STEMS.get(part, (part,)), forms)
 
 
 def _find(folder: Path, stems: Iterable[str], suffixes: Iterable[str]) -> Path | None:
@@ -107,15 +117,18 @@ def _find(folder: Path, stems: Iterable[str], suffixes: Iterable[str]) -> Path |
 
 
 def _read_file(
-    path: Path, task: Task | None, columns: Columns, scale: Scale | None
+    path: Path, task: Task | None, columns: Columns, scale: Scale | None, delimiter: str | None
 ) -> list[Record]:
+    if _is_json(path) and delimiter is not None:
+        raise RecordError(f"{path}: expected no delimiter for JSON, found {delimiter!r}. Drop it.")
     if _is_json(path) and not columns and scale is None:
         return read_records(path, task=task)
     task = task or ("sts" if scale else None)
     if task == "sts" and scale:
-        return read_sts_table(path, columns=columns or (0, 1, 2), scale=scale)
+        columns = columns or (0, 1, 2)
+        return read_sts_table(path, columns=columns, scale=scale, delimiter=delimiter)
     if task == "ir" and columns and not scale:
-        return read_pairs(path, columns=columns)
+        return read_pairs(path, columns=columns, delimiter=delimiter)
     command = f"codiemb data prepare {path} FOLDER"
     raise RecordError(
         f"{path}: expected to be told what the columns of this table are, found task {task}, "
@@ -237,25 +250,27 @@ def read_sts_table(
 ) -> list[Record]:
     """Read rated pairs from CSV, TSV or JSON lines; ratings are mapped from `scale` to [0, 1].
 
-    A row that lacks one of its texts is left out. In TSV a quotation mark is a plain character.
+    A row that lacks one of its texts is left out. In TSV a quotation mark is a plain character. All
+    rows of CSV and TSV have as many cells as the first.
 
     Args:
         path: The file, which may end in `.gz`.
         scale: The lowest and the highest rating.
         columns: First text, second text, rating: names of a header, or positions from 0. With
-            positions, the first row is taken for a header if its rating is no number.
+            positions, the first row is taken for a header if its rating is called score, rating,
+            label or the like.
         delimiter: What separates columns; None: a tab if the first line has one, else a comma.
         dataset: The name that the records carry.
 
     Raises:
-        RecordError: A column is missing, or a rating is no number on the scale; the message names
-            the line.
+        RecordError: A column is missing or stands twice, a row has another number of cells, or a
+            rating is no number on the scale; the message names the line.
     """
     columns = check_columns(path, "sts", columns, scale)
-    rows, columns = _table(path, columns, delimiter)
+    rows, places = _table(path, columns, delimiter)
     if isinstance(columns[2], int):
-        rows = _without_header(rows, columns[2])
-    return _pairs(path, rows, columns, scale, dataset)
+        rows = _without_header(path, rows, columns[2])
+    return _pairs(path, rows, places, scale, dataset)
 
 
 def read_pairs(
@@ -275,7 +290,8 @@ def read_pairs(
         dataset: The name that the records carry.
 
     Raises:
-        RecordError: A column is missing, or a cell is no text; the message names the line.
+        RecordError: A column is missing or stands twice, a row has another number of cells, or a
+            cell is no text; the message names the line.
     """
     columns = check_columns(path, "ir", columns, None)
     return _answers(path, *_table(path, columns, delimiter), dataset)
@@ -294,8 +310,8 @@ def read_aligned(queries: str | Path, passages: str | Path, *, dataset: str = ""
     lines = [_untokenised(file) for file in (queries, passages)]
     if len(lines[0]) != len(lines[1]):
         raise RecordError(
-            f"{passages}: expected as many lines as {queries} has, {len(lines[0])}, found "
-            f"{len(lines[1])}. Take both from one release."
+            f"{queries} and {passages}: expected as many lines in one as in the other, found "
+            f"{len(lines[0])} and {len(lines[1])}. Take both from one release."
         )
     rows = ((i, (str(i), *pair)) for i, pair in enumerate(zip(*lines, strict=True), start=1))
 
@@ -313,6 +329,12 @@ _TOKEN = re.compile("|".join(_TREEBANK))
 
 def _untokenised(file: str | Path) -> list[str]:
     lines = read_text(file).removesuffix("\n").split("\n")
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            raise RecordError(
+                f"{file}:{number}: expected a text, found a blank line. Fill it, or remove this "
+                "line from both files."
+            )
     # A token may stick to others, where a tokeniser took a mark for a part of them.
     return [" ".join(_TOKEN.sub(lambda m: _TREEBANK[m[0]], line).split()) for line in lines]
 
@@ -330,10 +352,11 @@ def check_columns(source: str | Path, task: Task, columns: Columns, scale: Scale
     else:
         shape = "the columns of query, positive and, optionally, negative, and no scale"
         valid = len(columns) in (2, 3) and scale is None
-    if not valid or len({type(column) for column in columns}) > 1:
+    kinds = {type(column) for column in columns}
+    if not valid or len(kinds) > 1 or len(set(columns)) < len(columns):
         raise RecordError(
-            f"{source}: expected {shape}, all names or all positions, found columns "
-            f"{list(columns)} and scale {scale}."
+            f"{source}: expected {shape}, all names or all positions, none of them twice, found "
+            f"columns {list(columns)} and scale {scale}."
         )
     return columns
 
@@ -349,29 +372,63 @@ def _table(
                 f"{list(columns)}. Give the keys of a row: --columns KEY KEY KEY."
             )
         return read_rows(path), columns
-    rows = _separated(path, delimiter)
-    if isinstance(columns[0], str):
-        number, header = next(rows)
-        if missing := [column for column in columns if column not in header]:
-            raise RecordError(
-                f"{path}:{number}: expected the columns {list(columns)} in the header, found "
-                f"{header}. Correct {missing[0]!r}, or give positions from 0 if there is no header."
-            )
-        columns = [header.index(column) for column in columns]
-    return rows, columns
+    rows, used = _separated(path, delimiter)
+    number, first = next(rows)
+    named = isinstance(columns[0], str)
+    known = first if named else range(len(first))
+    if missing := [column for column in columns if column not in known]:
+        remedy = f"Correct {missing[0]!r} or the line"
+        if named:
+            remedy += ", or give positions from 0 if there is no header"
+        if delimiter is None:
+            remedy += ". Name another delimiter by --delimiter ';', or delimiter=';' in Python"
+        raise RecordError(
+            f"{path}:{number}: expected the columns {list(columns)}{' in the header' * named}, "
+            f"found {first!r:.120} separated by {used!r}. {remedy}."
+        )
+    if not named:
+        return chain([(number, first)], rows), columns
+    if twice := [column for column in columns if first.count(column) > 1]:
+        raise RecordError(
+            f"{path}:{number}: expected the columns {list(columns)} once each in the header, found "
+            f"{twice[0]!r} {first.count(twice[0])} times. Rename all but one."
+        )
+    return rows, [first.index(column) for column in columns]
 
 
-def _separated(path: str | Path, delimiter: str | None) -> Iterator[tuple[int, list[str]]]:
+def _separated(
+    path: str | Path, delimiter: str | None
+) -> tuple[Iterator[tuple[int, list[str]]], str]:
+    """The rows of a table with their lines, at least one, and what separates their cells."""
     text = read_text(path)
     if not text.strip():
         raise RecordError(f"{path}: expected at least one record, found an empty file.")
-    delimiter = delimiter or ("\t" if "\t" in text.split("\n", 1)[0] else ",")
+    if delimiter is None:
+        delimiter = "\t" if "\t" in text.split("\n", 1)[0] else ","
+    if len(delimiter) != 1 or delimiter in '"\r\n':
+        raise RecordError(
+            f"{path}: expected one character that separates cells, found {delimiter!r}. Give one "
+            "such as ';'; a tab is $'\\t' in a shell."
+        )
+    return _rows_of_cells(path, text, delimiter), delimiter
+
+
+def _rows_of_cells(path: str | Path, text: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
     quoting = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
     lines = io.StringIO(text, newline="")
     reader = csv.reader(lines, delimiter=delimiter, quoting=quoting, strict=True)
-    number = 1
+    number, width = 1, 0
     try:
         for row in reader:
+            width = width or len(row)
+            # A separator inside a text moves the cells behind it, in this row or in the first.
+            if row and len(row) != width:
+                cure = "remove it" if delimiter == "\t" else "put the text in quotation marks"
+                raise RecordError(
+                    f"{path}:{number}: expected {width} cells separated by {delimiter!r}, as in "
+                    f"the first row, found {len(row)}. Look in both for {delimiter!r} inside a "
+                    f"text and {cure}, or write JSON lines."
+                )
             if row:
                 yield number, row
             number = reader.line_num + 1  # a quoted cell may hold several lines
@@ -382,25 +439,42 @@ def _separated(path: str | Path, delimiter: str | None) -> Iterator[tuple[int, l
         ) from error
 
 
-def _without_header(rows: Iterator[tuple[int, Any]], score: int) -> Iterator[tuple[int, Any]]:
-    for place, (number, row) in enumerate(rows):
-        if place or len(row) <= score or _is_number(row[score]):
-            yield number, row
+# What headers call a rating. Anything else in its place may be a rating that was written wrongly.
+_RATING = re.compile(
+    r"[\w.-]*(score|rating|label|grade|gold|similarity|relatedness|relevance)s?\d*", re.IGNORECASE
+)
+
+
+def _without_header(
+    path: str | Path, rows: Iterator[tuple[int, Any]], score: int
+) -> Iterator[tuple[int, Any]]:
+    number, first = next(rows)
+    if _RATING.fullmatch(first[score].strip()):
+        return rows
+    if not _is_number(first[score]):
+        raise RecordError(
+            f"{path}:{number}: expected a number, or a header that says 'score', found "
+            f"{first[score]!r} in column {score}. Correct the line; of a header, give the columns "
+            "by name, or call this one 'score'."
+        )
+    return chain([(number, first)], rows)
 
 
 def _is_number(cell: Any) -> bool:
+    """Whether it is a finite number, or says one; 1_000 is one for Python alone."""
+    if isinstance(cell, bool) or (isinstance(cell, str) and "_" in cell):
+        return False
     try:
         return math.isfinite(float(cell))
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return False
 
 
 def _cells(row: Any, columns: Columns) -> list[Any]:
     try:
         return [row[column] for column in columns]
-    except (KeyError, IndexError):
-        found = sorted(row) if isinstance(row, dict) else f"{len(row)} columns"
-        raise RecordError(f"expected the columns {list(columns)}, found {found}.") from None
+    except KeyError:
+        raise RecordError(f"expected the columns {list(columns)}, found {sorted(row)}.") from None
 
 
 def _texts(column: str | int, cell: Any) -> list[str]:
@@ -513,13 +587,13 @@ def read_beir(folder: str | Path, *, dataset: str = "") -> dict[str, list[Record
 def is_beir(path: str | Path) -> bool:
     """Whether a path is a folder with a corpus, and with judgements in place of records."""
     folder = Path(path)
-    judged = (folder / "qrels").is_dir() or not any(_files_of_splits(folder).values())
+    judged = (folder / "qrels").is_dir() or not any(find_part(folder, s) for s in SPLITS)
     return judged and has_corpus(folder)
 
 
 def has_corpus(path: str | Path) -> bool:
     """Whether a path is a folder with a corpus, as those of BEIR and of `write_splits` are."""
-    return _find(Path(path), ("corpus",), _JSON) is not None
+    return find_part(path, "corpus") is not None
 
 
 def read_beir_corpus(path: str | Path) -> dict[str, str]:
@@ -563,7 +637,7 @@ def _judged(
     judged: dict[str, tuple[int, dict[str, float]]] = {}  # by query: line, grades of texts
 
     def convert(row: list[str]) -> tuple[str, str, float]:
-        query, document, grade = _cells(row, (0, 1, 2))
+        query, document, grade = row[:3]
         for kind, name, known in (("query-id", query, queries), ("corpus-id", document, corpus)):
             if name not in known:
                 remedy = "Add it to the file of texts, or remove the judgement"
@@ -572,7 +646,7 @@ def _judged(
             refuse("score", "a number", grade)
         return query, corpus[document], float(grade)
 
-    rows = _without_header(_separated(file, "\t"), 2)
+    rows = _without_header(file, _table(file, (0, 1, 2), "\t")[0], 2)
     for number, (query, text, grade) in convert_rows(file, rows, convert):
         if not text or not queries[query]:
             counts["judgements left out, for a text is empty"] += 1

@@ -8,6 +8,7 @@ import math
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar, get_args
 
@@ -65,6 +66,10 @@ class Record:
             scores = _tuple(self, f"{name[:-1]}_scores", _is_score, "a list of finite numbers")
             if scores and len(scores) != len(texts):
                 refuse(f"{name[:-1]}_scores", f"one score for each of {len(texts)} texts", scores)
+            if not all(type(score) in (int, float) for score in scores):
+                # Those of NumPy, which neither JSON nor pytrec_eval takes.
+                plain = (int(s) if isinstance(s, Integral) else float(s) for s in scores)
+                object.__setattr__(self, f"{name[:-1]}_scores", tuple(plain))
         if not self.positives:
             refuse("positives", "a non-empty list of non-empty strings", [])
         if both := set(self.positives) & set(self.negatives):
@@ -105,7 +110,12 @@ def is_text(value: Any) -> bool:
 
 
 def _is_score(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if not isinstance(value, Real) or isinstance(value, bool):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number that no float reaches
+        return False
 
 
 def _tuple(record: Record, field: str, valid: Callable[[Any], bool], expected: str) -> tuple:
@@ -244,4 +254,8 @@ def _json(path: str | Path, number: int, text: str) -> Any:
         raise RecordError(
             f"{path}:{number + error.lineno - 1}: expected JSON, found: {place}. "
             "Write one JSON object a line."
+        ) from error
+    except ValueError as error:  # a number of more digits than Python converts
+        raise RecordError(
+            f"{path}:{number}: expected JSON, found: {error}. Correct the number."
         ) from error

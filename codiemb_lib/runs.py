@@ -169,7 +169,7 @@ def collect(preset: Preset, table: str, models: Iterable[str] | None = None) -> 
         models: Which models; left out: all of the preset.
 
     Raises:
-        RunError: A run has no such table.
+        RunError: A run has no such table, or one without rows; or there is no run to collect from.
     """
     parts = []
     for model in preset.models if models is None else models:
@@ -180,7 +180,18 @@ def collect(preset: Preset, table: str, models: Iterable[str] | None = None) -> 
                     f"{path}: expected the table of a finished run, found none. "
                     f"Run `make reproduce PRESET={preset.name}`."
                 )
-            parts.append(label_rows(pd.read_csv(path), preset.name, model, seed))
+            try:
+                rows = pd.read_csv(path)
+            except pd.errors.EmptyDataError as error:  # the log of a run that failed at once
+                raise RunError(
+                    f"{path}: expected the rows of a finished run, found an empty table. "
+                    f"Run `make reproduce PRESET={preset.name}`."
+                ) from error
+            parts.append(label_rows(rows, preset.name, model, seed))
+    if not parts:
+        raise RunError(
+            f"preset {preset.name!r}: expected models to collect {table!r} of, found none."
+        )
     return pd.concat(parts, ignore_index=True)
 
 

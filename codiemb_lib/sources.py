@@ -10,6 +10,7 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from numbers import Integral
 from pathlib import Path
 from statistics import median
 from types import MappingProxyType
@@ -19,7 +20,7 @@ from codiemb_lib.config import data_root, project_root, unknown
 from codiemb_lib.docstrings import normalise
 from codiemb_lib.entries import read_entry
 from codiemb_lib.files import sha256_text, write_text
-from codiemb_lib.readers import SPLITS, has_corpus, read_beir_corpus, read_path
+from codiemb_lib.readers import SPLITS, find_part, has_corpus, read_beir_corpus, read_path
 from codiemb_lib.records import Record, RecordError, Task, to_json
 from codiemb_lib.registry import list_datasets
 
@@ -60,11 +61,13 @@ class Dataset:
 
         Args:
             split: "train", "dev" or "test".
-            limit: At most so many records; None: all; 0: none, also of a split that is not there.
+            limit: At most so many records; None: all; 0: none, also where the data set lacks this
+                one of the three.
             seed: Decides which records a limit keeps.
 
         Raises:
-            UnknownDatasetError: The data set has no such split.
+            UnknownDatasetError: The data set has no such split; with limit 0: it is none of the
+                three.
             ValueError: A negative limit.
         """
         if limit == 0 and split in SPLITS:
@@ -192,12 +195,23 @@ def hold_out(
     Records of one query, or of one unordered pair, stay together, so that a split may get a few
     more than its size. A passage, or one text of a pair, may still stand in several splits.
 
+    Args:
+        records: Those to take from.
+        sizes: How many records go to "dev" or "test", or to each.
+        seed: Decides which.
+
     Returns:
         "train" and the splits of `sizes`, each in the order of `records`.
 
     Raises:
-        RecordError: A split, or what is left for training, would have no record.
+        RecordError: A size is that of another split or no whole number, or a split, or what is left
+            for training, would have no record.
     """
+    if not {*sizes} <= {*SPLITS[1:]} or not all(isinstance(n, Integral) for n in sizes.values()):
+        raise RecordError(
+            f"expected how many records go to dev, to test or to each, found {dict(sizes)}. Give "
+            "whole numbers; what they leave is train."
+        )
 
     def key(record: Record) -> str:
         texts = [record.query, *(record.positives if record.task == "sts" else ())]
@@ -232,8 +246,8 @@ def write_splits(
     """Write a folder of unified JSONL, one file a split, which is a data set by its path.
 
     A file that stands there with the same content is kept, one with another content is refused
-    before anything is written. The records lose the name of their data set, the passages of the
-    corpus the blanks around them.
+    before anything is written, and so is what `load_dataset` would not read back. The records lose
+    the name of their data set, the passages of the corpus the blanks around them.
 
     Args:
         folder: Where to.
@@ -244,7 +258,8 @@ def write_splits(
         How many records, or passages, each file has.
 
     Raises:
-        RecordError: Records of both tasks, or a file with another content.
+        RecordError: Another split than train, dev and test, or none; records of both tasks; a file
+            with another content, or one of another form in the place of one to be written.
         UnwritableError: The folder cannot be written.
     """
     files = split_lines(folder, splits, corpus)
@@ -260,7 +275,11 @@ def split_lines(
     records = {
         s: [replace(record, dataset="") for record in of_split] for s, of_split in splits.items()
     }
+    if not records:
+        raise RecordError(f"{folder}: expected at least one split to write, found none.")
     for split, of_split in records.items():
+        if split not in SPLITS:
+            raise RecordError(f"{folder}: {unknown('split', split, SPLITS)}")
         if not of_split:
             raise RecordError(f"{folder}: expected records in the split {split!r}, found none.")
     _one_task(str(folder), records)
@@ -270,6 +289,11 @@ def split_lines(
     files[Path(folder) / "corpus.jsonl"] = passages
     files = {file: [f"{line}\n" for line in lines] for file, lines in files.items()}
     for file, lines in files.items():
+        if (standing := find_part(folder, file.stem)) not in (None, file):
+            raise RecordError(
+                f"{standing}: expected no such file, for {file.name} says what it says, found one. "
+                "Choose another folder, or remove the file."
+            )
         if file.exists() and file.read_bytes() != "".join(lines).encode():
             raise RecordError(
                 f"{file}: expected no such file, or the same lines, found others. Choose another "
@@ -282,7 +306,12 @@ def describe(records: Sequence[Record]) -> dict[str, str]:
     """What the records of one split are like: names of measures and their values, to be printed.
 
     Lengths are those of distinct texts; an IR passage is a positive or a hard negative.
+
+    Raises:
+        RecordError: There is no record.
     """
+    if not records:
+        raise RecordError("expected at least one record to describe, found none.")
     queries = {record.query for record in records}
     passages = {text for record in records for text in (*record.positives, *record.negatives)}
     rows = {

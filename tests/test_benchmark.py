@@ -125,6 +125,10 @@ def test_tables_and_folders_are_loaded_with_the_split_that_there_is(data):
     assert again.content_hash != dataset.content_hash
     answers, _ = load_task(str(table), columns=(1, 2))
     assert answers.task == "ir"
+    table.write_text("a cat;a dog;5\na bus;a cat;1\n")
+    semicolons, _ = load_task(str(table), scale=(1, 5), delimiter=";")
+    assert semicolons.splits["train"][0].positives == ("a dog",)
+    table.write_text("x\ta cat\ta dog\t5\nx\ta bus\ta cat\t1\n")
     assert load_task(str(data / "ir"), "dev")[1] == "test"
     assert load_task("wordsim-353", "dev")[1] == "dev"
     with pytest.raises(RecordError, match="--scale LOW HIGH"):

@@ -211,6 +211,20 @@ def test_data_prepare_reads_a_table_by_position_as_the_split_that_it_is(capsys, 
     assert "found nothing" in error_of(capsys, *command[:2], "wordsim-353", tmp_path, *form)
 
 
+def test_data_prepare_reads_a_table_with_semicolons(capsys, tmp_path):
+    (tmp_path / "pairs.csv").write_text("left;right;score\na, or b;c;2.5\n")
+    command = ["data", "prepare", str(tmp_path / "pairs.csv"), str(tmp_path / "out")]
+    form = ["--columns", "left", "right", "score", "--scale", "0", "5"]
+    assert "separated by ','" in error_of(capsys, *command, *form)
+    assert main([*command, *form, "--delimiter", ";"]) == 0
+    expected = [Record("sts", "a, or b", ("c",), positive_scores=(0.5,))]
+    assert read_jsonl(tmp_path / "out" / "train.jsonl") == expected
+    capsys.readouterr()
+    assert "one character" in error_of(capsys, *command, *form, "--delimiter", "")
+    of_hub = error_of(capsys, *command, *form, "--delimiter", ";", "--hub", "train")
+    assert "expected no --delimiter beside --hub" in of_hub
+
+
 def test_data_prepare_reads_a_data_set_of_the_hub(capsys, tmp_path, monkeypatch):
     datasets = pytest.importorskip("datasets", reason="the optional package of the Hub")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
@@ -283,6 +297,29 @@ def test_data_mine_fills_one_split_and_keeps_the_others(capsys, tmp_path, monkey
     assert "unknown split 'test'" in error_of(capsys, *command, "--split", "test")
     assert main([*command[:3], str(tmp_path / "strict"), *command[4:], "--margin", "0.6"]) == 0
     assert "0 hard negatives for 2 records, 2 of them" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["mine", "in", "out/deep", "--encoder", "none such"],
+        ["mine", "in", "out/deep", "--encoder", "tiny", "--split", "test"],
+        ["mine", "in", "out/deep", "--encoder", "tiny", "--margin", "3"],
+        ["mine", "nowhere", "out/deep", "--encoder", "tiny"],
+        ["mine", "in", "in/train.jsonl/out", "--encoder", "tiny"],
+        ["prepare", "nowhere", "out/deep"],
+        ["prepare", "in", "out/deep", "--dev", "5"],
+        ["prepare", "in", "out/deep", "--columns", "a", "--scale", "0", "1"],
+        ["prepare", "in", "in/train.jsonl/out"],
+    ],
+)
+def test_a_refused_command_leaves_no_folder(capsys, tmp_path, monkeypatch, options):
+    monkeypatch.chdir(tmp_path)
+    if "tiny" in options:
+        monkeypatch.setattr("codiemb_lib.embeddings.Embedder", lambda _: ColourEncoder())
+    write_jsonl("in/train.jsonl", [Record("ir", "find red", ("a red cat",))])
+    error_of(capsys, "data", *options)
+    assert sorted(map(str, Path().rglob("*"))) == ["in", "in/train.jsonl"]
 
 
 def test_data_mine_finds_its_encoder_where_one_stands_and_encodes_in_chunks(

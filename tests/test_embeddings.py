@@ -55,6 +55,31 @@ def test_what_is_kept_comes_back_to_the_bit_without_the_encoder(
             again.embed(**{"texts": TEXTS, **other})
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda data: b"",
+        lambda data: data[:-8],
+        lambda data: data[:40],
+        lambda data: data.replace(b"False", b"(((((", 1),
+        lambda data: data.replace(b"(2, ", b"(1, ", 1),
+    ],
+)
+def test_a_damaged_file_of_the_store_is_named_and_may_be_deleted(
+    settings, small_chunks, tmp_path, damage
+):
+    embedder = Embedder(settings, tmp_path / "store")
+    first = embedder.embed(TEXTS[:2])
+    [file] = embedder.store.iterdir()
+    damaged = damage(file.read_bytes())
+    assert damaged != file.read_bytes()
+    file.write_bytes(damaged)
+    with pytest.raises(EncoderError, match=r"expected the embeddings of 2 texts.*Delete the file"):
+        embedder.embed(TEXTS[:2])
+    file.unlink()
+    np.testing.assert_array_equal(embedder.embed(TEXTS[:2]), first)
+
+
 def test_going_on_after_a_kill_encodes_what_is_missing(
     settings, small_chunks, monkeypatch, tmp_path
 ):

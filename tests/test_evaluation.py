@@ -104,6 +104,14 @@ def test_grades_are_gains_of_ndcg():
     found = ranking_metrics(np.float32([[1]]), passages, [{0: 1, 2: 3}])
     best = 3 + 1 / math.log2(3)
     assert found["ndcg@10"].item() == pytest.approx((1 + 3 / math.log2(4)) / best)
+    of_numpy = [{np.int64(0): np.int64(1), np.int32(2): np.uint8(3)}]
+    assert ranking_metrics(np.float32([[1]]), passages, of_numpy) == found
+
+
+@pytest.mark.parametrize("grades", [{0: 1.5}, {0: 2.0}, {0: float("nan")}, {0.0: 1}])
+def test_grades_and_rows_are_whole_numbers(grades):
+    with pytest.raises(EvaluationError, match=r"query 0: expected .* all whole numbers, found"):
+        ranking_metrics(np.float32([[1]]), np.float32([[1], [1]]), [grades])
 
 
 def test_queries_come_back_in_their_order_whatever_the_block(monkeypatch):

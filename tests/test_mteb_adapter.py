@@ -211,6 +211,11 @@ def test_benchmarks_are_found_by_name(mteb):
         mteb_tasks(["AFQMX"])
 
 
+def test_one_name_is_no_list_of_names():
+    with pytest.raises(MtebError, match=r"expected a list of names, .* write \['STS12'\]"):
+        mteb_tasks("STS12")
+
+
 def test_the_command_runs_tasks_of_mteb_with_a_presets_prompts(
     similarity, monkeypatch, tmp_path, no_network, capsys
 ):

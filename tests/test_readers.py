@@ -174,6 +174,7 @@ def test_rated_pairs_in_json_lines_or_with_another_delimiter(tmp_path):
     assert read_sts_table(path, scale=(0, 5), columns=("x", "y", "gold")) == expected
     path = write(tmp_path / "pairs.csv", "a;b;2.5")
     assert read_sts_table(path, scale=(0, 5), delimiter=";") == expected
+    assert read_path(path, scale=(0, 5), delimiter=";") == {"train": expected}
 
 
 def test_a_row_without_text_is_left_out(tmp_path, said):
@@ -182,7 +183,41 @@ def test_a_row_without_text_is_left_out(tmp_path, said):
     assert said() == ["2 rows left out, for they lack a text"]
 
 
-@pytest.mark.parametrize("score", ["5.1", "-0.1", "nan", "good", ""])
+def test_a_name_that_stands_twice_in_the_header_is_free_if_nobody_asks_for_it(tmp_path):
+    path = write(tmp_path / "sts.csv", "id,A,B,score,id", "1,a,b,1,x")
+    expected = [Record("sts", "a", ("b",), positive_scores=(1.0,))]
+    assert read_sts_table(path, scale=(0, 1), columns=("A", "B", "score")) == expected
+
+
+@pytest.mark.parametrize("name", ["score", "Label", "relatedness_score", " gold ", "score2"])
+def test_a_header_is_known_by_what_it_calls_the_rating(tmp_path, name):
+    path = write(tmp_path / "sts.csv", f"x,y,{name}", "a,b,1")
+    assert read_sts_table(path, scale=(0, 1)) == [
+        Record("sts", "a", ("b",), positive_scores=(1.0,))
+    ]
+
+
+@pytest.mark.parametrize("score", ["n/a", "", "nan", "1_0", '"0,5"', "good", "unlabelled"])
+def test_a_rating_in_the_first_row_is_not_taken_for_a_header(tmp_path, score):
+    path = write(tmp_path / "sts.csv", f"a,b,{score}", "c,d,1")
+    with pytest.raises(RecordError, match=r"sts\.csv:1: expected a number, or a header .*by name"):
+        read_sts_table(path, scale=(0, 5))
+
+
+def test_the_row_below_a_header_given_by_name_is_no_header(tmp_path):
+    path = write(tmp_path / "sts.csv", "x,y,z", "a,b,score", "c,d,1")
+    with pytest.raises(RecordError, match=r"sts\.csv:2: .*a score in \[0, 5\], found 'score'"):
+        read_sts_table(path, scale=(0, 5), columns=("x", "y", "z"))
+
+
+@pytest.mark.parametrize("score", [True, "1_0", "inf", None, 10**400])
+def test_what_only_python_takes_for_a_number_is_no_score(tmp_path, score):
+    path = write(tmp_path / "sts.jsonl", {"a": "x", "b": "y", "s": score})
+    with pytest.raises(RecordError, match=r":1: field 's': expected a score in \[0, 20\], found"):
+        read_sts_table(path, scale=(0, 20), columns=("a", "b", "s"))
+
+
+@pytest.mark.parametrize("score", ["5.1", "-0.1", "nan", "good", "", "1_0"])
 def test_a_score_off_the_scale_is_refused_with_its_line(tmp_path, score):
     path = write(tmp_path / "sts.csv", '"two\nlines",b,1', f"a,b,{score}")
     with pytest.raises(RecordError, match=rf"sts\.csv:3: .*a score in \[0, 5\], found '{score}'"):
@@ -192,8 +227,19 @@ def test_a_score_off_the_scale_is_refused_with_its_line(tmp_path, score):
 @pytest.mark.parametrize(
     ("lines", "options", "message"),
     [
-        (["a,b,1", "a,b"], {}, r"sts\.csv:2: expected the columns \[0, 1, 2\], found 2 columns"),
+        (["a,b,1", "a,b"], {}, r"sts\.csv:2: expected 3 cells separated by ',', .*found 2"),
+        (["a,b,1", "a, or b,c,1"], {}, r":2: expected 3 cells .* found 4\. .*quotation marks"),
+        (["a, or b,2,1", "a,b,1"], {}, r":2: expected 4 cells .* in the first row, found 3"),
+        (["x\ty\tscore", "a\tb\tc\t1"], {}, r":2: expected 3 cells separated by '\\t'.*remove it"),
+        (["a;b;1"], {}, r":1: .*\[0, 1, 2\], found \['a;b;1'\] separated by ','.*--delimiter ';'"),
         (["x,y,z", "a,b,1"], {"columns": ("x", "q", "z")}, r":1: .*found .*Correct 'q'"),
+        (["x;y;z", "a;b;1"], {"columns": ("x", "y", "z")}, r"by ','\. .*--delimiter ';', or delim"),
+        (["a;b;1"], {"delimiter": ""}, "expected one character that separates cells, found ''"),
+        (["a;b;1"], {"delimiter": ";;"}, "expected one character that separates cells, found ';;'"),
+        (["x,x,z", "a,b,1"], {"columns": ("x", "y", "z")}, "Correct 'y'"),
+        (["x,y,x,z", "a,b,c,1"], {"columns": ("x", "y", "z")}, r":1: .* once .*found 'x' 2 times"),
+        (["x,y,z", "a,b,1"], {"columns": ("x", "x", "z")}, "none of them twice"),
+        (["a,b,1"], {"columns": (0, 0, 2)}, "none of them twice"),
         (["a,b,1", '"a,b,1'], {}, r":2: expected cells separated by ',', found: unexpected end"),
         (["a,b,1"], {"scale": (5, 0)}, "LOW < HIGH"),
         (["a,b,1"], {"scale": (0, float("inf"))}, "LOW < HIGH"),
@@ -250,6 +296,17 @@ def test_questions_in_a_table(tmp_path):
     expected = [Record("ir", "what?", ("this",)), Record("ir", "who?", ("me",))]
     assert read_pairs(path, columns=("q", "a")) == expected
     assert read_pairs(path, columns=(1, 2))[1:] == expected
+    path = write(tmp_path / "train.csv", "q;a", "what?;this", "who?;me")
+    splits = read_path(tmp_path / "train.csv", task="ir", columns=("q", "a"), delimiter=";")
+    assert splits == {"train": expected}
+
+
+def test_a_comma_in_an_answer_is_no_further_column(tmp_path):
+    path = write(tmp_path / "qa.csv", "q,a,n", "what?,this, or that,never", "who?,me,you")
+    with pytest.raises(RecordError, match=r"qa\.csv:2: expected 3 cells .* found 4"):
+        read_pairs(path, columns=("q", "a", "n"))
+    with pytest.raises(RecordError, match="none of them twice"):
+        read_pairs(path, columns=("q", "q"))
 
 
 @pytest.mark.parametrize(
@@ -282,10 +339,17 @@ def test_aligned_files_become_records_without_tokens_of_the_treebank(tmp_path):
 
 def test_aligned_files_that_do_not_fit_are_refused(tmp_path):
     queries = write(tmp_path / "tgt.txt", "who ?", "what ?")
-    with pytest.raises(RecordError, match=r"src\.txt: expected as many lines as .*2, found 1"):
+    with pytest.raises(RecordError, match=r"tgt\.txt and .*src\.txt: expected .*found 2 and 1"):
         read_aligned(queries, write(tmp_path / "src.txt", "him"))
-    with pytest.raises(RecordError, match=r"tgt\.txt:2: field 'positives'"):
-        read_aligned(queries, write(tmp_path / "src.txt", "him", " "))
+
+
+@pytest.mark.parametrize("blank", ["tgt.txt", "src.txt"])
+def test_a_blank_line_is_refused_with_the_file_that_has_it(tmp_path, blank):
+    for name in ("tgt.txt", "src.txt"):
+        write(tmp_path / name, "one", " " if name == blank else "two")
+    with pytest.raises(RecordError) as error:
+        read_aligned(tmp_path / "tgt.txt", tmp_path / "src.txt")
+    assert str(error.value).startswith(f"{tmp_path / blank}:2: expected a text, found a blank line")
 
 
 # --- BEIR ---
@@ -359,12 +423,21 @@ def test_a_beir_folder(beir, said):
         ("q9\td1\t1", r"field 'query-id': expected one of the 3 ids there are, found 'q9'"),
         ("q1\td9\t1", r"field 'corpus-id': expected one of the 4 ids there are, found 'd9'"),
         ("q1\td1\tyes", "field 'score': expected a number, found 'yes'"),
-        ("q1 d1 1", r"expected the columns \[0, 1, 2\], found 1 columns"),
+        ("q1 d1 1", r"expected 3 cells separated by '\\t', .*found 1"),
     ],
 )
 def test_a_bad_judgement_is_refused_with_its_line(beir, line, message):
     write(beir / "qrels" / "test.tsv", "query-id\tcorpus-id\tscore", "q1\td1\t1", line)
     with pytest.raises(RecordError, match=rf"test\.tsv:3: {message}"):
+        read_beir(beir)
+
+
+def test_a_bad_first_judgement_is_no_header(beir):
+    write(beir / "qrels" / "test.tsv", "q1\td1\tyes", "q1\td2\t1")
+    with pytest.raises(RecordError, match=r"test\.tsv:1: expected a number, or .*found 'yes'"):
+        read_beir(beir)
+    write(beir / "qrels" / "test.tsv", "q1 d1 1")
+    with pytest.raises(RecordError, match=r"test\.tsv:1: .* separated by '\\t'\. Correct 1 or"):
         read_beir(beir)
 
 
@@ -454,8 +527,12 @@ def test_a_path_with_nothing_known(tmp_path, beir):
     write(tmp_path / "other" / "notes.md", "")
     with pytest.raises(MissingSourceError, match=r"found notes\.md"):
         read_path(tmp_path / "other")
-    with pytest.raises(RecordError, match="expected no columns, scale or STS task for a BEIR"):
-        read_path(beir, scale=(0, 1))
+    for form in ({"scale": (0, 1)}, {"delimiter": ";"}):
+        with pytest.raises(RecordError, match="expected no columns, scale, delimiter or STS task"):
+            read_path(beir, **form)
+    path = write(tmp_path / "train.jsonl", {"query": "q", "pos": ["p"]})
+    with pytest.raises(RecordError, match=r"train\.jsonl: expected no delimiter for JSON"):
+        read_path(path, task="ir", delimiter=";")
 
 
 # --- The Hub ---

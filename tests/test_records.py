@@ -5,7 +5,9 @@ from __future__ import annotations
 import gzip
 import json
 import time
+from fractions import Fraction
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -60,6 +62,25 @@ def test_score_belongs_to_pairs():
 
 
 @pytest.mark.parametrize(
+    ("score", "kept"),
+    [(np.float32(0.5), 0.5), (np.float64(0.5), 0.5), (np.int64(1), 1), (Fraction(1, 2), 0.5)],
+)
+def test_scores_of_other_libraries_become_pythons(tmp_path, score, kept):
+    record = Record("ir", "q", ("p",), ["n"], positive_scores=(score,), negative_scores=[score])
+    for scores in (record.positive_scores, record.negative_scores):
+        assert scores == (kept,)
+        assert type(scores[0]) is type(kept)
+    write_jsonl(tmp_path / "records.jsonl", [record])
+    assert read_jsonl(tmp_path / "records.jsonl") == [record]
+
+
+@pytest.mark.parametrize("score", [np.True_, np.float32("nan"), np.float64("inf"), 1j])
+def test_what_is_no_finite_number_is_no_score(score):
+    with pytest.raises(RecordError, match="field 'positive_scores': expected a list of finite"):
+        Record("ir", "q", ("p",), positive_scores=(score,))
+
+
+@pytest.mark.parametrize(
     ("change", "field", "expected"),
     [
         ({"task": "classify"}, "task", "'ir' or 'sts'"),
@@ -76,6 +97,7 @@ def test_score_belongs_to_pairs():
         ({"positive_scores": ["1"]}, "positive_scores", "a list of finite numbers"),
         ({"positive_scores": [True]}, "positive_scores", "a list of finite numbers"),
         ({"negative_scores": [float("nan")]}, "negative_scores", "a list of finite numbers"),
+        ({"positive_scores": [10**400]}, "positive_scores", "a list of finite numbers"),
         ({"dataset": 3}, "dataset", "a string"),
         ({"positive": ["a"]}, "positive", "one of the keys task, query"),
     ],
@@ -115,6 +137,9 @@ def test_a_missing_field_is_named(tmp_path, field):
 def test_lines_that_are_no_objects(tmp_path):
     path = write_lines(tmp_path / "bad.jsonl", IR, '{"task": "ir", ')
     with pytest.raises(RecordError, match=r"bad\.jsonl:2: expected JSON, found"):
+        read_jsonl(path)
+    path = write_lines(tmp_path / "bad.jsonl", IR, '{"positive_scores": [' + "1" * 5000 + "]}")
+    with pytest.raises(RecordError, match=r"bad\.jsonl:2: expected JSON, found: Exceeds the limit"):
         read_jsonl(path)
     with pytest.raises(RecordError, match=r"bad\.jsonl:1: expected a JSON object, found 'text'"):
         read_jsonl(write_lines(path, '"text"'))

@@ -63,6 +63,15 @@ def test_tables_of_runs_are_put_together_with_their_labels(preset):
         runs.collect(preset, "dev", ["sts_only"])
 
 
+def test_the_table_of_a_run_that_failed_at_once_is_named(preset):
+    folder = runs.run_folder(preset.name, "codiemb", 0)
+    runs.write_rows(folder / "log.csv", pd.DataFrame([]))  # as training writes it before step 1
+    with pytest.raises(runs.RunError, match=r"log\.csv: expected the rows .* an empty table"):
+        runs.collect(preset, "log", ["codiemb"])
+    with pytest.raises(runs.RunError, match="expected models to collect 'log' of, found none"):
+        runs.collect(preset, "log", [])
+
+
 def test_costs_come_from_logs_and_manifests(preset):
     for model in preset.variants:
         folder = finish(preset, model)

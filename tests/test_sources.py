@@ -78,6 +78,8 @@ def test_a_limit_takes_a_nested_subsample_that_the_seed_decides():
     assert load_split("wordsim-353", "train", limit=10, seed=1) != small
     assert load_split("wordsim-353", "train", limit=10**6) == everything
     assert load_split("wordsim-353", "train", limit=0) == []
+    with pytest.raises(UnknownDatasetError, match="unknown split 'foo'"):
+        load_split("wordsim-353", "foo", limit=0)
     with pytest.raises(ValueError, match="limit: expected None or a number >= 0, found -1"):
         load_split("wordsim-353", "train", limit=-1)
 
@@ -179,6 +181,32 @@ def test_no_split_may_stay_empty(sizes):
         hold_out(records, sizes)
 
 
+@pytest.mark.parametrize("sizes", [{"train": 1}, {"train": 1, "dev": 1}, {"dev": 0.5}, {"foo": 1}])
+def test_only_whole_numbers_of_dev_and_test_are_held_out(sizes):
+    records = [Record("ir", f"query {i}", ("answer",)) for i in range(9)]
+    with pytest.raises(RecordError, match="expected how many records go to dev, to test"):
+        hold_out(records, sizes)
+
+
+@pytest.mark.parametrize("split", ["validation", "foo", "corpus", "../train"])
+def test_a_split_that_would_not_be_read_back_is_not_written(tmp_path, split):
+    records = [Record("ir", "a query", ("answer",))]
+    with pytest.raises(RecordError, match=f"out: unknown split '{split}': expected one of"):
+        write_splits(tmp_path / "out", {"train": records, split: records})
+    assert [*tmp_path.iterdir()] == []
+    with pytest.raises(RecordError, match="at least one split to write"):
+        write_splits(tmp_path / "out", {})
+
+
+@pytest.mark.parametrize("name", ["dev.csv", "validation.jsonl", "dev.jsonl.gz", "corpus.json"])
+def test_nothing_is_written_beside_a_file_of_the_same_part(tmp_path, name):
+    records = [Record("ir", "a query", ("answer",))]
+    (tmp_path / name).write_text("")
+    with pytest.raises(RecordError, match=rf"{name}: expected no such file, for .*\.jsonl says"):
+        write_splits(tmp_path, {"train": records, "dev": records})
+    assert [file.name for file in tmp_path.iterdir()] == [name]
+
+
 def test_written_splits_never_replace_others(tmp_path):
     records = [Record("ir", f"query {i}", ("answer",), dataset="old") for i in range(3)]
     files = write_splits(tmp_path / "out", {"train": records[:2], "dev": records[2:]})
@@ -207,6 +235,11 @@ def test_a_corpus_is_written_beside_the_splits_and_read_back(tmp_path):
     with pytest.raises(RecordError, match=r"corpus\.jsonl: expected no such file"):
         write_splits(tmp_path / "out", {"dev": records})
     assert not (tmp_path / "out" / "dev.jsonl").exists()
+
+
+def test_nothing_is_not_described():
+    with pytest.raises(RecordError, match="at least one record to describe"):
+        describe([])
 
 
 def test_a_description_counts_what_it_says():
