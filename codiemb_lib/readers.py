@@ -250,8 +250,9 @@ def read_sts_table(
 ) -> list[Record]:
     """Read rated pairs from CSV, TSV or JSON lines; ratings are mapped from `scale` to [0, 1].
 
-    A row that lacks one of its texts is left out. In TSV a quotation mark is a plain character. All
-    rows of CSV and TSV have as many cells as the first.
+    A row that lacks one of its texts is left out. All rows of CSV have as many cells as the first.
+    In TSV a quotation mark is a plain character, and a row may have more cells, which are notes, as
+    in the STS Benchmark's own files.
 
     Args:
         path: The file, which may end in `.gz`.
@@ -422,7 +423,7 @@ def _rows_of_cells(path: str | Path, text: str, delimiter: str) -> Iterator[tupl
         for row in reader:
             width = width or len(row)
             # A separator inside a text moves the cells behind it, in this row or in the first.
-            if row and len(row) != width:
+            if row and (len(row) < width or (len(row) > width and delimiter != "\t")):
                 cure = "remove it" if delimiter == "\t" else "put the text in quotation marks"
                 raise RecordError(
                     f"{path}:{number}: expected {width} cells separated by {delimiter!r}, as in "

@@ -230,7 +230,8 @@ def test_a_score_off_the_scale_is_refused_with_its_line(tmp_path, score):
         (["a,b,1", "a,b"], {}, r"sts\.csv:2: expected 3 cells separated by ',', .*found 2"),
         (["a,b,1", "a, or b,c,1"], {}, r":2: expected 3 cells .* found 4\. .*quotation marks"),
         (["a, or b,2,1", "a,b,1"], {}, r":2: expected 4 cells .* in the first row, found 3"),
-        (["x\ty\tscore", "a\tb\tc\t1"], {}, r":2: expected 3 cells separated by '\\t'.*remove it"),
+        (["x\ty\tscore", "a\t1"], {}, r":2: expected 3 cells separated by '\\t'.*remove it"),
+        (["x\ty\tscore", "a\tb\tc\t1"], {}, r":2: .*a score in \[0, 5\], found 'c'"),
         (["a;b;1"], {}, r":1: .*\[0, 1, 2\], found \['a;b;1'\] separated by ','.*--delimiter ';'"),
         (["x,y,z", "a,b,1"], {"columns": ("x", "q", "z")}, r":1: .*found .*Correct 'q'"),
         (["x;y;z", "a;b;1"], {"columns": ("x", "y", "z")}, r"by ','\. .*--delimiter ';', or delim"),
@@ -253,6 +254,14 @@ def test_a_bad_table_is_refused(tmp_path, lines, options, message):
     path = write(tmp_path / "sts.csv", *lines)
     with pytest.raises(RecordError, match=message):
         read_sts_table(path, **{"scale": (0, 5)} | options)
+
+
+def test_notes_behind_the_columns_of_tsv_are_passed_over(tmp_path):
+    """The STS Benchmark's own files name sources behind some pairs."""
+    first = "main-captions\tMSRvid\t2012\t1\t5.0\ta\tb"
+    path = write(tmp_path / "sts-train.csv", first, "main-news\tx\t2014\t2\t2.5\tc\td\turl\turl")
+    found = read_sts_table(path, columns=(5, 6, 4), scale=(0, 5))
+    assert [(r.query, *r.positives, r.score) for r in found] == [("a", "b", 1.0), ("c", "d", 0.5)]
 
 
 def test_rows_in_json_are_read_by_their_keys_and_hold_one_text_a_side(tmp_path):
