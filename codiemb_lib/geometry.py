@@ -90,7 +90,7 @@ def principal_shares(embeddings: ArrayLike) -> np.ndarray:
 
 
 def _mean(units: np.ndarray) -> np.ndarray:
-    """The mean row in float64; of rows that are equal, that very row, which their sum would miss."""
+    """The mean row in float64; of equal rows that very row, which their sum would miss."""
     first = units[0].astype(np.float64)
     return first + np.subtract(units, first).mean(axis=0)
 
