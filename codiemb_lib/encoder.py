@@ -525,7 +525,7 @@ def locate(settings: EncoderSettings) -> Path:
     """
     name = settings.name
     if name in PACKAGED:
-        return _packaged_folder(name)
+        return packaged_folder(name)
     folder = project_root() / Path(name).expanduser()
     if not folder.is_dir():
         folder = _download(settings)
@@ -572,7 +572,12 @@ def model_hash(settings: EncoderSettings) -> str:
     return sha256_folder(locate(settings))
 
 
-def _packaged_folder(name: str) -> Path:
+def packaged_folder(name: str) -> Path:
+    """The folder of an encoder in `PACKAGED`.
+
+    Raises:
+        EncoderError: Its package is not installed, or the checksum of its weights is another.
+    """
     packaged = PACKAGED[name]
     spec = util.find_spec(packaged.module)
     if spec is None:

@@ -648,7 +648,8 @@ def fuse(
     sentence-transformers where that is one; a card, README.md, says how it was made.
 
     Args:
-        base: The initialisation: a mapping from names to tensors, or a folder.
+        base: The initialisation: a mapping from names to tensors, a folder, or the name of a
+            packaged encoder. Layers that the checkpoints were trained without are left out.
         checkpoints: Models with its names and shapes, of the same kind.
         method: A name in `METHODS`.
         scale: Length of the merged delta; 0 gives the base.
@@ -668,10 +669,12 @@ def fuse(
             is not finite, or too large for its type, integers differ, weights are pickled, or the
             method cannot take an option.
         FileNotFoundError: A folder is missing.
+        EncoderError: A packaged encoder is not installed, or damaged.
         FileExistsError: The output is not empty.
         UnwritableError: The output cannot be written.
     """
     options = _plain({"scale": scale} | options)
+    named = base, checkpoints
     base, checkpoints = open_models(base, checkpoints)
     folders = all(isinstance(model, Folder) for model in (base, *checkpoints))
     if folders != (output is not None):
@@ -686,8 +689,8 @@ def fuse(
         settings = settings_folder(base, checkpoints, settings_from)
     merged = merge(base, checkpoints, method=method, keep=keep, **options)
     if folders:
-        names = [str(model.folder) for model in checkpoints]
-        recipe = {"base": str(base.folder), "ingredients": names, "method": method}
+        origin, *names = (str(getattr(m, "folder", m)) for m in (named[0], *named[1]))
+        recipe = {"base": origin, "ingredients": names, "method": method}
         given = {"keep": keep or {}, **options}
         recipe |= {key: value for key, value in given.items() if not callable(value)}
         kept = [names[number] for number in merged.kept or range(len(names))]
