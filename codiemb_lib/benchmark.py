@@ -238,7 +238,9 @@ def local_task(
     records = dataset.split(split, limit=limit)
     corpus = dataset.sample_corpus(settings.corpus)
     if prompts is None:
-        prompts = own_prompts(store.embedder.prompts, dataset.task, settings.name)
+        prompts = own_prompts(
+            store.embedder.prompts, dataset.task, settings.name, store.embedder.default_prompt
+        )
     prompts = Prompts(**prompts.model_dump(include=set(Prompts.model_fields)) | dict(sides))
     rows = store.once(
         [
@@ -251,19 +253,21 @@ def local_task(
     return [row | labels | prompts.model_dump() for row in rows]
 
 
-def own_prompts(named: Mapping[str, str], task: str, dataset: str = "") -> Prompts:
+def own_prompts(
+    named: Mapping[str, str], task: str, dataset: str = "", default: str = ""
+) -> Prompts:
     """The prompts that a sentence-transformers model names itself.
 
     Those of the data set, `NAME` and `NAME-passage`, as training here saves them; else for
-    retrieval `query`, and `document` or `passage`; for pairs `STS`; none where it has no such.
+    retrieval `query`, and `document` or `passage`, or none; for pairs `STS`, or its default one.
     """
     if dataset in named:
-        passage = named.get(f"{dataset}-passage") or ""
-        return Prompts(query_prompt=named[dataset] or "", passage_prompt=passage)
+        passage = named.get(f"{dataset}-passage", "")
+        return Prompts(query_prompt=named[dataset], passage_prompt=passage)
     if task == "ir":
-        passage = named.get("document") or named.get("passage") or ""
-        return Prompts(query_prompt=named.get("query") or "", passage_prompt=passage)
-    return Prompts(query_prompt=named.get("STS") or "")
+        passage = named.get("document") or named.get("passage", "")
+        return Prompts(query_prompt=named.get("query", ""), passage_prompt=passage)
+    return Prompts(query_prompt=named.get("STS", default))
 
 
 def run_tasks(

@@ -160,6 +160,9 @@ def test_prompts_are_the_models_own_unless_they_are_given(store, data):
     assert own_prompts(trained, "ir", "mine") == Prompts(query_prompt="m: ", passage_prompt="n: ")
     assert own_prompts(trained, "ir", "bare") == Prompts()  # trained without
     assert own_prompts(trained, "sts", "another") == Prompts(query_prompt="s: ")
+    assert own_prompts(trained, "sts", default="d: ") == Prompts(query_prompt="s: ")
+    assert own_prompts({}, "sts", default="d: ") == Prompts(query_prompt="d: ")
+    assert own_prompts({}, "ir", default="d: ") == Prompts()
     settings = DatasetSettings(name=str(data / "ir"))
     own = local_task(store, settings)
     assert {row["query_prompt"] for row in own} == {"query: "}
