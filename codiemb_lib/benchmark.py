@@ -19,7 +19,14 @@ from codiemb_lib import evaluation, search
 from codiemb_lib.config import DatasetSettings, Prompts, project_root
 from codiemb_lib.embeddings import Embedder
 from codiemb_lib.evaluation import EvaluationError, ranking_metrics, sts_metrics
-from codiemb_lib.files import read_json, sha256_file, sha256_text, write_json
+from codiemb_lib.files import (
+    UnwritableError,
+    check_writable,
+    read_json,
+    sha256_file,
+    sha256_text,
+    write_json,
+)
 from codiemb_lib.readers import Columns, Scale, read_path
 from codiemb_lib.records import Record, RecordError
 from codiemb_lib.runs import hardware, write_rows
@@ -66,10 +73,15 @@ def score_records(
     pair carry the query's prompt.
 
     Raises:
-        EvaluationError: No records, a score that is not defined, or one that is none.
+        EvaluationError: No records, records of both tasks, a score that is not defined, or one that
+            is none.
     """
     if not records:
         raise EvaluationError("expected at least one record, found none.")
+    if len({record.task for record in records}) > 1:
+        raise EvaluationError(
+            "expected records of one task, found some of 'ir' and some of 'sts'. Score each apart."
+        )
     prompts = prompts or Prompts()
     task, queries = records[0].task, [record.query for record in records]
     if task == "sts":
@@ -229,7 +241,9 @@ def local_task(
     records = dataset.split(split, limit=limit)
     corpus = dataset.sample_corpus(settings.corpus)
     if prompts is None:
-        prompts = own_prompts(store.embedder.prompts, dataset.task, settings.name)
+        prompts = own_prompts(
+            store.embedder.prompts, dataset.task, settings.name, store.embedder.default_prompt
+        )
     prompts = Prompts(**prompts.model_dump(include=set(Prompts.model_fields)) | dict(sides))
     rows = store.once(
         [
@@ -242,19 +256,21 @@ def local_task(
     return [row | labels | prompts.model_dump() for row in rows]
 
 
-def own_prompts(named: Mapping[str, str], task: str, dataset: str = "") -> Prompts:
+def own_prompts(
+    named: Mapping[str, str], task: str, dataset: str = "", default: str = ""
+) -> Prompts:
     """The prompts that a sentence-transformers model names itself.
 
     Those of the data set, `NAME` and `NAME-passage`, as training here saves them; else for
-    retrieval `query`, and `document` or `passage`; for pairs `STS`; none where it has no such.
+    retrieval `query`, and `document` or `passage`, or none; for pairs `STS`, or its default one.
     """
     if dataset in named:
-        passage = named.get(f"{dataset}-passage") or ""
-        return Prompts(query_prompt=named[dataset] or "", passage_prompt=passage)
+        passage = named.get(f"{dataset}-passage", "")
+        return Prompts(query_prompt=named[dataset], passage_prompt=passage)
     if task == "ir":
-        passage = named.get("document") or named.get("passage") or ""
-        return Prompts(query_prompt=named.get("query") or "", passage_prompt=passage)
-    return Prompts(query_prompt=named.get("STS") or "")
+        passage = named.get("document") or named.get("passage", "")
+        return Prompts(query_prompt=named.get("query", ""), passage_prompt=passage)
+    return Prompts(query_prompt=named.get("STS", default))
 
 
 def run_tasks(
@@ -270,7 +286,7 @@ def run_tasks(
     Args:
         tasks: By the name that their rows get.
         store: Encoder and cache.
-        out: The CSV; what stands there is replaced.
+        out: The CSV; what stands there is replaced when the first task is finished.
         model: The name of the model in the rows.
         progress: Show a bar of the tasks.
 
@@ -283,7 +299,11 @@ def run_tasks(
     """
     rows: list[Row] = []
     failures: dict[str, Exception] = {}
-    _write(out, rows)  # before long work: it can be written, and says nothing old
+    check_writable(Path(out).parent)  # before long work
+    if Path(out).is_dir():
+        raise UnwritableError(
+            f"{out}: expected the name of a table to write, found a folder. Choose another name."
+        )
     for name in (bar := tqdm(tasks, desc="benchmark", disable=not progress)):
         bar.set_postfix_str(name)
         try:
@@ -296,11 +316,12 @@ def run_tasks(
             continue
         labels = {"model": model, "model_hash": store.embedder.model_hash}
         rows += [labels | {"dataset": name} | row for row in scored]
-        _write(out, rows)
+        write_rows(out, _table(rows))
     if failures:
         causes = "; ".join(f"{n}: {type(e).__name__}: {e}" for n, e in failures.items())
         raise BenchmarkError(
-            f"{len(failures)} of {len(tasks)} tasks failed, the others stand in {out}: "
+            f"{len(failures)} of {len(tasks)} tasks failed, "
+            + (f"the others stand in {out}: " if rows else f"{out} is left as it was: ")
             + " ".join(causes.split()),
             _table(rows),
         ) from next(iter(failures.values()))
@@ -309,7 +330,3 @@ def run_tasks(
 
 def _table(rows: list[Row]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=COLUMNS).astype({"n": "Int64", "passages": "Int64"})
-
-
-def _write(out: str | Path, rows: list[Row]) -> None:
-    write_rows(out, _table(rows))

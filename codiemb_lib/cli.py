@@ -9,6 +9,7 @@ import argparse
 import logging
 import os
 import re
+import select
 import signal
 import sys
 from collections.abc import Mapping, Sequence
@@ -516,19 +517,33 @@ def _source_and_out(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("out", metavar="OUT", help="the folder to be written")
 
 
+def _has_reader(descriptor: int) -> bool:
+    """Whether the other end of a pipe is open still; `head` closes it when it has enough."""
+    poll = select.poll()
+    poll.register(descriptor, 0)  # for errors and hang-ups alone
+    return not poll.poll(0)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command `codiemb` and return its exit status.
 
     An error of ours is something that the user can mend: it takes one line, and the status is 2, or
-    1 where a notebook's cell or a task of a benchmark failed. Any other error keeps its traceback.
+    1 where a notebook's cell or a task of a benchmark failed. Where the reader of the output ends
+    early, we end as quietly as other tools. Any other error keeps its traceback.
     """
     arguments = _parser().parse_args(argv)
     logging.basicConfig(format="codiemb: %(message)s")
     logging.getLogger("papermill").setLevel(logging.CRITICAL)  # what it reports, we say ourselves
     try:
         arguments.command(arguments)
+        sys.stdout.flush()  # now rather than at exit, where nothing can be caught
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
+    except BrokenPipeError:
+        if _has_reader(1):  # it was another pipe
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # for what is still to come
+        return 128 + signal.SIGPIPE
     except Exception as error:
         if not type(error).__module__.startswith("codiemb_lib."):
             raise

@@ -12,8 +12,15 @@ from tqdm.auto import tqdm
 
 from codiemb_lib import encoder, lean
 from codiemb_lib.config import EncoderSettings
-from codiemb_lib.encoder import Encoder, EncoderError, check_texts, locate, model_hash
-from codiemb_lib.files import atomic_path, read_json, sha256_file, sha256_text
+from codiemb_lib.encoder import (
+    Encoder,
+    EncoderError,
+    check_texts,
+    locate,
+    model_hash,
+    saved_prompts,
+)
+from codiemb_lib.files import atomic_path, sha256_file, sha256_text
 
 CHUNK = 16_384  # texts that are tokenised, encoded and kept together
 
@@ -58,13 +65,18 @@ class Embedder:
     @cached_property
     def prompts(self) -> dict[str, str]:
         """The named prompts of a sentence-transformers folder, without loading its weights."""
-        file = locate(self.settings) / "config_sentence_transformers.json"
-        return (read_json(file).get("prompts") or {}) if file.is_file() else {}
+        return saved_prompts(locate(self.settings))[0]
+
+    @cached_property
+    def default_prompt(self) -> str:
+        """The prompt that such a folder has for texts without one; "" if it has none."""
+        prompts, default = saved_prompts(locate(self.settings))
+        return prompts.get(default, "")
 
     def embed(
-        self, texts: Sequence[str], *, prompt: str = "", progress: bool = False
+        self, texts: Sequence[str], *, prompt: str | None = None, progress: bool = False
     ) -> np.ndarray:
-        """Embeddings of texts, (n, D) float32 of unit length.
+        """Embeddings of texts, (n, D) float32 of unit length; as `Encoder.encode` has prompts.
 
         Beside the result, memory holds those of one chunk of texts, and its tokens.
 
@@ -73,6 +85,7 @@ class Embedder:
                 loaded, or a file of the store is damaged.
         """
         check_texts(texts)
+        prompt = self.default_prompt if prompt is None else prompt
         distinct = list(dict.fromkeys(texts))
         starts = range(0, max(1, len(distinct)), CHUNK)
         output = None

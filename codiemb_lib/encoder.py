@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -31,6 +32,7 @@ POOLING_KEYS = {
 }
 
 
+_FURTHER = "config_sentence_transformers.json"  # prompts and the like
 _PASS_COST = 32  # what a forward pass costs on a CPU besides its tokens, in tokens
 _BLOCK_COST = 8  # and a block in a pass of several
 _COST_ELSEWHERE = 4096  # of either: while kernels are launched, a GPU could take thousands
@@ -163,6 +165,7 @@ class Encoder(nn.Module):
         max_length: Texts are cut to this many tokens, prompt and special tokens included.
         include_prompt: Whether the prompt's tokens count in the mean. The paper leaves them out.
         prompts: Named prompts that are saved with the model for other libraries.
+        default_prompt_name: Which of them stands before texts that are encoded without a prompt.
     """
 
     def __init__(
@@ -174,6 +177,7 @@ class Encoder(nn.Module):
         max_length: int = 128,
         include_prompt: bool = False,
         prompts: dict[str, str] | None = None,
+        default_prompt_name: str | None = None,
     ):
         super().__init__()
         if pooling not in POOLING_KEYS:
@@ -183,6 +187,7 @@ class Encoder(nn.Module):
         self.pooling = pooling
         self.include_prompt = include_prompt
         self.prompts = dict(prompts or {})
+        self.default_prompt_name = default_prompt_name
         backbone.config.use_cache = False  # of a decoder's keys and values: nothing is generated
         self._no_split_modules = getattr(backbone, "_no_split_modules", None)  # for sharding
         if getattr(backbone, "pooler", None) is not None:  # BERT's head: in the file, never used
@@ -199,16 +204,18 @@ class Encoder(nn.Module):
 
         Raises:
             EncoderError: Unknown name, missing files, wrong checksum, NaN or Inf in the weights,
-                a module that is none of ours, a pooling that nobody names, code that nobody
-                trusts, or attention or adapters that the architecture does not take.
+                a module that is none of ours, a pooling that nobody names, embeddings that are
+                cut, code that nobody trusts, or attention or adapters that the architecture does
+                not take.
         """
         folder = locate(settings)
         saved = _saved_settings(folder)
-        pooling = settings.pooling or saved.get("pooling")
-        if not pooling:
+        named = saved.get("pooling", [])
+        if not settings.pooling and len(named) != 1:
+            found = f"{' and '.join(named)}, which would be joined" if named else "none"
             raise EncoderError(
                 f"{settings.name}: expected `pooling` in the preset, since the model's own files "
-                f"name none; choose one of {sorted(POOLING_KEYS)}."
+                f"name {found}; choose one of {sorted(POOLING_KEYS)}."
             )
         remote = {"trust_remote_code": _trusted(settings, folder)}
         try:
@@ -218,7 +225,7 @@ class Encoder(nn.Module):
                     config.num_hidden_layers = settings.layers
                 if settings.attention:  # transformers heeds it, and it is saved for others
                     config.is_causal = False
-                tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="right", **remote)
+                tokenizer = _load_tokenizer(folder, **remote)
                 backbone, loading = AutoModel.from_pretrained(
                     folder,
                     config=config,
@@ -241,6 +248,12 @@ class Encoder(nn.Module):
             raise EncoderError(
                 f"{folder}: expected the files of a tokenizer, such as tokenizer.json, found a "
                 "vocabulary of special tokens alone. Copy the tokenizer's files there."
+            )
+        if (cut := saved.get("truncate_dim") or math.inf) < backbone.config.hidden_size:
+            raise EncoderError(
+                f"{folder}: expected embeddings of all {backbone.config.hidden_size} dimensions, "
+                f"found `truncate_dim: {cut}` in {_FURTHER}, which would leave vectors that are "
+                "not of unit length. Remove it there, and cut and scale the vectors yourself."
             )
         if missing := sorted(k for k in loading["missing_keys"] if not k.startswith("pooler.")):
             raise EncoderError(
@@ -272,14 +285,15 @@ class Encoder(nn.Module):
         return cls(
             backbone,
             tokenizer,
-            pooling=pooling,
+            pooling=settings.pooling or named[0],
             max_length=_max_length(settings, saved, tokenizer, backbone),
             include_prompt=(
                 saved.get("include_prompt", False)
                 if settings.include_prompt is None
                 else settings.include_prompt
             ),
-            prompts=saved.get("prompts"),
+            prompts=saved["prompts"],
+            default_prompt_name=saved["default_prompt_name"],
         )
 
     @property
@@ -369,16 +383,20 @@ class Encoder(nn.Module):
         self,
         texts: Sequence[str],
         *,
-        prompt: str = "",
+        prompt: str | None = None,
         tokens_per_forward: int = 2048,
         progress: bool = False,
     ) -> np.ndarray:
         """Embeddings of texts, (n, D) float32 of unit length, without gradient or dropout.
 
+        Without a `prompt` the model's default one is taken, if it has one; "" is none.
+
         Raises:
             EncoderError: There is nothing to encode, or something is no text.
         """
         check_texts(texts)
+        if prompt is None:
+            prompt = self.prompts.get(self.default_prompt_name, "")
         training = self.training
         self.eval()
         distinct = list(dict.fromkeys(texts))
@@ -400,10 +418,15 @@ class Encoder(nn.Module):
         Adapters are added to the weights that they adapt; the encoder keeps both as they are.
 
         Args:
-            folder: Where to; replaced if it exists.
+            folder: Where to; a model that stands there is replaced.
             weights: Those of the whole backbone, where its own are sharded over devices.
+
+        Raises:
+            EncoderError: Something else stands there.
+            UnwritableError: The folder cannot be written.
         """
         folder = Path(folder)
+        _check_replaceable(folder)
         weights = _without_adapters(self.backbone, weights or self.backbone.state_dict())
         with atomic_path(folder) as temporary, _quiet_transformers():
             self.backbone.save_pretrained(temporary, state_dict=weights)
@@ -431,14 +454,26 @@ class Encoder(nn.Module):
             pooling["include_prompt"] = self.include_prompt or self.pooling != "mean"
             write_json(temporary / "1_Pooling" / "config.json", pooling)
             write_json(
-                temporary / "config_sentence_transformers.json",
+                temporary / _FURTHER,
                 {
                     "prompts": self.prompts,
-                    "default_prompt_name": None,
+                    "default_prompt_name": self.default_prompt_name,
                     "similarity_fn_name": "cosine",
                 },
             )
         return folder
+
+
+def _check_replaceable(folder: Path) -> None:
+    """Refuse to save over what is neither a model nor an empty folder."""
+    if not folder.exists():
+        return
+    found = sorted(file.name for file in folder.iterdir()) if folder.is_dir() else "a file"
+    if found and not {"modules.json", "config.json"} & {*found}:
+        raise EncoderError(
+            f"{folder}: expected a new or an empty folder, or a model to replace, found "
+            f"{found[:8]}. Choose another folder."
+        )
 
 
 def check_texts(texts: Sequence[str]) -> None:
@@ -520,12 +555,12 @@ def locate(settings: EncoderSettings) -> Path:
     """The folder of an encoder's files: packaged, local, or downloaded.
 
     Raises:
-        EncoderError: It is unknown, has no weights in safetensors, or its code is trusted at a
-            revision that is no commit.
+        EncoderError: It is unknown, cannot be downloaded, has no weights in safetensors, or its
+            code is trusted at a revision that is no commit.
     """
     name = settings.name
     if name in PACKAGED:
-        return _packaged_folder(name)
+        return packaged_folder(name)
     folder = project_root() / Path(name).expanduser()
     if not folder.is_dir():
         folder = _download(settings)
@@ -559,10 +594,18 @@ def _download(settings: EncoderSettings) -> Path:
                 )
             patterns.append("*.py")
         revision = settings.revision or None
-        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
-    raise EncoderError(
-        unknown("encoder", name, PACKAGED, "or a local folder, or a Hub name such as org/model")
-    )
+        try:
+            return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
+        except Exception as error:  # of the Hub's client, of the library below it, of the system
+            cause = " ".join(f"{type(error).__name__}: {error}".split())
+            raise EncoderError(
+                f"{name}: expected a folder in {project_root()}, or a model of the Hub, found no "
+                f"such folder, and of the Hub: {cause.rstrip('.')}. Correct the path, which starts "
+                "from the project's root, or look to the name and the connection."
+            ) from error
+    looked = project_root() / Path(name).expanduser()
+    known = f"or a local folder (there is no {looked}), or a Hub name such as org/model"
+    raise EncoderError(unknown("encoder", name, PACKAGED, known))
 
 
 def model_hash(settings: EncoderSettings) -> str:
@@ -572,7 +615,12 @@ def model_hash(settings: EncoderSettings) -> str:
     return sha256_folder(locate(settings))
 
 
-def _packaged_folder(name: str) -> Path:
+def packaged_folder(name: str) -> Path:
+    """The folder of an encoder in `PACKAGED`.
+
+    Raises:
+        EncoderError: Its package is not installed, or the checksum of its weights is another.
+    """
     packaged = PACKAGED[name]
     spec = util.find_spec(packaged.module)
     if spec is None:
@@ -591,8 +639,9 @@ def _packaged_folder(name: str) -> Path:
 
 
 def _saved_settings(folder: Path) -> dict:
-    """What a sentence-transformers folder states of an encoder; empty if it is none."""
-    saved: dict = {}
+    """What a sentence-transformers folder states of an encoder; next to nothing if it is none."""
+    prompts, default = saved_prompts(folder)
+    saved: dict = {"prompts": prompts, "default_prompt_name": default}
     modules_file = folder / "modules.json"
     if modules_file.is_file():
         kinds = {module["type"].rpartition(".")[2] for module in read_json(modules_file)}
@@ -608,20 +657,47 @@ def _saved_settings(folder: Path) -> dict:
         chosen = [
             key for key, on in modes.items() if key.startswith("pooling_mode_") and on is True
         ]
-        if "pooling_mode" in modes:  # the newer layout names the mode itself
-            chosen = [modes["pooling_mode"]]
-        if len(chosen) == 1 and isinstance(chosen[0], str):  # several would be joined
-            saved["pooling"] = short.get(chosen[0], chosen[0])
+        if mode := modes.get("pooling_mode"):  # the newer layout names the mode itself
+            chosen = [mode] if isinstance(mode, str) else mode
+        saved["pooling"] = [short.get(mode, mode) for mode in chosen]
         saved["include_prompt"] = modes.get("include_prompt", True)
     length_file = folder / "sentence_bert_config.json"
     if length_file.is_file():
         stated = read_json(length_file)
         saved["max_length"] = stated.get("max_seq_length")
         saved["lower_case"] = stated.get("do_lower_case", False)
-    prompts_file = folder / "config_sentence_transformers.json"
-    if prompts_file.is_file():
-        saved["prompts"] = read_json(prompts_file).get("prompts")
+    further_file = folder / _FURTHER
+    if further_file.is_file():
+        saved["truncate_dim"] = read_json(further_file).get("truncate_dim")
     return saved
+
+
+def saved_prompts(folder: Path) -> tuple[dict[str, str], str | None]:
+    """The prompts that a sentence-transformers folder names, and which of them is the default.
+
+    Raises:
+        EncoderError: The default is none of them.
+    """
+    file = folder / _FURTHER
+    stated = read_json(file) if file.is_file() else {}
+    prompts = {name: prompt or "" for name, prompt in (stated.get("prompts") or {}).items()}
+    default = stated.get("default_prompt_name")
+    known = {"query", "document", *prompts}  # the first two are empty where nothing is said
+    if default is not None and default not in known:
+        raise EncoderError(f"{file}: {unknown('default_prompt_name', default, known)}")
+    return prompts, default
+
+
+def _load_tokenizer(folder: Path, **remote: bool):
+    try:
+        return AutoTokenizer.from_pretrained(folder, padding_side="right", **remote)
+    except ImportError:  # see `load`
+        raise
+    except Exception as error:  # of JSON, of the library, and of Rust, which knows no other
+        raise EncoderError(
+            f"{folder}: expected the files of a tokenizer, found that they cannot be read: "
+            f"{' '.join(f'{type(error).__name__}: {error}'.split())}. Copy or download them again."
+        ) from error
 
 
 def _trusted(settings: EncoderSettings, folder: Path) -> bool:

@@ -293,8 +293,10 @@ def ties(
     model as one vector. By tensor, and with weights, as in mergekit.
     """
     weights = torch.tensor(weights or [1.0] * len(models))
-    if not (weights >= 0).all():
-        raise FusionError(f"weights of ties: expected none below zero, found {weights.tolist()}.")
+    if not (weights >= 0).all() or not weights.any():
+        raise FusionError(
+            f"weights of ties: expected none below zero and one above, found {weights.tolist()}."
+        )
 
     def rule(moves: Moves) -> Tensor:
         dropped = _most_dropped(moves, density)
@@ -597,6 +599,14 @@ def check_options(method: str, options: Mapping[str, Any], count: int | None = N
         METHODS[method]({}, [{}] * count, **given)  # of no tensors: what it refuses when called
 
 
+def _plain(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Numbers and arrays of NumPy as Python has them."""
+    return {
+        name: value.tolist() if isinstance(value, np.generic | np.ndarray) else value
+        for name, value in options.items()
+    }
+
+
 def _check_given(method: str, options: Mapping[str, Any]) -> None:
     """Refuse that an option without default is missing."""
     for name, option in options_of(method).items():
@@ -638,7 +648,8 @@ def fuse(
     sentence-transformers where that is one; a card, README.md, says how it was made.
 
     Args:
-        base: The initialisation: a mapping from names to tensors, or a folder.
+        base: The initialisation: a mapping from names to tensors, a folder, or the name of a
+            packaged encoder. Layers that the checkpoints were trained without are left out.
         checkpoints: Models with its names and shapes, of the same kind.
         method: A name in `METHODS`.
         scale: Length of the merged delta; 0 gives the base.
@@ -658,9 +669,12 @@ def fuse(
             is not finite, or too large for its type, integers differ, weights are pickled, or the
             method cannot take an option.
         FileNotFoundError: A folder is missing.
+        EncoderError: A packaged encoder is not installed, or damaged.
         FileExistsError: The output is not empty.
         UnwritableError: The output cannot be written.
     """
+    options = _plain({"scale": scale} | options)
+    named = base, checkpoints
     base, checkpoints = open_models(base, checkpoints)
     folders = all(isinstance(model, Folder) for model in (base, *checkpoints))
     if folders != (output is not None):
@@ -673,11 +687,11 @@ def fuse(
         check_empty(output)
         check_origin(base.folder, [model.folder for model in checkpoints])
         settings = settings_folder(base, checkpoints, settings_from)
-    merged = merge(base, checkpoints, method=method, scale=scale, keep=keep, **options)
+    merged = merge(base, checkpoints, method=method, keep=keep, **options)
     if folders:
-        names = [str(model.folder) for model in checkpoints]
-        recipe = {"base": str(base.folder), "ingredients": names, "method": method}
-        given = {"scale": scale, "keep": keep or {}, **options}
+        origin, *names = (str(getattr(m, "folder", m)) for m in (named[0], *named[1]))
+        recipe = {"base": origin, "ingredients": names, "method": method}
+        given = {"keep": keep or {}, **options}
         recipe |= {key: value for key, value in given.items() if not callable(value)}
         kept = [names[number] for number in merged.kept or range(len(names))]
         name, formula = Path(output).name, METHODS[method]
@@ -701,7 +715,9 @@ def merge(
 
     Tensors are in float32 or wider. Of the greedy soup, `kept` lists the checkpoints in it.
     """
-    check_options(method, options | {"scale": scale}, len(checkpoints))
+    options = _plain({"scale": scale} | options)
+    check_options(method, options, len(checkpoints))
+    scale = options.pop("scale")
     check_alike(base, checkpoints)
     ties = _common_ties([base, *checkpoints])
     sources = kept_tensors(base, keep or {})

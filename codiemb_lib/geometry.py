@@ -1,8 +1,8 @@
 """Measures of a space of sentence embeddings: pure functions of float arrays of shape (n, D).
 
-Arrays of NumPy are taken, and tensors that NumPy can read: on the CPU, without gradient, not in
-bfloat16. Whatever is defined on the unit sphere normalises the rows itself; `spectrum` and
-`isoscore` take them as they are. Everything is exact: nothing is sampled.
+Arrays of NumPy are taken, and tensors of torch, whose gradients stay out of it. Whatever is defined
+on the unit sphere normalises the rows itself; `spectrum` and `isoscore` take them as they are.
+Everything is exact: nothing is sampled.
 
 A measure that is a mean over texts has a sister, `..._by_text`, with the terms of that mean, which
 `intervals.mean_interval` turns into an interval. Hubness and intrinsic dimension stand in
@@ -14,9 +14,11 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike
 
 _TILE = 512  # rows and columns of a tile of the pair matrix: 1 MB in float32 stays in the cache
+_ROUNDING = 4  # units of it that a row of length one may be off, in the precision of its numbers
 
 
 class Spectrum(NamedTuple):
@@ -52,10 +54,10 @@ def anisotropy_by_text(embeddings: ArrayLike, *, centred: bool = False) -> np.nd
     """
     units = unit_rows(embeddings, rows=2)
     if centred:
-        units -= units.mean(axis=0, dtype=np.float64)
+        units -= _mean(units)
         # What the mean's rounding leaves of a row is no direction.
         lengths = np.linalg.norm(units, axis=1, keepdims=True)
-        lengths[lengths <= 4 * np.finfo(units.dtype).eps] = 0
+        lengths[lengths <= _ROUNDING * np.finfo(units.dtype).eps] = 0
         if not lengths.all():
             raise ValueError(
                 f"anisotropy: expected rows that differ from their mean, found that row "
@@ -80,11 +82,18 @@ def principal_shares(embeddings: ArrayLike) -> np.ndarray:
             direction for all rows.
     """
     units = unit_rows(embeddings, rows=2)
-    spread = np.subtract(units, units.mean(axis=0, dtype=np.float64), dtype=np.float64)
+    spread = np.subtract(units, _mean(units), dtype=np.float64)
     energies = np.linalg.svd(spread, compute_uv=False) ** 2
-    if energies.sum() <= len(units) * np.finfo(units.dtype).eps ** 2:
+    if energies.sum() <= len(units) * (_ROUNDING * np.finfo(units.dtype).eps) ** 2:
         raise ValueError("principal_shares: expected two directions or more, found a single one.")
     return energies / energies.sum()
+
+
+def _mean(units: np.ndarray) -> np.ndarray:
+    """The mean row in float64; of equal rows that very row, which their sum would miss."""
+    first = units[0].astype(np.float64)
+    blocks = np.array_split(units, -(-len(units) // _TILE))  # for copies in float64 are large
+    return first + sum(np.subtract(block, first).sum(axis=0) for block in blocks) / len(units)
 
 
 def uniformity(embeddings: ArrayLike, t: float = 2.0) -> float:
@@ -296,9 +305,10 @@ def as_matrix(embeddings: ArrayLike, rows: int) -> np.ndarray:
     """As a finite float matrix of at least `rows` rows, in float32 or the wider type it has.
 
     Raises:
-        ValueError: Fewer rows, no columns, another number of axes, or values that are not finite.
+        ValueError: Fewer rows, no columns, another number of axes, or values that are not real or
+            not finite.
     """
-    matrix = np.asarray(embeddings)
+    matrix = as_array(embeddings)
     matrix = matrix.astype(np.result_type(matrix.dtype, np.float32), copy=False)
     if matrix.ndim != 2 or len(matrix) < rows or matrix.shape[1] == 0:
         raise ValueError(
@@ -311,6 +321,22 @@ def as_matrix(embeddings: ArrayLike, rows: int) -> np.ndarray:
             f"first of them row {np.argmin(finite)}. Look at the text and the model behind it."
         )
     return matrix
+
+
+def as_array(values: ArrayLike) -> np.ndarray:
+    """As an array of real numbers; tensors are taken from their graph and device.
+
+    Raises:
+        ValueError: They are no real numbers.
+    """
+    if isinstance(values, torch.Tensor):
+        values = values.detach().cpu()
+        if values.dtype == torch.bfloat16:  # which NumPy does not know
+            values = values.float()
+    array = np.asarray(values)
+    if array.dtype.kind not in "biuf":
+        raise ValueError(f"Expected embeddings of real numbers, found {array.dtype}.")
+    return array
 
 
 def unit_rows(embeddings: ArrayLike, rows: int) -> np.ndarray:

@@ -166,7 +166,8 @@ def mteb_task(
     """
     mteb, about = load_mteb(), task.metadata
     if prompts is None:
-        prompts = own_prompts(store.embedder.prompts, _TASKS.get(about.type, about.type))
+        kind = _TASKS.get(about.type, about.type)
+        prompts = own_prompts(store.embedder.prompts, kind, default=store.embedder.default_prompt)
     prompts = prompts.model_copy(update=dict(sides))
     revision = str(about.dataset.get("revision"))
     rows = store.once(

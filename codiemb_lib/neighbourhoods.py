@@ -1,6 +1,6 @@
 """Measures of who lies next to whom in a space of embeddings; exact, in blocks.
 
-As in `geometry`: pure functions of float arrays of shape (n, D) or tensors on the CPU.
+As in `geometry`: pure functions of float arrays of shape (n, D), or tensors.
 """
 
 from __future__ import annotations
@@ -70,5 +70,8 @@ def intrinsic_dimension(embeddings: ArrayLike) -> float:
         raise ValueError(
             f"intrinsic_dimension: expected three distinct rows or more, found {len(rows)}."
         )
+    # Distances come from squares of rows, in which a small spread about a far mean would be lost.
+    rows = np.subtract(rows, rows.mean(axis=0, dtype=np.float64), dtype=np.float64)
+    rows /= np.abs(rows).max()
     distances, _ = NearestNeighbors(n_neighbors=2, algorithm="brute").fit(rows).kneighbors()
     return float(TwoNN(dist=True).fit(distances).dimension_)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from codiemb_lib.geometry import anisotropy, spectrum
+from codiemb_lib.geometry import anisotropy, as_array, spectrum
 
 
 class OverSmoothing(NamedTuple):
@@ -45,13 +45,13 @@ def over_smoothing(states: ArrayLike, lengths: ArrayLike) -> OverSmoothing:
     condition number can be huge: beside the mean, look at the median.
 
     Args:
-        states: (B, T, D), padded on the right; floats that NumPy can read.
+        states: (B, T, D), padded on the right.
         lengths: (B,), tokens of each text, from 2 to T.
 
     Raises:
-        ValueError: Other shapes or lengths, or a token that is zeros or not finite.
+        ValueError: Other shapes or lengths, or a token that is zeros, not real or not finite.
     """
-    states, lengths = np.asarray(states), np.asarray(lengths)
+    states, lengths = as_array(states), np.asarray(lengths)
     if states.ndim != 3 or lengths.shape != states.shape[:1] or not len(lengths):
         raise ValueError(
             "over_smoothing: expected states of shape (B, T, D) and lengths of shape (B,), found "

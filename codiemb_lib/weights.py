@@ -43,6 +43,7 @@ _FLUSH = 1 << 25  # bytes after which the disk takes over, while others are work
 _WORKERS = 4  # at most: each holds a tensor of every model, and few cores saturate the memory
 _PICKLES = {".bin", ".pt", ".pth", ".ckpt"}
 _TABLE = re.compile(r"(embed_tokens|word_embeddings|\bwte|\bshared)\.weight$")
+_LAYERS = ("num_hidden_layers", "n_layers", "n_layer", "num_layers")  # of several architectures
 _COPIED_SUFFIXES = {".json", ".txt", ".model", ".jinja", ".py"}
 
 # What the settings of two checkpoints of one run may differ in: library versions, the state in
@@ -357,12 +358,14 @@ def open_models(
 ) -> tuple[Mapping[str, Tensor], list[Mapping[str, Tensor]]]:
     """Folders opened as mappings, adapters on top of the base; mappings as they are.
 
-    A base that was saved with a head, so that its names have a prefix (`model.`, `roberta.`), is
-    seen without either where models that were saved alone have neither.
+    A packaged encoder may be named like a folder. A base that was saved with a head, so that its
+    names have a prefix (`model.`, `roberta.`), is seen without either where models that were saved
+    alone have neither; and without its last layers where the models were trained without these.
 
     Raises:
         FusionError: There is no model, or as for :class:`Folder` and :class:`Adapter`.
         FileNotFoundError: A folder is missing.
+        EncoderError: A packaged encoder is not installed, or damaged.
         TypeError: A single model stands where a list should.
     """
     if isinstance(models, str | Path | Mapping):
@@ -373,6 +376,11 @@ def open_models(
     def opened(model: Mapping[str, Tensor] | str | Path) -> Mapping[str, Tensor] | Path:
         if isinstance(model, Mapping):
             return model
+        if not Path(model).exists():
+            from codiemb_lib import encoder  # takes seconds
+
+            if model in encoder.PACKAGED:
+                return Folder(encoder.packaged_folder(model))
         is_adapter = (Path(model) / "adapter_config.json").is_file()
         return Path(model) if is_adapter else Folder(model)
 
@@ -381,6 +389,8 @@ def open_models(
         raise FusionError(f"{base}: expected a whole model as the base, found an adapter.")
     whole = [model for model in models if isinstance(model, Mapping)]
     if whole and isinstance(base, Folder):
+        if _layers(whole[0]) < _layers(base):
+            base.places = {n: p for n, p in base.places.items() if _layer(n) < _layers(whole[0])}
         for prefix in {name.partition(".")[0] + "." for name in base}:
             inside = {
                 n.removeprefix(prefix): p for n, p in base.places.items() if n.startswith(prefix)
@@ -390,6 +400,19 @@ def open_models(
     if len(whole) < len(models) and not isinstance(base, Folder):
         raise FusionError("base: expected a folder, for adapters are folders, found a mapping.")
     return base, [m if isinstance(m, Mapping) else Adapter(m, base) for m in models]
+
+
+def _layers(model: Mapping[str, Tensor]) -> float:
+    """How many layers a model's configuration states; infinitely many where it states none."""
+    config = model.folder / "config.json" if isinstance(model, Folder) else None
+    stated = read_json(config) if config and config.is_file() else {}
+    return next((stated[key] for key in _LAYERS if key in stated), math.inf)
+
+
+def _layer(name: str) -> int:
+    """Number of the layer that a tensor lies in; -1 outside."""
+    number = re.search(r"\.(\d+)\.", name)
+    return int(number[1]) if number else -1
 
 
 # Checking
@@ -494,13 +517,22 @@ def settings_folder(
             the base), if all such agree.
 
     Raises:
-        FusionError: They do not agree, or there is no such model.
+        FusionError: They do not agree, there is no such model, or it has other layers than the
+            result.
     """
     if source is None:
         check_same_settings([m.folder for m in models if not isinstance(m, Adapter)])
         return layout(base, models).folder
     chosen = base if source == "base" else pick(models, source, "settings_from")
-    return (base if isinstance(chosen, Adapter) else chosen).folder
+    chosen = base if isinstance(chosen, Adapter) else chosen
+    weights = layout(base, models)
+    if _layers(weights) < _layers(chosen) < math.inf:
+        raise FusionError(
+            f"settings_from: expected a model with the {_layers(weights)} layers of "
+            f"{weights.folder}, found one with {_layers(chosen)}, {chosen.folder}. Name a "
+            "checkpoint."
+        )
+    return chosen.folder
 
 
 def check_empty(output: str | Path) -> None:

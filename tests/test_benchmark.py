@@ -26,6 +26,7 @@ from codiemb_lib.benchmark import (
 from codiemb_lib.config import DatasetSettings, EncoderSettings, Prompts, data_root
 from codiemb_lib.embeddings import Embedder
 from codiemb_lib.evaluation import EvaluationError, encode_dataset, score_dataset
+from codiemb_lib.files import UnwritableError
 from codiemb_lib.records import Record, RecordError, write_jsonl
 from codiemb_lib.search import SearchError
 from codiemb_lib.sources import UnknownDatasetError
@@ -163,6 +164,9 @@ def test_prompts_are_the_models_own_unless_they_are_given(store, data):
     assert own_prompts(trained, "ir", "mine") == Prompts(query_prompt="m: ", passage_prompt="n: ")
     assert own_prompts(trained, "ir", "bare") == Prompts()  # trained without
     assert own_prompts(trained, "sts", "another") == Prompts(query_prompt="s: ")
+    assert own_prompts(trained, "sts", default="d: ") == Prompts(query_prompt="s: ")
+    assert own_prompts({}, "sts", default="d: ") == Prompts(query_prompt="d: ")
+    assert own_prompts({}, "ir", default="d: ") == Prompts()
     settings = DatasetSettings(name=str(data / "ir"))
     own = local_task(store, settings)
     assert {row["query_prompt"] for row in own} == {"query: "}
@@ -229,9 +233,18 @@ def test_failing_tasks_are_named_at_the_end_and_the_others_are_done(store, data,
     assert set(rows["metric"]) == {"spearman", "pearson"}
     assert (rows["model"] == "tiny").all()
     assert (rows["seconds"] > 0).all()
-    with pytest.raises(BenchmarkError, match="1 of 1"):
+    with pytest.raises(BenchmarkError, match=r"1 of 1 .*scores\.csv is left as it was"):
         run_tasks({"first": broken}, store, out, model="tiny")
-    assert pd.read_csv(out).empty  # nothing old is left
+    assert pd.read_csv(out).equals(rows)  # there is nothing better
+    with pytest.raises(UnwritableError, match="expected the name of a table to write"):
+        run_tasks({"first": lambda: pytest.fail("it began")}, store, out.parent, model="tiny")
+
+
+@pytest.mark.parametrize("first", [ir_records, sts_records])
+def test_records_of_both_tasks_are_refused(store, first):
+    records = [*first(2), *ir_records(2), *sts_records(2)]
+    with pytest.raises(EvaluationError, match="expected records of one task"):
+        score_records(store.embedder, records)
 
 
 def test_an_interrupt_is_no_failing_task_and_leaves_what_is_done(store, data):

@@ -131,13 +131,29 @@ def test_a_fusion_that_cannot_be_made_stops_before_anything_runs(
     assert message in error
 
 
-def test_error_that_is_not_ours_keeps_its_traceback(monkeypatch):
+@pytest.mark.parametrize("error", [ZeroDivisionError, BrokenPipeError])  # of another pipe
+def test_error_that_is_not_ours_keeps_its_traceback(monkeypatch, error):
     def broken():
-        raise ZeroDivisionError
+        raise error
 
     monkeypatch.setattr("codiemb_lib.registry.list_datasets", broken)
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(error):
         main(["data", "list"])
+
+
+@pytest.mark.parametrize("lines", [1, 10_000])  # within and beyond what is buffered
+def test_a_reader_who_has_enough_is_no_error(lines):
+    code = (
+        "import sys; from codiemb_lib import cli; "
+        f"cli.list_data = lambda _: [print('a line') for _ in range({lines})]; "
+        "sys.exit(cli.main(['data', 'list']))"
+    )
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()  # before there is a line
+        errors = process.stderr.read()
+    assert errors == b""
+    assert process.returncode == 128 + signal.SIGPIPE
 
 
 def test_data_list_has_a_line_for_each_data_set(capsys):

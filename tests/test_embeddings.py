@@ -117,7 +117,21 @@ def test_nothing_to_encode_is_refused(settings):
 
 
 def test_prompts_are_read_without_the_weights(make_encoder, settings, monkeypatch, tmp_path):
-    named = make_encoder(prompts={"query": "q: "}).save(tmp_path / "named")
+    prompts = {"prompts": {"query": "q: "}, "default_prompt_name": "query"}
+    named = make_encoder(**prompts).save(tmp_path / "named")
     monkeypatch.setattr(Encoder, "load", not_called)
     assert Embedder(EncoderSettings(name=str(named))).prompts == {"query": "q: "}
+    assert Embedder(EncoderSettings(name=str(named))).default_prompt == "q: "
     assert Embedder(settings).prompts == {}
+    assert Embedder(settings).default_prompt == ""
+
+
+def test_a_text_without_prompt_gets_the_models_default(make_encoder, tmp_path):
+    prompts = {"prompts": {"find": "find : "}, "default_prompt_name": "find"}
+    encoder = make_encoder(**prompts)
+    settings = EncoderSettings(name=str(encoder.save(tmp_path / "model")))
+    embedder = Embedder(settings, tmp_path / "store")
+    for prompt in (None, "", "find : "):
+        expected = encoder.encode(["a cat"], prompt=prompt)
+        np.testing.assert_allclose(embedder.embed(["a cat"], prompt=prompt), expected, atol=1e-6)
+    assert not np.allclose(embedder.embed(["a cat"]), embedder.embed(["a cat"], prompt=""))

@@ -3,6 +3,7 @@
 import copy
 import itertools
 import json
+import re
 import shutil
 
 import numpy as np
@@ -19,7 +20,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from codiemb_lib import encoder as encoder_module
-from codiemb_lib.config import EncoderSettings, LoraSettings
+from codiemb_lib.config import EncoderSettings, LoraSettings, project_root
 from codiemb_lib.encoder import (
     PACKAGED,
     Encoder,
@@ -236,6 +237,109 @@ def test_a_pooling_that_joins_several_is_refused(saved):
         Encoder.load(EncoderSettings(name=str(saved)))
     file.write_text(json.dumps(modes | {"pooling_mode_max_tokens": False}))
     assert Encoder.load(EncoderSettings(name=str(saved))).pooling == "mean"
+
+
+@pytest.mark.parametrize(
+    "modes",
+    [
+        {"pooling_mode_mean_tokens": True, "pooling_mode_cls_token": True},
+        {"pooling_mode": ["mean", "cls"]},
+    ],
+    ids=["old", "new"],
+)
+def test_of_several_poolings_all_are_named(saved, modes):
+    (saved / "1_Pooling" / "config.json").write_text(json.dumps(modes))
+    with pytest.raises(EncoderError, match="files name mean and cls, which would be joined"):
+        Encoder.load(EncoderSettings(name=str(saved)))
+
+
+def edit_json(file, **changes):
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+@pytest.mark.parametrize(
+    ("prompts", "default"),
+    [({"STS": "find : ", "query": "query: "}, "STS"), ({"STS": "find : "}, None), ({}, "query")],
+)
+def test_texts_without_prompt_get_the_default_as_in_sentence_transformers(
+    saved, tmp_path, prompts, default
+):
+    file = saved / "config_sentence_transformers.json"
+    edit_json(file, prompts=prompts, default_prompt_name=default, truncate_dim=None)
+    edit_json(saved / "1_Pooling" / "config.json", include_prompt=True)
+    ours = Encoder.load(EncoderSettings(name=str(saved), include_prompt=True)).eval()
+    theirs = SentenceTransformer(str(saved), device="cpu")
+    again = Encoder.load(EncoderSettings(name=str(ours.save(tmp_path / "again")))).eval()
+    expected = theirs.encode(TEXTS)
+    for encoder in (ours, again):
+        np.testing.assert_allclose(encoder.encode(TEXTS), expected, atol=1e-6)
+        bare = encoder.encode(TEXTS, prompt="")
+        np.testing.assert_allclose(bare, theirs.encode(TEXTS, prompt=""), atol=1e-6)
+        assert np.allclose(bare, expected, atol=1e-4) == (default != "STS")
+
+
+def test_a_default_prompt_that_nobody_states_is_refused(saved):
+    file = saved / "config_sentence_transformers.json"
+    edit_json(file, default_prompt_name="qeury")
+    with pytest.raises(EncoderError, match=r"unknown default_prompt_name 'qeury'.*'query'"):
+        Encoder.load(EncoderSettings(name=str(saved)))
+
+
+def test_embeddings_that_would_be_cut_are_refused(saved):
+    file = saved / "config_sentence_transformers.json"
+    edit_json(file, truncate_dim=8)
+    with pytest.raises(EncoderError, match="all 16 dimensions, found `truncate_dim: 8`"):
+        Encoder.load(EncoderSettings(name=str(saved)))
+    edit_json(file, truncate_dim=16)  # all of them
+    theirs = SentenceTransformer(str(saved), device="cpu").encode(TEXTS)
+    ours = Encoder.load(EncoderSettings(name=str(saved))).eval().encode(TEXTS)
+    np.testing.assert_allclose(ours, theirs, atol=1e-6)
+
+
+def test_saving_replaces_a_model_and_nothing_else(make_encoder, saved, tmp_path):
+    encoder = make_encoder(seed=1)
+    (saved / "stale.json").write_text("{}")
+    (tmp_path / "empty").mkdir()
+    for folder in (saved, tmp_path / "empty"):
+        encoder.save(folder)
+        assert not (folder / "stale.json").exists()
+        again = Encoder.load(EncoderSettings(name=str(folder)))
+        np.testing.assert_allclose(again.eval().encode(TEXTS), encoder.encode(TEXTS), atol=1e-6)
+    notes = tmp_path / "mine" / "notes.txt"
+    notes.parent.mkdir()
+    notes.write_text("of years")
+    for place, found in ((notes.parent, r"found \['notes\.txt'\]"), (notes, "found a file")):
+        with pytest.raises(EncoderError, match=f"expected a new or an empty folder.*{found}"):
+            encoder.save(place)
+    assert notes.read_text() == "of years"
+
+
+def test_what_the_hub_does_not_give_takes_one_message(monkeypatch):
+    def unreachable(name, **options):
+        raise ConnectionError("no route\nto host")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", unreachable)
+    for name in ("runs/none", "organisation/model"):
+        with pytest.raises(EncoderError) as caught:
+            Encoder.load(EncoderSettings(name=name))
+        message = str(caught.value)
+        assert message.startswith(f"{name}: expected a folder in {project_root()}, or a model of")
+        assert "of the Hub: ConnectionError: no route to host. Correct the path" in message
+        assert "connection" in message
+    with pytest.raises(EncoderError, match=f"no {re.escape(str(project_root()))}/data/runs/none"):
+        Encoder.load(EncoderSettings(name="data/runs/none"))
+
+
+def test_the_hub_out_of_reach_is_no_traceback_of_its_client(no_network):
+    with pytest.raises(EncoderError, match=r"^no-such/model: .* of the Hub: \w+: "):
+        Encoder.load(EncoderSettings(name="no-such/model"))
+
+
+@pytest.mark.parametrize("content", ['{"version": "1.0", ', '{"version": "1.0", "model": 3}'])
+def test_a_damaged_tokenizer_names_its_folder(saved, content):
+    (saved / "tokenizer.json").write_text(content)
+    with pytest.raises(EncoderError, match=r"model: expected the files of a tokenizer, found that"):
+        Encoder.load(EncoderSettings(name=str(saved)))
 
 
 def test_lower_casing_that_the_tokenizer_does_not_do_is_refused(saved):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -640,6 +641,10 @@ def test_values_that_are_not_finite_are_named(value, granularity):
         ({"weighting": "softmax", "temperature": 0}, "temperature: expected .* other than zero"),
         ({"method": "ties", "density": 1.1}, "density: expected a number above 0, at most 1"),
         ({"method": "ties", "weights": [1, 1, -1]}, "expected none below zero"),
+        ({"method": "ties", "weights": [0, 0, 0]}, "and one above, found"),
+        ({"method": "ties", "weights": np.ones((3, 2))}, "weights: expected a list of finite"),
+        ({"method": "linear", "weights": np.ones(2)}, "expected one for each of 3 models"),
+        ({"scale": np.array([1.0, 2.0])}, "scale: expected a finite number"),
         ({"method": "linear"}, "linear: expected the option 'weights'"),
         ({"method": "linear", "weights": None}, "linear: expected the option 'weights'"),
         ({"method": "linear", "weights": [1, 2]}, "expected one for each of 3 models"),
@@ -653,6 +658,24 @@ def test_values_that_are_not_finite_are_named(value, granularity):
 def test_unusable_options_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         fuse(BASE, CHECKPOINTS, **options)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"method": "linear", "weights": np.array([0.5, 0.25, 0.25])},
+        {"method": "task_arithmetic", "weights": np.float32([0.5, 0.25, 0.25])},
+        {"method": "ties", "weights": np.array([1, 2, 1]), "density": np.float32(0.5)},
+        {"method": "dare", "seed": np.int64(3), "density": np.float64(0.5)},
+        {"method": "delta", "power": np.float32(2), "scale": np.array(0.5)},
+        {"method": "slerp", "t": np.float32(0.25)},
+    ],
+    ids=lambda options: options["method"],
+)
+def test_numbers_of_numpy_are_taken_as_those_of_python(options):
+    models = CHECKPOINTS[: 2 if options["method"] == "slerp" else 3]
+    plain = {n: v.tolist() if n != "method" else v for n, v in options.items()}
+    assert_equal_models(fuse(BASE, models, **options), fuse(BASE, models, **plain), rtol=0, atol=0)
 
 
 def test_unusable_lists_are_refused():

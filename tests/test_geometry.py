@@ -213,7 +213,17 @@ def test_rank_deficient_float32_has_an_infinite_condition_number():
 def test_tensors_and_lists_are_taken():
     rows = normal(6, 4).astype(np.float32)
     assert anisotropy(torch.from_numpy(rows)) == anisotropy(rows)
+    assert anisotropy(torch.from_numpy(rows).requires_grad_()) == anisotropy(rows)
+    halves = torch.from_numpy(rows).bfloat16()
+    assert spectrum(halves).rankme == spectrum(halves.float().numpy()).rankme
     assert uniformity([[1, 0], [0, 1]]) == pytest.approx(-4)
+
+
+def test_what_is_no_real_number_is_refused():
+    for rows in (normal(6, 4) + 1j, torch.ones(6, 4, dtype=torch.complex64), [["a"], ["b"]]):
+        for measure in (anisotropy, spectrum):
+            with pytest.raises(ValueError, match="Expected embeddings of real numbers, found"):
+                measure(rows)
 
 
 @settings(max_examples=40, deadline=None)
@@ -278,8 +288,9 @@ def test_what_has_no_direction_is_refused():
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_what_is_the_mean_has_no_direction_beside_it(dtype):
-    point = np.tile(normal(1, 7), (9, 1)).astype(dtype)
+@pytest.mark.parametrize("n", [9, 3000])  # of the sum of many rows rounding is left
+def test_what_is_the_mean_has_no_direction_beside_it(dtype, n):
+    point = np.tile(normal(1, 7), (n, 1)).astype(dtype)
     with pytest.raises(ValueError, match="row 0 is the mean"):
         anisotropy(point, centred=True)
     with pytest.raises(ValueError, match="found a single one"):

@@ -110,6 +110,9 @@ def test_intrinsic_dimension_under_what_must_not_change_it(seed, n, D):
     assert intrinsic_dimension(twice) == pytest.approx(intrinsic_dimension(rows), rel=1e-9)
     moved = 7 * (generator.permutation(rows) + generator.normal(size=D)) @ rotation
     assert intrinsic_dimension(moved) == pytest.approx(intrinsic_dimension(rows), rel=1e-6)
+    for shift, scale in ((1, 1e-9), (0, 1e-200), (0, 1e200)):
+        small = intrinsic_dimension(shift + scale * rows)
+        assert small == pytest.approx(intrinsic_dimension(rows), rel=1e-2)
 
 
 def test_too_few_distinct_rows_have_no_dimension():

@@ -177,6 +177,24 @@ def test_runs_that_started_elsewhere_are_refused(make_kitchen, tmp_path):
         fuse(kitchen / "base", [kitchen / "retrieval" / "model"], output=tmp_path / "fused")
 
 
+def test_runs_of_the_first_layers_of_a_packaged_encoder_are_fused(tmp_path):
+    settings = load_preset("smoke").encoder
+    encoder = Encoder.load(settings)
+    hash_of_all = model_hash(settings)
+    for number in range(2):
+        encoder.save(tmp_path / f"run-{number}" / "model")
+        write_json(
+            tmp_path / f"run-{number}" / "manifest.json", {"settings": {"model_hash": hash_of_all}}
+        )
+    recipe = write_recipe(
+        tmp_path, base=settings.name, ingredients=["run-0/model", "run-1/model"], method="uniform"
+    )
+    fused = fuse_recipe(recipe, tmp_path / "fused").folder
+    again = Encoder.load(EncoderSettings(name=str(fused)))
+    assert len(again.backbone.encoder.layer) == settings.layers < 6
+    np.testing.assert_allclose(again.eval().encode(TEXTS), encoder.eval().encode(TEXTS), atol=1e-6)
+
+
 def test_a_card_claims_no_library_that_the_model_is_not_made_for(make_kitchen, tmp_path):
     kitchen = make_kitchen()
     for file in kitchen.rglob("modules.json"):

@@ -19,8 +19,8 @@ from peft import LoraConfig, get_peft_model
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from codiemb_lib import encoder as encoder_module
 from codiemb_lib.encoder import Encoder, EncoderSettings
+from codiemb_lib.files import sha256_folder, write_json
 from codiemb_lib.fusion import delta_guided_weights, delta_norms, fuse
 from codiemb_lib.weights import Folder, FusionError, Lazy, open_models, write_tensors
 
@@ -225,10 +225,37 @@ def test_a_failure_leaves_nothing_behind(folders, tmp_path):
 def test_the_packaged_base_fuses_with_what_we_save_of_it(tmp_path):
     encoder = Encoder.load(EncoderSettings(name="minilm-l6"))
     checkpoint = encoder.save(tmp_path / "run")
-    base = encoder_module._packaged_folder("minilm-l6")
-    fused = fuse(base, [checkpoint, checkpoint], method="uniform", output=tmp_path / "fused")
+    fused = fuse("minilm-l6", [checkpoint] * 2, method="uniform", output=tmp_path / "fused")
     again = Encoder.load(EncoderSettings(name=str(fused)))
     torch.testing.assert_close(again.backbone.state_dict(), encoder.backbone.state_dict())
+    assert "base_model: minilm-l6\n" in (fused / "README.md").read_text()
+    with pytest.raises(FileNotFoundError, match="minilm-16: expected a model folder"):
+        fuse("minilm-16", [checkpoint], output=tmp_path / "none")
+
+
+@pytest.mark.parametrize("prefix", ["", "bert."])  # of a base that was saved with a head
+def test_a_base_is_seen_without_the_layers_that_its_checkpoints_lack(
+    make_architecture, tmp_path, prefix
+):
+    base = make_architecture("bert").save(tmp_path / "base")  # of three layers
+    tensors = {prefix + name: tensor for name, tensor in weights_of(base).items()}
+    save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
+    write_json(tmp_path / "manifest.json", {"settings": {"model_hash": sha256_folder(base)}})
+    cut = make_architecture("bert")
+    cut.backbone.encoder.layer = cut.backbone.encoder.layer[:2]
+    cut.backbone.config.num_hidden_layers = 2
+    for parameter in cut.backbone.parameters():
+        parameter.data += 0.5
+    run = cut.save(tmp_path / "run")
+    fused = fuse(base, [run], scale=0.5, output=tmp_path / "fused")
+    kept = {name: tensors[prefix + name] + 0.25 for name in weights_of(run)}
+    assert_equal_models(weights_of(fused), kept)
+    assert len(Encoder.load(EncoderSettings(name=str(fused))).backbone.encoder.layer) == 2
+    with pytest.raises(FusionError, match=r"the 2 layers of .*run, found one with 3, .*base"):
+        fuse(base, [run], output=tmp_path / "none", settings_from="base")
+    edit_json(run / "config.json", num_hidden_layers=3)  # then a shard is lost
+    with pytest.raises(FusionError, match="that differ"):
+        fuse(base, [run], output=tmp_path / "none")
 
 
 def test_halves_stay_halves_on_disk(folders, tmp_path):
