@@ -56,7 +56,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     (fsync) before the rename.
 
     Raises:
-        UnwritableError: The parent folder cannot be written.
+        UnwritableError: The parent folder cannot be written, or a folder stands where a file goes.
     """
     path = Path(path).absolute()  # "." has no name
     with scratch_beside(path) as scratch:
@@ -69,6 +69,11 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
                 path.rename(scratch / "replaced")
             temporary.rename(path)
         else:
+            if path.is_dir():
+                raise UnwritableError(
+                    f"{path}: expected the name of a file to write, found a folder. "
+                    "Choose another name."
+                )
             _sync(temporary)
             temporary.replace(path)
         _sync(path.parent)

@@ -90,6 +90,14 @@ def test_an_unwritable_folder_is_refused(tmp_path):
         check_writable(blocked / "runs")
 
 
+def test_a_file_does_not_take_the_place_of_a_folder(tmp_path):
+    folder = tmp_path / "runs"
+    (folder / "kept").mkdir(parents=True)
+    with pytest.raises(UnwritableError, match="name of a file to write, found a folder"):
+        write_json(folder, {})
+    assert [path.name for path in tmp_path.rglob("*")] == ["runs", "kept"]
+
+
 def test_hashes():
     assert sha256_text("ab", "c") != sha256_text("a", "bc")
     assert sha256_file(__file__) == sha256_file(__file__)
