@@ -12,7 +12,7 @@ import re
 import select
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,10 +39,14 @@ def execute(arguments: argparse.Namespace) -> None:
 
 def reproduce(arguments: argparse.Namespace) -> None:
     """Become Snakemake, which runs what is missing or out of date of a preset."""
-    from codiemb_lib.config import PresetError, load_preset, project_root
+    from codiemb_lib.config import PresetError, load_preset, preset_path, project_root
     from codiemb_lib.files import alone, check_writable
     from codiemb_lib.fusion import FusionError, check_options, options_of
 
+    if named := [word for word in arguments.snakemake if preset_path(word).is_file()]:
+        raise PresetError(f"expected --preset before the name of a preset, found {named[0]!r}.")
+    if arguments.cores != "all" and not arguments.cores.strip("0").isdecimal():
+        raise PresetError(f"--cores: expected a number from 1, or all, found {arguments.cores!r}.")
     preset = load_preset(arguments.preset)
     merges = [(f"fusion {name!r}", settings) for name, settings in preset.fusion.items()]
     if study := preset.fusion_study:
@@ -55,15 +59,56 @@ def reproduce(arguments: argparse.Namespace) -> None:
                 raise FusionError("expected a method without scores: only a study looks at dev.")
         except FusionError as error:  # now rather than after hours of training
             raise PresetError(f"{arguments.preset}: {place}: {error}") from error
+    _check_data(preset)
     root = check_writable(project_root())
     os.chdir(root)
     command = [sys.executable, "-m", "snakemake", "--nolock", "--rerun-incomplete"]
-    command += ["--cores", arguments.cores, "--config", f"preset={arguments.preset}"]
-    command += ["--quiet", "host", "reason"]
+    command += ["--quiet", "host", "reason", "--config", f"preset={arguments.preset}"]
+    if copies := [os.path.relpath(c) for c in _outlived_copies(preset) if c.is_file()]:
+        command += ["--forcerun", *copies]  # by these alone Snakemake knows what is there
+    command += ["--cores", arguments.cores]
     # Snakemake's own lock would outlive a kill. Ours is open in the process that we become.
     with alone(root) as lock:
         os.set_inheritable(lock, True)
         os.execv(sys.executable, [*command, *arguments.snakemake])
+
+
+def _check_data(preset: Preset) -> None:
+    """Refuse data sets that are not there, lack a split, or are all of one task.
+
+    The files of public sets are left to the notebooks, which may have to fetch them.
+    """
+    from codiemb_lib.leaks import check_tasks
+    from codiemb_lib.registry import list_datasets
+    from codiemb_lib.sources import load_dataset
+
+    tasks = {entry.name: entry.task for entry in list_datasets()}
+    for settings in preset.datasets:
+        if settings.name not in tasks:
+            dataset = load_dataset(settings.name)
+            dataset.split("dev", limit=settings.dev)
+            dataset.split("test", limit=settings.test)
+            tasks[settings.name] = dataset.task
+    check_tasks(preset, tasks)
+
+
+def _outlived_copies(preset: Preset) -> Iterator[Path]:
+    """Executed notebooks of a preset whose model, or one of whose figures, has been removed."""
+    from codiemb_lib.figures import FIGURES
+    from codiemb_lib.runs import figures_folder, is_finished, preset_folder, run_folder
+
+    for model in (*preset.variants, *preset.fusion):
+        for seed in preset.seeds:
+            folder = run_folder(preset.name, model, seed)
+            if not is_finished(folder) and model in preset.variants:
+                yield folder / "03_joint_training.ipynb"
+            elif not is_finished(folder):
+                yield run_folder(preset.name, "fusion", seed) / "04_checkpoint_fusion.ipynb"
+    figures = figures_folder(preset.name)
+    for stem in FIGURES:
+        files = [figures / f"{stem}.{end}" for end in ("csv", "md", "pdf", "png")]
+        if any(file.is_file() for file in files) and not all(file.is_file() for file in files):
+            yield preset_folder(preset.name) / "08_paper_figures.ipynb"
 
 
 def fuse(arguments: argparse.Namespace) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from codiemb_lib.config import PresetError
 from codiemb_lib.figures import FIGURES
 
 _HEAD = """\
@@ -25,11 +26,17 @@ def gallery(folder: str | Path, presets: list[str]) -> str:
 
     Raises:
         FileNotFoundError: A figure has no caption beside it.
+        PresetError: A preset has no figures.
     """
     parts = [_HEAD]
     for preset in presets:
+        if not (stems := drawn(Path(folder) / preset)):
+            raise PresetError(
+                f"{Path(folder) / preset}: expected figures of a preset, found none. Draw them by "
+                f"`make reproduce PRESET={preset}`, or correct the name."
+            )
         parts.append(f"\n## {preset}\n")
-        for stem in drawn(Path(folder) / preset):
+        for stem in stems:
             caption = (Path(folder) / preset / f"{stem}.md").read_text(encoding="utf-8")
             files = ", ".join(f"[{end.upper()}]({preset}/{stem}.{end})" for end in ("pdf", "csv"))
             parts.append(

@@ -12,7 +12,7 @@ from rapidfuzz import process
 from rapidfuzz.distance import Indel
 from scipy.spatial.distance import cdist
 
-from codiemb_lib.config import Preset
+from codiemb_lib.config import Preset, PresetError, Task
 from codiemb_lib.docstrings import normalise
 from codiemb_lib.records import Record
 from codiemb_lib.sources import Dataset, load_dataset
@@ -34,9 +34,26 @@ def load_datasets(preset: Preset) -> dict[str, Dataset]:
     """The data sets of a preset by name; with `remove_leaks`, train is cleared of dev and test.
 
     Dev and test are always those that `load_dataset` gives. What is taken out is logged.
+
+    Raises:
+        PresetError: As for `check_tasks`.
     """
     datasets = {d.name: load_dataset(d.name, root=preset.data_root) for d in preset.datasets}
+    check_tasks(preset, {name: dataset.task for name, dataset in datasets.items()})
     return remove_leaks(datasets, find_leaks(datasets)) if preset.remove_leaks else datasets
+
+
+def check_tasks(preset: Preset, tasks: Mapping[str, Task]) -> None:
+    """Refuse a preset without dev records of one of the tasks, given those of its data sets.
+
+    Raises:
+        PresetError: It says of which.
+    """
+    if missing := {"ir", "sts"} - {tasks[d.name] for d in preset.datasets if d.dev != 0}:
+        raise PresetError(
+            f"preset {preset.name!r}: expected data sets of both tasks with dev records, found "
+            f"none of {missing.pop()!r}. Add one: every run is scored on both tasks."
+        )
 
 
 def remove_leaks(datasets: Mapping[str, Dataset], leaks: pd.DataFrame) -> dict[str, Dataset]:

@@ -285,8 +285,9 @@ def read_pairs(
 
     Args:
         path: The file, which may end in `.gz`.
-        columns: Query, positive and, optionally, negative: names of a header, or positions from 0
-            in a file without header.
+        columns: Query, positive and, optionally, negative: names of a header, or positions from 0.
+            With positions, the first row is taken for a header if all its texts are called query,
+            question, answer, positive or the like.
         delimiter: As in `read_sts_table`.
         dataset: The name that the records carry.
 
@@ -295,7 +296,10 @@ def read_pairs(
             cell is no text; the message names the line.
     """
     columns = check_columns(path, "ir", columns, None)
-    return _answers(path, *_table(path, columns, delimiter), dataset)
+    rows, places = _table(path, columns, delimiter)
+    if isinstance(columns[0], int):
+        rows = _without_names(rows, columns)
+    return _answers(path, rows, places, dataset)
 
 
 def read_aligned(queries: str | Path, passages: str | Path, *, dataset: str = "") -> list[Record]:
@@ -458,6 +462,20 @@ def _without_header(
             f"{first[score]!r} in column {score}. Correct the line; of a header, give the columns "
             "by name, or call this one 'score'."
         )
+    return chain([(number, first)], rows)
+
+
+# What headers call the columns of questions and answers.
+_TEXTS = re.compile(
+    r"[\w.-]*(quer(y|ie)|question|answer|passage|document|positive|negative|text|pos|neg)s?[_\d]*",
+    re.IGNORECASE,
+)
+
+
+def _without_names(rows: Iterator[tuple[int, Any]], columns: Columns) -> Iterator[tuple[int, Any]]:
+    number, first = next(rows)
+    if all(_TEXTS.fullmatch(first[column].strip()) for column in columns):
+        return rows
     return chain([(number, first)], rows)
 
 

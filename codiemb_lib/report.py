@@ -65,8 +65,8 @@ details { margin: 0.6rem 0 }
 {{ runs }}
 {% for name, value in facts.items() %}<h3>{{ name|e }}</h3>
 <ul>{% for line in value %}<li>{{ line|e }}</li>{% endfor %}</ul>
-{% endfor %}{% else %}<p>The models were not trained here: figures and tables are those of the
-committed rows.</p>
+{% endfor %}{% else %}<p>The models were not trained here{% if figures %}: figures and tables are
+those of the committed rows{% endif %}.</p>
 {% endif %}{% if costs %}<h3>Costs</h3>
 {{ costs }}
 {% endif %}<details><summary>The preset</summary><pre>{{ yaml|e }}</pre></details>

@@ -49,7 +49,7 @@ def model_folder(preset: Preset, model: str, seed: int) -> str:
     if model == "base":
         return preset.encoder.name
     folder = run_folder(preset.name, model, seed)
-    if not (folder / "manifest.json").is_file():
+    if not is_finished(folder):
         raise RunError(
             f"{folder}: expected a finished run of {model!r}, found none. Train it with notebook "
             "03 (or fuse it with 04), or run `make reproduce`."
@@ -95,10 +95,17 @@ def write_manifest(
     return manifest
 
 
+def is_finished(folder: str | Path) -> bool:
+    """Whether a folder holds a finished run, with the weights of its model."""
+    folder = Path(folder)
+    return (folder / "manifest.json").is_file() and any(folder.glob("model/*.safetensors"))
+
+
 def is_complete(folder: str | Path, fingerprint: str) -> bool:
     """Whether a folder holds a finished run with this fingerprint."""
-    manifest = Path(folder) / "manifest.json"
-    return manifest.is_file() and read_json(manifest)["fingerprint"] == fingerprint
+    if not is_finished(folder):
+        return False
+    return read_json(Path(folder) / "manifest.json")["fingerprint"] == fingerprint
 
 
 @cache

@@ -131,6 +131,31 @@ def test_a_fusion_that_cannot_be_made_stops_before_anything_runs(
     assert message in error
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"datasets": [{"name": "api-docs"}]}, "both tasks with dev records, found none of 'sts'"),
+        ({"datasets": [{"name": "api-docs"}, {"name": "mine/typo"}]}, "unknown data set"),
+    ],
+)
+def test_data_that_cannot_be_used_stop_before_anything_runs(
+    capsys, tmp_path, monkeypatch, changes, message
+):
+    preset = yaml.safe_load(preset_path("smoke").read_text()) | {"name": "mine"} | changes
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump(preset))
+    monkeypatch.setattr("os.execv", lambda *_: pytest.fail("something ran"))
+    assert message in error_of(capsys, "reproduce", "--preset", path)
+
+
+def test_a_preset_without_its_option_and_no_cores_are_refused(capsys, monkeypatch):
+    monkeypatch.setattr("os.execv", lambda *_: pytest.fail("something ran"))
+    assert "expected --preset before the name" in error_of(capsys, "reproduce", "smoke")
+    for cores in ("0", "two", "-1"):
+        error = error_of(capsys, "reproduce", "--preset", "smoke", f"--cores={cores}")
+        assert f"--cores: expected a number from 1, or all, found '{cores}'" in error
+
+
 @pytest.mark.parametrize("error", [ZeroDivisionError, BrokenPipeError])  # of another pipe
 def test_error_that_is_not_ours_keeps_its_traceback(monkeypatch, error):
     def broken():

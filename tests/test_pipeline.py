@@ -92,6 +92,11 @@ def finished(tmp_path_factory) -> Path:
     for path in re.findall(r"^(?:data|figures)/\S+", summary, re.M):
         (project / path).parent.mkdir(parents=True, exist_ok=True)
         (project / path).touch()
+    for model in (*PRESET.variants, *PRESET.fusion):
+        for name in ("manifest.json", "model/model.safetensors"):
+            path = project / "data" / "runs" / "smoke" / model / "seed-0" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
     reproduce(project, "--touch", "--forceall")
     return project
 
@@ -126,6 +131,30 @@ def test_nothing_runs_twice_and_a_new_time_stamp_alone_changes_nothing(finished)
     for path in [*finished.rglob("*.py"), *finished.rglob("*.ipynb"), *finished.rglob("*.yaml")]:
         if "runs" not in path.parts:
             path.touch()
+    assert jobs(finished) == {}
+
+
+@contextmanager
+def removed(path: Path):
+    """Take a file away, and afterwards put it back."""
+    path.rename(path.with_suffix(".away"))
+    try:
+        yield
+    finally:
+        path.with_suffix(".away").rename(path)
+
+
+def test_a_model_or_figure_that_was_removed_is_made_again(finished):
+    runs, figures = finished / "data" / "runs" / "smoke", finished / "figures" / "smoke"
+    with removed(runs / "codiemb" / "seed-0" / "model" / "model.safetensors"):
+        assert jobs(finished)["train"] == 1
+    with removed(runs / "soup" / "seed-0" / "manifest.json"):
+        counts = jobs(finished)
+        assert (counts.get("train"), counts["fuse"]) == (None, 1)
+    for end in ("csv", "md", "pdf", "png"):
+        (figures / f"trade_off.{end}").touch()
+    with removed(figures / "trade_off.png"):
+        assert jobs(finished) == {"figures": 1}
     assert jobs(finished) == {}
 
 
@@ -186,7 +215,7 @@ name: tiny
 description: one run and one fusion
 seeds: [0]
 encoder: {name: minilm-l6}
-datasets: [{name: simlex-999}]
+datasets: [{name: simlex-999}, {name: api-docs}]
 training: {batch_sizes: {ir: 2, sts: 2, mixed: 2}}
 variants: {codiemb: {}}
 fusion: {soup: {method: uniform, ingredients: [codiemb]}}
@@ -203,6 +232,9 @@ def note(line):
 def write(path):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text('')
+def finish(model):
+    for name in ('manifest.json', 'model/model.safetensors'):
+        write(runs / model / f'seed-{seed}' / name)
 """
 STUBS = {
     "00_start_here": "note('start')",
@@ -216,9 +248,14 @@ write(checkpoint)
 assert not Path('../fail').exists(), 'told to fail'
 while Path('../wait').exists():
     time.sleep(0.05)
+finish(variant)
 note('train ends')
 """,
-    "04_checkpoint_fusion": "note('fuse')\nwrite(runs / 'fusion' / f'seed-{seed}' / 'study.csv')",
+    "04_checkpoint_fusion": """
+note('fuse')
+finish('soup')
+write(runs / 'fusion' / f'seed-{seed}' / 'study.csv')
+""",
     "05_benchmark": """
 note(f'benchmark {variant}')
 for name in ('scores.csv', 'embeddings.safetensors'):

@@ -256,6 +256,14 @@ def test_a_bad_table_is_refused(tmp_path, lines, options, message):
         read_sts_table(path, **{"scale": (0, 5)} | options)
 
 
+def test_a_header_above_questions_is_no_record(tmp_path):
+    header = write(tmp_path / "qa.csv", "id,question,Answer_1", "1,who?,me", "2,why?,text")
+    found = [(r.query, r.positives) for r in read_pairs(header, columns=(1, 2))]
+    assert found == [("who?", ("me",)), ("why?", ("text",))]
+    none = write(tmp_path / "none.csv", "question,a word in French", "who?,me")
+    assert len(read_pairs(none, columns=(0, 1))) == 2
+
+
 def test_notes_behind_the_columns_of_tsv_are_passed_over(tmp_path):
     """The STS Benchmark's own files name sources behind some pairs."""
     first = "main-captions\tMSRvid\t2012\t1\t5.0\ta\tb"

@@ -126,6 +126,13 @@ def test_unknown_figures_and_figures_without_rows_are_refused(project, capsys):
     assert "expected the rows of the figure, found none" in capsys.readouterr().err
 
 
+def test_a_preset_without_figures_has_no_gallery_and_no_committed_rows(project, capsys):
+    assert main(["gallery", "nope"]) == 2
+    assert "expected figures of a preset, found none" in capsys.readouterr().err
+    assert not (project / "figures" / "README.md").exists()
+    assert "committed rows" not in report("smoke")
+
+
 def test_the_committed_gallery_is_that_of_the_committed_figures():
     page = (FIGURES / "README.md").read_text(encoding="utf-8")
     assert page == gallery(FIGURES, ["mini"]), "run `codiemb gallery`"

@@ -26,6 +26,8 @@ def finish(preset, model, seed=0, fingerprint="f"):
         data={"d": "hash"},
         seconds=1.23,
     )
+    (folder / "model").mkdir(exist_ok=True)
+    (folder / "model" / "model.safetensors").touch()
     return folder
 
 
@@ -42,6 +44,8 @@ def test_complete_means_finished_with_the_same_fingerprint(preset):
     assert runs.is_complete(folder, "a")
     assert not runs.is_complete(folder, "b")
     assert not runs.is_complete(folder.parent / "seed-7", "a")
+    (folder / "model" / "model.safetensors").unlink()
+    assert not runs.is_complete(folder, "a")
 
 
 def test_a_model_is_found_where_its_run_is_finished(preset):
