@@ -206,7 +206,7 @@ class FusionStudy(_Settings):
 class GeometrySettings(_Settings):
     """Which models' spaces are drawn, and how many texts."""
 
-    umap_variants: tuple[str, ...] = ("base",)
+    umap_variants: tuple[str, ...] = ()  # none named: the base and the first three trained variants
     umap_texts: Annotated[int, Field(ge=20)] = 300  # per data set
     umap_neighbors: Annotated[int, Field(ge=2)] = 15
 
@@ -279,6 +279,11 @@ class Preset(_Settings):
     def models(self) -> list[str]:
         """Every model that is compared: the base, the trained variants, the fused ones."""
         return ["base", *self.variants, *self.fusion]
+
+    @property
+    def drawn_models(self) -> list[str]:
+        """The models whose pairs, layers and maps are drawn: more than a few make small panels."""
+        return [*self.geometry.umap_variants] or ["base", *[*self.variants][:3]]
 
     def model_seeds(self, model: str) -> list[int]:
         """The seeds at which a model exists; the untrained encoder has one."""

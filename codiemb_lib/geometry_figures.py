@@ -145,6 +145,10 @@ def plot_spectra(rows: pd.DataFrame, *, ax: np.ndarray | None = None) -> np.ndar
         draw_lines(axis, rows[rows["texts"] == kind], styles, x="index")
         axis.set(xscale="log", yscale="log")  # the first few directions differ most
         axis.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+        low, high = axis.get_ylim()
+        ticks = axis.get_yticks()
+        if np.count_nonzero((low <= ticks) & (ticks <= high)) < 2:  # all is near the base
+            axis.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10], min_n_ticks=3))
         axis.yaxis.set_major_formatter("{x:g}")
         axis.yaxis.set_minor_formatter(NullFormatter())
         axis.xaxis.set_major_formatter("{x:g}")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import itertools
 import re
+import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,11 +57,12 @@ class VariantStyle:
     marker: str
     fill: str  # matplotlib's fillstyle: full, none, left, right, top, bottom
     line: tuple[int, tuple[float, ...]]
+    own_colour: str = ""  # in place of the role's
 
     @property
     def colour(self) -> str:
-        """The colour of the role."""
-        return ROLES[self.role].colour
+        """The variant's own colour, or else that of the role."""
+        return self.own_colour or ROLES[self.role].colour
 
     @property
     def marker_format(self) -> dict[str, object]:
@@ -84,15 +87,32 @@ VARIANTS = {
 }
 _IR_SHARE = re.compile(r"codiemb_ir(\d+)")
 _SHARE_FORMS = (("D", "left"), ("D", "right"), ("D", "bottom"), ("D", "top"), ("D", "none"))
-_OTHER_FORMS = (("<", "none"), ("<", "full"), ("v", "full"), (">", "full"), ("^", "none"))
+# Of names that are not known: every form in every colour. Colours of no role, brown, indigo and
+# pink, that colour-blind eyes tell from those of the roles; forms that no listed variant has.
+_OTHER_COLOURS = ("#7A4A1E", "#332288", "#E78AC3")
+_OTHER_FORMS = (
+    ("<", "none"),
+    ("<", "full"),
+    ("v", "full"),
+    (">", "full"),
+    ("^", "none"),
+    ("p", "full"),
+    ("p", "none"),
+    ("P", "full"),
+    ("P", "none"),
+    ("X", "full"),
+)
+_OTHER_LOOKS = [*itertools.product(enumerate(_OTHER_FORMS), _OTHER_COLOURS)]
 
 
 def variant_styles(names: Iterable[str]) -> dict[str, VariantStyle]:
     """Style of each distinct variant, in the order in which figures list them.
 
     `codiemb_ir25` and its like are CoDiEmb runs with that share of IR steps, in per cent. A name
-    that is not known keeps its name as label and takes the baseline role; add an entry to
-    `VARIANTS` to give it a better one. Forms repeat after five such names.
+    that is not known keeps its name as label and takes the baseline role, with a form and a
+    colour that follow from the name, so that they are the same in every figure; only where two
+    names fall on one look, the later in the alphabet takes the next free. Add an entry to
+    `VARIANTS` to give a name a better one. Looks repeat after thirty such names.
     """
     names = sorted(set(names))
     shares = sorted((m for m in map(_IR_SHARE.fullmatch, names) if m), key=lambda m: int(m[1]))
@@ -106,9 +126,15 @@ def variant_styles(names: Iterable[str]) -> dict[str, VariantStyle]:
     after = listed.index("codiemb") + 1
     ordered = [*listed[:after], *styles, *listed[after:]]
     others = [name for name in names if name not in ordered]
-    for number, name in enumerate(others):
-        marker, fill = _OTHER_FORMS[number % len(_OTHER_FORMS)]
-        styles[name] = VariantStyle(name, "baseline", marker, fill, (0, (1, 3.5 + number % 5)))
+    taken: set[int] = set()
+    for name in others:
+        place = zlib.crc32(name.encode()) % len(_OTHER_LOOKS)  # `hash` differs between processes
+        while place in taken and len(taken) < len(_OTHER_LOOKS):
+            place = (place + 1) % len(_OTHER_LOOKS)
+        taken.add(place)
+        (number, (marker, fill)), colour = _OTHER_LOOKS[place]
+        line = (0, (2.5, 1 + 0.6 * number))
+        styles[name] = VariantStyle(name, "baseline", marker, fill, line, colour)
     styles = VARIANTS | styles
     return {name: styles[name] for name in [*ordered, *others] if name in names}
 

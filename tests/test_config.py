@@ -32,6 +32,22 @@ def test_shipped_presets_load(name):
     assert preset.models[0] == "base"
 
 
+def test_drawn_models_are_those_named_or_else_the_base_and_three_variants(tmp_path):
+    def named(content):
+        content["geometry"]["umap_variants"] = ["codiemb", "base"]
+
+    assert load_preset(variation(tmp_path, named)).drawn_models == ["codiemb", "base"]
+
+    def unnamed(content):
+        del content["geometry"]
+        content["variants"] |= {name: {} for name in ("b", "a", "d", "c")}
+
+    preset = load_preset(variation(tmp_path, unnamed))
+    assert preset.drawn_models == preset.models[:4]
+    one = preset.model_copy(update={"variants": {"b": preset.variants["b"]}})
+    assert one.drawn_models == ["base", "b"]
+
+
 PAPER = {
     "bge": ("cls", "no", 5e-5, 5, 64, 32, 512),
     "e5": ("mean", "no", 5e-5, 5, 64, 32, 512),

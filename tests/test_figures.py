@@ -575,6 +575,24 @@ def test_a_long_spectrum_is_drawn_as_means_over_neighbours():
     np.testing.assert_allclose(line.get_ydata()[-3:], 1, atol=0.02)
 
 
+@pytest.mark.parametrize("spread", [0, 0.001, 0.02, 0.2, 0.28, 0.35, 0.48, 0.6, 3])
+def test_spectra_near_the_base_encoders_keep_ticks_in_plain_numbers(spread):
+    index = np.arange(1, 13)
+    base = pd.DataFrame({"preset": "mini", "variant": "base", "seed": 0, "texts": "sts"}, index)
+    base = base.assign(index=index, singular_value=1 / 12)
+    near = base.assign(variant="soup", singular_value=(1 + spread) ** np.cos(index) / 12)
+    (ax,) = plot("spectra", pd.concat([base, near]))
+    ax.figure.draw_without_rendering()
+    low, high = ax.get_ylim()
+    ticks = [
+        float(t.get_text()) for t in ax.get_yticklabels() if low <= t.get_position()[1] <= high
+    ]
+    assert len(ticks) >= (3 if spread < 0.3 else 2)
+    assert 1 in ticks
+    (line,) = (line for line in ax.get_lines() if line.get_label() == "uniform soup")
+    assert low < min(line.get_ydata()) <= max(line.get_ydata()) < high
+
+
 def test_cosines_have_a_row_per_task_and_three_curves_that_are_named_once():
     rows = table("cosines")
     axes = plot("cosines", rows)

@@ -99,6 +99,40 @@ def test_unknown_variant_keeps_its_name_in_the_baseline_role():
     assert styles["mine"].role == "baseline"
 
 
+def test_unknown_variants_look_the_same_in_every_figure_and_process():
+    alone = {name: style.variant_styles([name])[name] for name in ("both", "more_ir", "merged")}
+    assert style.variant_styles(["base", *alone]) == style.variant_styles(["base"]) | alone
+    looks = [(look.colour, look.marker, look.fill) for look in alone.values()]
+    assert looks == [("#7A4A1E", "<", "full"), ("#E78AC3", "p", "full"), ("#7A4A1E", "p", "full")]
+
+
+def test_unknown_variants_on_one_look_part_in_the_order_of_the_alphabet():
+    alone: dict[str, list] = {}
+    for name in sorted(f"run{i}" for i in range(100)):
+        look = style.variant_styles([name])[name]
+        alone.setdefault((look.colour, look.marker, look.fill), []).append((name, look))
+    (first, look), (second, _) = max(alone.values(), key=len)[:2]
+    together = style.variant_styles([second, first])
+    assert together[first] == look
+    other = together[second]
+    assert (other.colour, other.marker, other.fill) != (look.colour, look.marker, look.fill)
+    assert (other.colour, other.line) != (look.colour, look.line)
+
+
+def test_looks_of_unknown_variants_differ_until_none_is_left():
+    styles = style.variant_styles(f"run{i}" for i in range(30)).values()
+    assert len({(s.colour, s.marker, s.fill) for s in styles}) == 30
+    assert len({(s.colour, s.line) for s in styles}) == 30
+    assert len(style.variant_styles(f"run{i}" for i in range(40))) == 40
+
+
+def test_unknown_variants_take_neither_colour_nor_form_of_what_is_known():
+    unknown = style.variant_styles(f"run{i}" for i in range(30)).values()
+    known = style.VARIANTS.values()
+    assert not {s.colour for s in unknown} & {role.colour for role in style.ROLES.values()}
+    assert not {(s.marker, s.fill) for s in unknown} & {(s.marker, s.fill) for s in known}
+
+
 def test_shades_are_distinct_and_one_shade_is_the_colour():
     assert len(set(style.shades("#0173B2", 4))) == 4
     assert np.all(np.array(style.shades("#0173B2", 4)) >= 0)
