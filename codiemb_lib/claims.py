@@ -98,13 +98,20 @@ CLAIMS = {
 }
 
 
+def lacking(models: Iterable[str]) -> dict[str, list[str]]:
+    """Of each claim the models that it compares and that are not among `models`."""
+    models = {*models}
+    named = {
+        name: dict.fromkeys(m for c in claim.comparisons for m in (c.model, c.reference))
+        for name, claim in CLAIMS.items()
+    }
+    return {name: [m for m in wanted if m not in models] for name, wanted in named.items()}
+
+
 def decidable(models: Iterable[str]) -> dict[str, tuple[Comparison, ...]]:
     """The comparisons of each claim whose models are all among `models`."""
-    models = {*models}
     return {
-        name: claim.comparisons
-        for name, claim in CLAIMS.items()
-        if models.issuperset(m for c in claim.comparisons for m in (c.model, c.reference))
+        name: CLAIMS[name].comparisons for name, wanted in lacking(models).items() if not wanted
     }
 
 

@@ -33,15 +33,38 @@ from codiemb_lib.style import (
 )
 
 
+def _about_specialists(rows: pd.DataFrame) -> dict[str, str]:
+    """What the lines of the plane mark; nothing where it has none."""
+    match [name in set(rows["variant"]) for name in ("ir_only", "sts_only")]:
+        case [True, True]:
+            lines = (
+                "The lines mark the specialists: a joint model left of the solid line has lost "
+                "retrieval, one below the dashed line has lost similarity (negative transfer); in "
+                "the shaded corner it beats both. "
+            )
+        case [True, False]:
+            lines = (
+                "The line marks the specialist of retrieval: a joint model left of it has lost "
+                "retrieval (negative transfer). "
+            )
+        case [False, True]:
+            lines = (
+                "The line marks the specialist of similarity: a joint model below it has lost "
+                "similarity (negative transfer). "
+            )
+        case _:
+            lines = ""
+    return {"lines": lines}
+
+
 @figure(
     "scores",
     key="task dataset split metric",
     values="value",
     caption="**Retrieval against similarity, preset {preset}.** Mean nDCG@10 over the IR test "
-    "sets and mean Spearman correlation over the STS test sets. The lines mark the specialists: a "
-    "joint model left of the solid line has lost retrieval, one below the dashed line has lost "
-    "similarity (negative transfer); in the shaded corner it beats both. Faint points are "
-    "seeds, solid points their mean; {seeds}. {interval}",
+    "sets and mean Spearman correlation over the STS test sets. {lines}Faint points are seeds, "
+    "solid points their mean; {seeds}. {interval}",
+    facts=_about_specialists,
 )
 def plot_trade_off(rows: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     """Draw the IR/STS plane: mean nDCG@10 against mean Spearman over the test sets, times 100.
@@ -123,10 +146,14 @@ def _claims(rows: pd.DataFrame) -> pd.DataFrame:
 def _about_claims(rows: pd.DataFrame) -> dict[str, str]:
     rows = _claims(rows)
     spaces = "Below, the same for isotropy: minus the mean cosine of two texts of a task. "
-    texts = [f"{name}: {CLAIMS[name].text}." for name in rows["claim"].unique() if name in CLAIMS]
+    tick = "A grey tick is the margin of a claim that a model is not worse. "
+    texts = [f" {name}: {CLAIMS[name].text}." for name in rows["claim"].unique() if name in CLAIMS]
     return {
+        "subject": "Differences that decide claims" if texts else "Differences from the start",
         "isotropy": spaces if rows["task"].isin(ISOTROPY.values()).any() else "",
-        "claims": " ".join(texts),
+        "tick": tick if texts else "",
+        "side": "zero, or of the tick" if texts else "zero",
+        "claims": "".join(texts),
     }
 
 
@@ -135,13 +162,12 @@ def _about_claims(rows: pd.DataFrame) -> dict[str, str]:
     of="variant reference",
     key="claim task dataset",
     values="difference low high bound p_holm seeds_low seeds_high",
-    caption="**Differences that decide claims, preset {preset}.** Difference of two models in mean "
+    caption="**{subject}, preset {preset}.** Difference of two models in mean "
     "nDCG@10 over the IR test sets (left) and in mean Spearman correlation over the STS test sets "
     "(right), times 100, mean over seeds; right of the line the first model is better. Thick: 95 % "
     "bootstrap interval over test texts; thin: 95 % t-interval over seeds, which may leave the "
-    "frame. Small points are the single test sets. {isotropy}A grey tick is the margin of a claim "
-    "that a model is not worse. Solid: texts (p after Holm) and seeds both put the difference on "
-    "one side of zero, or of the tick; hollow: they do not. {claims}",
+    "frame. Small points are the single test sets. {isotropy}{tick}Solid: texts (p after Holm) and "
+    "seeds both put the difference on one side of {side}; hollow: they do not.{claims}",
     facts=_about_claims,
 )
 def plot_comparisons(rows: pd.DataFrame, *, ax: np.ndarray | None = None) -> np.ndarray:

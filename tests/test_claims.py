@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from codiemb_lib.claims import ALPHA, CLAIMS, MARGIN, decidable, outcome, verdicts
+from codiemb_lib.claims import ALPHA, CLAIMS, MARGIN, decidable, lacking, outcome, verdicts
 from codiemb_lib.config import load_preset
 
 ABOVE = {"low": 0.01, "high": 0.03, "seeds_low": 0.005, "seeds_high": 0.04, "p_holm": 0.001}
@@ -76,3 +76,10 @@ def test_claims_are_decided_by_models_of_the_presets():
     assert [*decidable(load_preset("english").models)] == [*CLAIMS]
     assert [*decidable(["base", "codiemb", "ir_only"])] == ["C7"]
     assert decidable(["base"]) == {}
+
+
+def test_models_that_a_claim_wants_are_named_once():
+    wanted = lacking(["base", "codiemb"])
+    assert wanted["C2"] == ["sts_only", "ir_only"]
+    assert wanted["C4"] == ["cosent"]
+    assert wanted["C7"] == []

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 
 import matplotlib as mpl
 
@@ -342,6 +343,22 @@ def test_trade_off_marks_the_specialists():
     assert not without.collections  # no corner to shade
 
 
+@pytest.mark.parametrize(
+    ("specialists", "said"),
+    [
+        (["ir_only", "sts_only"], ["solid line", "dashed line", "corner"]),
+        (["ir_only"], ["left of it"]),
+        (["sts_only"], ["below it"]),
+        ([], []),
+    ],
+)
+def test_caption_of_the_trade_off_explains_the_lines_that_are_drawn(specialists, said):
+    text = figures.caption("trade_off", table("scores", variants=["base", "codiemb", *specialists]))
+    words = ["solid line", "dashed line", "corner", "left of it", "below it"]
+    assert [word for word in words if word in text] == said
+    assert ("transfer" in text) == bool(specialists)
+
+
 @pytest.mark.parametrize(("seeds", "bars"), [(2, 0), (3, 9)])
 def test_trade_off_draws_intervals_from_three_seeds_on(seeds, bars):
     ax = plot("trade_off", table("scores", seeds=seeds))
@@ -479,7 +496,9 @@ def test_comparisons_without_claims_are_those_against_the_base():
     expected = [f"{label} vs base encoder" for label in LABELS]
     assert sorted(y_labels(plot("comparisons", base)[0])) == sorted(expected)
     assert "C3: batches of a single task" in figures.caption("comparisons", rows)
-    assert "C3" not in figures.caption("comparisons", base)
+    text = figures.caption("comparisons", base)
+    assert "Differences from the start, preset" in text
+    assert not re.search("C3|claim|tick", text)
     (only,) = plot("comparisons", rows[rows["task"] == "sts"])
     assert y_labels(only)[0] == "C1: STS only vs mixed batches"
 
