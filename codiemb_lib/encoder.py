@@ -221,12 +221,12 @@ class Encoder(nn.Module):
         try:
             with _quiet_transformers():
                 config = AutoConfig.from_pretrained(folder, **remote)
-                if settings.layers > config.num_hidden_layers:
-                    raise EncoderError(
-                        f"{settings.name}: expected layers up to its {config.num_hidden_layers}, "
-                        f"found {settings.layers}. Lower `layers`, or leave it out for all."
-                    )
                 if settings.layers:
+                    if settings.layers > config.num_hidden_layers:
+                        raise EncoderError(
+                            f"{settings.name}: expected layers up to {config.num_hidden_layers}, "
+                            f"found {settings.layers}. Lower `layers`, or leave it out for all."
+                        )
                     config.num_hidden_layers = settings.layers
                 if settings.attention:  # transformers heeds it, and it is saved for others
                     config.is_causal = False

@@ -140,7 +140,7 @@ def test_output_has_unit_length_and_leaves_the_mode_alone(make_encoder):
 
 
 def test_packaged_encoder_has_its_first_layers_only_where_asked():
-    with pytest.raises(EncoderError, match="expected layers up to its 6, found 9"):
+    with pytest.raises(EncoderError, match="expected layers up to 6, found 9"):
         Encoder.load(EncoderSettings(name="minilm-l6", layers=9))
     encoder = Encoder.load(EncoderSettings(name="minilm-l6", layers=2))
     assert (encoder.pooling, len(encoder.backbone.encoder.layer)) == ("mean", 2)
