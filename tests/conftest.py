@@ -113,26 +113,26 @@ def tiny_tokenizer(characters: str = "") -> PreTrainedTokenizerFast:
     )
 
 
+def tiny_encoder(*, seed: int = 0, layers: int = 2, characters: str = "", **options) -> Encoder:
+    """A random two-layer BERT of 16 dimensions, in evaluation mode."""
+    tokenizer = tiny_tokenizer(characters)
+    torch.manual_seed(seed)
+    backbone = BertModel(
+        BertConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=16,
+            num_hidden_layers=layers,
+            num_attention_heads=2,
+            intermediate_size=32,
+            max_position_embeddings=64,
+        )
+    )
+    return Encoder(backbone, tokenizer, **{"max_length": 32} | options).eval()
+
+
 @pytest.fixture
 def make_encoder():
-    """A function that makes a random two-layer BERT of 16 dimensions, in evaluation mode."""
-
-    def make(*, seed: int = 0, layers: int = 2, characters: str = "", **options) -> Encoder:
-        tokenizer = tiny_tokenizer(characters)
-        torch.manual_seed(seed)
-        backbone = BertModel(
-            BertConfig(
-                vocab_size=len(tokenizer),
-                hidden_size=16,
-                num_hidden_layers=layers,
-                num_attention_heads=2,
-                intermediate_size=32,
-                max_position_embeddings=64,
-            )
-        )
-        return Encoder(backbone, tokenizer, **{"max_length": 32} | options).eval()
-
-    return make
+    return tiny_encoder
 
 
 def pieces_tokenizer(*, eos: bool) -> PreTrainedTokenizerFast:
@@ -213,16 +213,16 @@ ARCHITECTURES = {
 }
 
 
+def tiny_architecture(architecture: str, *, seed: int = 0, **options) -> Encoder:
+    """A random three-layer encoder of 16 dimensions and 64 positions, in evaluation mode."""
+    torch.manual_seed(seed)
+    backbone, tokenizer = ARCHITECTURES[architecture]()
+    for parameter in backbone.parameters():
+        if parameter.ndim > 1:  # the usual start is so small that layers hardly matter
+            torch.nn.init.normal_(parameter, std=0.3)
+    return Encoder(backbone, tokenizer, **{"max_length": 32} | options).eval()
+
+
 @pytest.fixture
 def make_architecture():
-    """A function that makes a random three-layer encoder of 16 dimensions and 64 positions."""
-
-    def make(architecture: str, *, seed: int = 0, **options) -> Encoder:
-        torch.manual_seed(seed)
-        backbone, tokenizer = ARCHITECTURES[architecture]()
-        for parameter in backbone.parameters():
-            if parameter.ndim > 1:  # the usual start is so small that layers hardly matter
-                torch.nn.init.normal_(parameter, std=0.3)
-        return Encoder(backbone, tokenizer, **{"max_length": 32} | options).eval()
-
-    return make
+    return tiny_architecture

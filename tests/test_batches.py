@@ -4,7 +4,6 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from made_up import PROMPTS, ir_records, sts_records
 
 from codiemb_lib import batches
 from codiemb_lib.batches import OptimizerSteps, make_batch, make_share
@@ -12,6 +11,7 @@ from codiemb_lib.config import DatasetSettings, ObjectiveSettings
 from codiemb_lib.encoder import Packing
 from codiemb_lib.records import Record
 from codiemb_lib.sampling import MixedTaskPlan, SingleTaskPlan, Step
+from tests.made_up import PROMPTS, ir_records, sts_records
 
 RECORDS = ir_records(30, dataset="ir") + sts_records(30, dataset="sts")
 SETTINGS = ObjectiveSettings(positives=2, negatives=3)

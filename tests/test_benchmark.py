@@ -9,7 +9,6 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
-from made_up import ir_records, sts_records
 
 from codiemb_lib import benchmark
 from codiemb_lib.benchmark import (
@@ -30,6 +29,7 @@ from codiemb_lib.files import UnwritableError
 from codiemb_lib.records import Record, RecordError, write_jsonl
 from codiemb_lib.search import SearchError
 from codiemb_lib.sources import UnknownDatasetError
+from tests.made_up import ir_records, sts_records
 
 ROOT = data_root("../shared/data")
 

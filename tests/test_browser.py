@@ -21,9 +21,9 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from test_smoke import copy_project
 
 from codiemb_lib.sources import load_dataset
+from tests.test_smoke import copy_project
 
 playwright = pytest.importorskip(
     "playwright.sync_api", reason="needs Playwright: pip install playwright"

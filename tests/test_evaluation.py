@@ -5,7 +5,6 @@ import math
 import numpy as np
 import pytest
 import pytrec_eval
-from memory import growth
 from scipy import stats
 
 from codiemb_lib import evaluation
@@ -24,6 +23,7 @@ from codiemb_lib.evaluation import (
 )
 from codiemb_lib.records import Record
 from codiemb_lib.search import SearchError
+from tests.memory import growth
 
 IR = [
     Record("ir", "the cat", ("a cat is a cat", "old cat"), ("red bus",), dataset="d"),

@@ -11,12 +11,12 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
-from made_up import MODELS
 from matplotlib.colors import same_color
 from matplotlib.text import Text
 
 from codiemb_lib import figures, plotting, style
 from codiemb_lib.claims import AGAINST_BASE, CLAIMS, ISOTROPY, Comparison
+from tests.made_up import MODELS
 
 LABELS = [look.label for look in style.variant_styles(MODELS).values()]
 DATASETS = [

@@ -7,9 +7,9 @@ import copy
 import numpy as np
 import pytest
 import torch
-from test_step import assert_close, gradient, make
 
 from codiemb_lib.encoder import forward_passes
+from tests.test_step import assert_close, gradient, make
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU at hand")
 

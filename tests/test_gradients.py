@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from made_up import ir_records, sts_records
 
 from codiemb_lib import objectives
 from codiemb_lib.config import Preset
@@ -16,6 +15,7 @@ from codiemb_lib.gradients import (
     draw_shares,
     loss_gradient,
 )
+from tests.made_up import ir_records, sts_records
 
 PRESET = Preset.model_validate(
     {

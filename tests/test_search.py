@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from memory import growth
 
 from codiemb_lib.search import SearchError, top_k
+from tests.memory import growth
 
 
 def units(n, D=16, seed=0):

@@ -9,8 +9,6 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from conftest import tiny_tokenizer
-from made_up import PROMPTS, ir_records, sts_records
 from safetensors.torch import load_file
 from torch.nn.functional import normalize
 from transformers import BertConfig, BertModel
@@ -22,6 +20,8 @@ from codiemb_lib.encoder import Encoder
 from codiemb_lib.records import Record
 from codiemb_lib.sampling import Step
 from codiemb_lib.step import backward, batch_loss, lean_embeddings, needs_middle
+from tests.conftest import tiny_tokenizer
+from tests.made_up import PROMPTS, ir_records, sts_records
 
 RECORDS = ir_records(24, dataset="ir") + sts_records(24, dataset="sts")
 SETTINGS = ObjectiveSettings(positives=2, negatives=1)
@@ -278,8 +278,8 @@ def test_the_cache_holds_the_graph_of_one_forward_pass_at_a_time(make_encoder):
 
 WORKER = """
 import sys, torch
-sys.path.insert(0, {tests!r})
-import test_step
+sys.path.insert(0, {root!r})
+from tests import test_step
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
 from safetensors.torch import save_file
@@ -354,8 +354,8 @@ def two_processes(tmp_path_factory):
     backbone = BertModel(BertConfig(vocab_size=len(tokenizer), num_hidden_layers=2, **shape))
     encoder = Encoder(backbone, tokenizer, max_length=32).eval()
     encoder.save(folder / "model")
-    tests = os.path.dirname(__file__)
-    code = WORKER.format(tests=tests, cases=CASES, model=str(folder / "model"), out=str(folder))
+    root = os.path.dirname(os.path.dirname(__file__))
+    code = WORKER.format(root=root, cases=CASES, model=str(folder / "model"), out=str(folder))
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]

@@ -13,12 +13,12 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
-from made_up import MODELS
 from matplotlib.text import Text
 
 import codiemb_lib
 from codiemb_lib import style
 from codiemb_lib.files import UnwritableError
+from tests.made_up import MODELS
 
 
 @pytest.fixture(autouse=True)
@@ -229,15 +229,14 @@ def test_saved_files_hold_no_date_and_no_version(tmp_path):
 
 def test_same_figure_gives_same_bytes_in_another_process(tmp_path):
     script = (
-        "import sys; sys.path.insert(0, sys.argv[2])\n"
-        "from test_style import ROWS, draw, style\n"
+        "import sys\n"
+        "from tests.test_style import ROWS, draw, style\n"
         "style.use_style(); style.save_figure(draw(), sys.argv[1], rows=ROWS, caption='c')"
     )
-    here = Path(__file__).parent
     root = str(Path(codiemb_lib.__file__).parents[1])
     for seed in ("1", "2"):
         environment = {**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": root}
-        command = [sys.executable, "-c", script, tmp_path / f"run-{seed}", here]
+        command = [sys.executable, "-c", script, tmp_path / f"run-{seed}"]
         subprocess.run(command, env=environment, check=True)
     for ending in ("pdf", "png", "csv", "md"):
         one, two = (tmp_path / f"run-{seed}.{ending}" for seed in "12")

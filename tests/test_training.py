@@ -16,7 +16,6 @@ import psutil
 import pytest
 import torch
 import yaml
-from made_up import ir_records, sts_records
 from safetensors.torch import load_file
 from transformers.models.bert.modeling_bert import BertOutput
 
@@ -34,6 +33,7 @@ from codiemb_lib.files import UnwritableError
 from codiemb_lib.records import read_jsonl, write_jsonl
 from codiemb_lib.step import Loss
 from codiemb_lib.training import learning_rate, train
+from tests.made_up import ir_records, sts_records
 
 
 @pytest.fixture

@@ -14,7 +14,6 @@ import time
 import numpy as np
 import pytest
 import torch
-from memory import growth
 from peft import LoraConfig, get_peft_model
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -23,6 +22,7 @@ from codiemb_lib.encoder import Encoder, EncoderSettings
 from codiemb_lib.files import sha256_folder, write_json
 from codiemb_lib.fusion import delta_guided_weights, delta_norms, fuse
 from codiemb_lib.weights import Folder, FusionError, Lazy, open_models, write_tensors
+from tests.memory import growth
 
 
 @pytest.fixture
