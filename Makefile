@@ -27,10 +27,10 @@ endif
 .DEFAULT_GOAL := reproduce
 
 reproduce: $(READY)
-	$(RUN) codiemb_lib.cli reproduce --preset "$(PRESET)" --cores "$(CORES)"
+	$(RUN) codiemb_lib reproduce --preset "$(PRESET)" --cores "$(CORES)"
 
 report: reproduce
-	$(RUN) codiemb_lib.cli report --preset "$(PRESET)"
+	$(RUN) codiemb_lib report --preset "$(PRESET)"
 
 test: $(READY)
 	$(RUN) pytest $(ARGS)

@@ -13,9 +13,10 @@ import shlex
 import sys
 from pathlib import Path
 
-from codiemb_lib.config import data_root, load_preset
-from codiemb_lib.imports import notebook_files
-from codiemb_lib.registry import list_datasets, public_files
+from codiemb_lib.core import data_root
+from codiemb_lib.core import load_preset
+from codiemb_lib.app import notebook_files
+from codiemb_lib.data import list_datasets, public_files
 
 PRESET = load_preset(config.get("preset", "mini"))
 RUNS = f"data/runs/{PRESET.name}"
@@ -25,16 +26,16 @@ STUDY += ["path", "path_geometry"] if PRESET.fusion_study and PRESET.fusion_stud
 STUDIES = [  # of all seeds
     f"{RUNS}/fusion/seed-{seed}/{table}.csv" for seed in PRESET.seeds for table in STUDY
 ]
-# The tables of notebook 05_comparison.
+# The tables of notebook 06_comparison.
 COMPARED = ["comparisons", "claims"] + (["study_comparisons"] if STUDY else [])
-# The tables of notebook 06.
+# The tables of notebook 07.
 SPACE = ["geometry", "spectrum", "cosines", "rated_pairs", "trajectory", "layers"]
 SPACE += ["associations", "umap"]
 # What notebook 05 compares a model with.
 BASE = f"{RUNS}/base/seed-{PRESET.seeds[0]}/embeddings.safetensors"
 # The kernel is the Python that runs Snakemake. One thread a run (Snakemake sets
 # OMP_NUM_THREADS), so that the number of cores changes no bit.
-EXECUTE = f"{shlex.quote(sys.executable)} -m codiemb_lib.cli execute --no-progress"
+EXECUTE = f"{shlex.quote(sys.executable)} -m codiemb_lib execute --no-progress"
 
 
 def local_files():
@@ -101,7 +102,7 @@ rule all:
         f"{RUNS}/00_start_here.ipynb",
         f"{RUNS}/01_data_and_batches.ipynb",
         f"{RUNS}/02_losses_by_hand.ipynb",
-        f"{RUNS}/08_paper_figures.ipynb",
+        f"{RUNS}/09_paper_figures.ipynb",
         f"{FIGURES}/results.csv",
 
 
@@ -182,43 +183,43 @@ rule benchmark:
 
 rule comparison:
     input:
-        **needs("05_comparison"),
+        **needs("06_comparison"),
         embeddings=every("embeddings.safetensors"),
         merges=STUDIES,
     output:
-        executed=f"{RUNS}/05_comparison.ipynb",
+        executed=f"{RUNS}/06_comparison.ipynb",
         rows=[f"{RUNS}/{table}.csv" for table in COMPARED],
     message:
-        "05 comparison"
+        "06 comparison"
     shell:
         "{EXECUTE} {input.notebook} {output.executed} -p preset {PRESET.name}"
 
 
 rule geometry:
     input:
-        **needs("06_embedding_geometry"),
+        **needs("07_embedding_geometry"),
         embeddings=every("embeddings.safetensors"),
         merges=STUDIES,
     output:
-        executed=f"{RUNS}/06_embedding_geometry.ipynb",
+        executed=f"{RUNS}/07_embedding_geometry.ipynb",
         rows=[f"{RUNS}/{table}.csv" for table in SPACE],
     message:
-        "06 embedding geometry"
+        "07 embedding geometry"
     shell:
         "{EXECUTE} {input.notebook} {output.executed} -p preset {PRESET.name}"
 
 
 rule figures:
     input:
-        **needs("08_paper_figures"),
+        **needs("09_paper_figures"),
         scores=every("scores.csv"),
         fusion=STUDIES,
         comparison=rules.comparison.output.rows,
         geometry=rules.geometry.output.rows,
     output:
-        executed=f"{RUNS}/08_paper_figures.ipynb",
+        executed=f"{RUNS}/09_paper_figures.ipynb",
         table=update(f"{FIGURES}/results.csv"),  # committed: not removed if the notebook fails
     message:
-        "08 paper figures"
+        "09 paper figures"
     shell:
         "{EXECUTE} {input.notebook} {output.executed} -p preset {PRESET.name}"

@@ -24,11 +24,9 @@ import pandas as pd
 import torch
 from sentence_transformers import SentenceTransformer
 
-from codiemb_lib.config import EncoderSettings
-from codiemb_lib.encoder import Encoder
-from codiemb_lib.readers import read_beir, read_pairs, read_sts_table
-from codiemb_lib.runs import hardware, versions, write_rows
-from codiemb_lib.sources import load_split
+from codiemb_lib.core import EncoderSettings, hardware, versions, write_rows
+from codiemb_lib.data import load_split, read_beir, read_pairs, read_sts_table
+from codiemb_lib.model import Encoder
 
 GPU = torch.cuda.is_available()
 TOKENS = 32_768 if GPU else 2048  # of a forward pass

@@ -27,14 +27,10 @@ from sentence_transformers.sentence_transformer.evaluation import (
     InformationRetrievalEvaluator,
 )
 
-from codiemb_lib.benchmark import score_records
-from codiemb_lib.config import EncoderSettings
-from codiemb_lib.embeddings import Embedder
-from codiemb_lib.encoder import Encoder
-from codiemb_lib.evaluation import MAIN_METRIC
-from codiemb_lib.records import Record
-from codiemb_lib.runs import hardware, versions, write_rows
-from codiemb_lib.sources import load_dataset
+from codiemb_lib.core import MAIN_METRIC, EncoderSettings, hardware, versions, write_rows
+from codiemb_lib.data import Record, load_dataset
+from codiemb_lib.evaluate import score_records
+from codiemb_lib.model import Embedder, Encoder
 
 PUBLIC = {"stsb": (None, 0), "squad-sentences": (500, 500), "scifact": (60, 150)}
 EMBEDDED = {"simlex-999": (None, 0), "lee-news": (None, 0), "api-docs": (100, 0)}

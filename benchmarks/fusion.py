@@ -39,7 +39,7 @@ import pandas as pd
 from made_up import make_models, mergekit_config, mergekit_version, run_merges
 from transformers import BertConfig, BertModel
 
-from codiemb_lib.runs import hardware, versions, write_rows
+from codiemb_lib.core import hardware, versions, write_rows
 
 RESULTS = Path(__file__).parent / "results" / "fusion.csv"
 DENSITY = 0.2

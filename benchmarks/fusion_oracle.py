@@ -33,7 +33,7 @@ from transformers import (
     XLMRobertaModel,
 )
 
-from codiemb_lib.runs import hardware, versions, write_rows
+from codiemb_lib.core import hardware, versions, write_rows
 
 TOLERANCE = 1e-6
 SMALL = {

@@ -23,8 +23,8 @@ import pandas as pd
 import psutil
 import torch
 
-from codiemb_lib.geometry import anisotropy, uniformity
-from codiemb_lib.runs import hardware, peak_memory_mib, write_rows
+from codiemb_lib.core import hardware, peak_memory_mib, write_rows
+from codiemb_lib.space import anisotropy, uniformity
 
 RESULTS = Path(__file__).parent / "results" / "geometry.csv"
 

@@ -20,13 +20,17 @@ import pandas as pd
 import torch
 from accelerate import Accelerator
 
-from codiemb_lib.batches import make_batch, make_share
-from codiemb_lib.config import DatasetSettings, EncoderSettings, ObjectiveSettings
-from codiemb_lib.encoder import Encoder
-from codiemb_lib.runs import hardware, peak_memory_mib, write_rows
-from codiemb_lib.sampling import Step
-from codiemb_lib.sources import load_split
-from codiemb_lib.step import backward, batch_loss, lean_embeddings
+from codiemb_lib.core import (
+    DatasetSettings,
+    EncoderSettings,
+    ObjectiveSettings,
+    hardware,
+    peak_memory_mib,
+    write_rows,
+)
+from codiemb_lib.data import load_split
+from codiemb_lib.model import Encoder
+from codiemb_lib.train import Step, backward, batch_loss, lean_embeddings, make_batch, make_share
 
 SETTINGS = ObjectiveSettings(positives=1, negatives=1)
 

@@ -19,13 +19,24 @@ import pandas as pd
 import torch
 from accelerate import Accelerator
 
-from codiemb_lib.batches import make_batch, make_share
-from codiemb_lib.config import DatasetSettings, EncoderSettings, ObjectiveSettings
-from codiemb_lib.encoder import Encoder
-from codiemb_lib.runs import hardware, write_rows
-from codiemb_lib.sampling import Step
-from codiemb_lib.sources import load_split
-from codiemb_lib.step import backward, batch_loss, lean_embeddings, needs_middle
+from codiemb_lib.core import (
+    DatasetSettings,
+    EncoderSettings,
+    ObjectiveSettings,
+    hardware,
+    write_rows,
+)
+from codiemb_lib.data import load_split
+from codiemb_lib.model import Encoder
+from codiemb_lib.train import (
+    Step,
+    backward,
+    batch_loss,
+    lean_embeddings,
+    make_batch,
+    make_share,
+    needs_middle,
+)
 
 SETTINGS = ObjectiveSettings()
 

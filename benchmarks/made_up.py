@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from codiemb_lib.config import EncoderSettings
-from codiemb_lib.encoder import Encoder
+from codiemb_lib.core import EncoderSettings
+from codiemb_lib.model import Encoder
 
 CHILD = Path(__file__).with_name("merge_once.py")
 

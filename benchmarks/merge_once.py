@@ -23,7 +23,7 @@ BLOCK = 2**23
 
 def codiemb(output: str, base: str, models: list[str], options: dict) -> Callable[[], object]:
     """Ours, on model folders."""
-    from codiemb_lib.fusion import fuse
+    from codiemb_lib.fuse import fuse
 
     return lambda: fuse(base, models, output=output, **options)
 

@@ -25,12 +25,10 @@ import numpy as np
 import pandas as pd
 import torch
 
-from codiemb_lib.config import EncoderSettings
-from codiemb_lib.embeddings import Embedder
-from codiemb_lib.mining import mine
-from codiemb_lib.records import Record
-from codiemb_lib.runs import hardware, peak_memory_mib, write_rows
-from codiemb_lib.search import top_k
+from codiemb_lib.core import EncoderSettings, hardware, peak_memory_mib, write_rows
+from codiemb_lib.data import Record
+from codiemb_lib.evaluate import mine, top_k
+from codiemb_lib.model import Embedder
 
 RESULTS = Path(__file__).parent / "results" / "mining.csv"
 PAIRS = 2**25  # similarities that a plain way holds at once: 128 MB

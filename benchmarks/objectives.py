@@ -20,8 +20,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from codiemb_lib.objectives import pro_loss
-from codiemb_lib.runs import hardware, peak_memory_mib, write_rows
+from codiemb_lib.core import hardware, peak_memory_mib, write_rows
+from codiemb_lib.train import pro_loss
 
 RESULTS = Path(__file__).parent / "results" / "objectives.csv"
 LONGEST_LOOP = 1024  # pairs

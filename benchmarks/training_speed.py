@@ -41,15 +41,17 @@ from torch.utils.data import DataLoader
 from transformers import TrainerCallback
 from transformers.utils import logging as transformers_logging
 
-from codiemb_lib.batches import OptimizerSteps
-from codiemb_lib.config import DatasetSettings, EncoderSettings, ObjectiveSettings
-from codiemb_lib.encoder import Encoder
-from codiemb_lib.readers import read_beir, read_pairs, read_sts_table
-from codiemb_lib.records import Record
-from codiemb_lib.runs import hardware, versions, write_rows
-from codiemb_lib.sampling import SingleTaskPlan
-from codiemb_lib.sources import load_split
-from codiemb_lib.step import backward, batch_loss, lean_embeddings
+from codiemb_lib.core import (
+    DatasetSettings,
+    EncoderSettings,
+    ObjectiveSettings,
+    hardware,
+    versions,
+    write_rows,
+)
+from codiemb_lib.data import Record, load_split, read_beir, read_pairs, read_sts_table
+from codiemb_lib.model import Encoder
+from codiemb_lib.train import OptimizerSteps, SingleTaskPlan, backward, batch_loss, lean_embeddings
 
 GPU = torch.cuda.is_available()
 BATCH, MAX_LENGTH = 32, 96

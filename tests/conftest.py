@@ -25,9 +25,9 @@ from transformers import (
     XLMRobertaModel,
 )
 
-from codiemb_lib.config import project_root
-from codiemb_lib.encoder import Encoder
-from codiemb_lib.sources import load_dataset
+from codiemb_lib.core.files import project_root
+from codiemb_lib.data.datasets import load_dataset
+from codiemb_lib.model.encoder import Encoder
 
 
 @pytest.fixture

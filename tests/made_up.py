@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
-from codiemb_lib.config import DatasetSettings
-from codiemb_lib.records import Record
+from codiemb_lib.core.preset import DatasetSettings
+from codiemb_lib.data.records import Record
 
 WORDS = ["cat", "dog", "car", "bus", "old", "new", "fast", "slow", "red", "blue"]
 # The models of `mini`, in the order of figures.
@@ -53,3 +56,13 @@ def sts_records(count: int, offset: int = 0, dataset: str = "") -> list[Record]:
         pair = Record("sts", f"a {a} {i // 2}", (f"the {b} {i}",), positive_scores=(score,))
         out.append(replace(pair, dataset=dataset))
     return out
+
+
+def python_path(project: Path) -> str:
+    """The variable PYTHONPATH for commands in a copy of the project."""
+    return f"{project}{os.pathsep}{project / 'notebooks'}"
+
+
+def shown(value: object) -> str:
+    """The name of a parameter in a test's name: without addresses, which differ by process."""
+    return re.sub(r" at 0x[0-9a-f]+", "", str(value))

@@ -10,10 +10,10 @@ from unittest import mock
 
 import pytest
 
-from codiemb_lib.config import data_root
-from codiemb_lib.leaks import find_leaks, leak_counts, remove_leaks
-from codiemb_lib.records import Record, to_json
-from codiemb_lib.sources import Dataset, hold_out, load_dataset
+from codiemb_lib.core.files import data_root
+from codiemb_lib.data.datasets import Dataset, hold_out, load_dataset
+from codiemb_lib.data.leaks import find_leaks, leak_counts, remove_leaks
+from codiemb_lib.data.records import Record, to_json
 from tests.golden import check, digest
 from tests.made_up import ir_records, sts_records
 

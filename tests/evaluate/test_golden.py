@@ -9,10 +9,23 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from codiemb_lib import claims, comparison
-from codiemb_lib.benchmark import score_records
-from codiemb_lib.config import DatasetSettings, Prompts
-from codiemb_lib.evaluation import (
+from codiemb_lib.core.intervals import jackknife_intervals, mean_interval, t_interval
+from codiemb_lib.core.preset import DatasetSettings, Prompts
+from codiemb_lib.core.words import task_means
+from codiemb_lib.data.records import Record
+from codiemb_lib.evaluate import claims
+from codiemb_lib.evaluate.benchmark import score_records
+from codiemb_lib.evaluate.compare import (
+    bootstrap_p,
+    bootstrap_scores,
+    compare,
+    directions,
+    holm,
+    resample,
+    text_scores,
+)
+from codiemb_lib.evaluate.mining import mine
+from codiemb_lib.evaluate.scores import (
     EncodedDataset,
     encode_dataset,
     evaluate,
@@ -20,12 +33,8 @@ from codiemb_lib.evaluation import (
     retrieval_metrics,
     score_dataset,
     sts_metrics,
-    task_means,
 )
-from codiemb_lib.intervals import jackknife_intervals, mean_interval, t_interval
-from codiemb_lib.mining import mine
-from codiemb_lib.records import Record
-from codiemb_lib.search import top_columns, top_k
+from codiemb_lib.evaluate.search import top_columns, top_k
 from tests.conftest import tiny_encoder
 from tests.golden import check, summary, unit_rows
 from tests.made_up import MODELS, PROMPTS, ir_records, sts_records
@@ -150,12 +159,9 @@ def compared() -> dict:
         for place, (name, noise) in enumerate(noises.items())
         for seed in ((0,) if name == "base" else (0, 1, 2))
     }
-    runs = {
-        run: comparison.text_scores(space) + comparison.directions(space)
-        for run, space in spaces.items()
-    }
-    sets = comparison.resample(runs, resamples=499)
-    rows = comparison.compare(sets, claims.decidable(noises))
+    runs = {run: text_scores(space) + directions(space) for run, space in spaces.items()}
+    sets = resample(runs, resamples=499)
+    rows = compare(sets, claims.decidable(noises))
     return {
         "sets": {
             f"{s.task} {s.dataset}": {
@@ -198,11 +204,11 @@ def p_values() -> dict:
     values = np.random.default_rng(1).normal(size=(2, 20))
     gold = np.random.default_rng(2).integers(0, 4, 20)
     return {
-        "holm": comparison.holm([0.01, 0.04, 0.03, 0.005, 0.5]),
-        "bootstrap_p": [comparison.bootstrap_p(drawn, bound) for bound in (-1, 0, 0.4, 1)],
-        "means": summary(comparison.bootstrap_scores(values, resamples=99, seed=4)),
-        "correlations": summary(comparison.bootstrap_scores(values, gold, resamples=99)),
-        "isotropies": summary(comparison.bootstrap_scores(unit_rows(2, 20, 5), resamples=99)),
+        "holm": holm([0.01, 0.04, 0.03, 0.005, 0.5]),
+        "bootstrap_p": [bootstrap_p(drawn, bound) for bound in (-1, 0, 0.4, 1)],
+        "means": summary(bootstrap_scores(values, resamples=99, seed=4)),
+        "correlations": summary(bootstrap_scores(values, gold, resamples=99)),
+        "isotropies": summary(bootstrap_scores(unit_rows(2, 20, 5), resamples=99)),
     }
 
 

@@ -11,8 +11,9 @@ import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 
-from codiemb_lib.fusion import METHODS, delta_guided_weights, delta_norms, fuse, layer_of, merge
-from codiemb_lib.merges import module_of, path
+from codiemb_lib.core.words import layer_of
+from codiemb_lib.fuse.merges import module_of, path
+from codiemb_lib.fuse.methods import METHODS, delta_guided_weights, delta_norms, fuse, merge
 from tests.conftest import tiny_architecture
 from tests.golden import check, digest, summary
 

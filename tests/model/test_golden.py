@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from codiemb_lib.config import EncoderSettings
-from codiemb_lib.encoder import Encoder, Packing, Tokens, forward_passes, model_hash
-from codiemb_lib.lean import Block, block_attention, keep_mask
+from codiemb_lib.core.preset import EncoderSettings
+from codiemb_lib.model.blocks import Block, block_attention, keep_mask
+from codiemb_lib.model.encoder import Encoder, Packing, Tokens, forward_passes, model_hash
 from tests.conftest import ARCHITECTURES, tiny_architecture
 from tests.golden import check, summary
 

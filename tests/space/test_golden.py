@@ -6,13 +6,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from codiemb_lib import geometry, neighbourhoods
-from codiemb_lib.associations import rank_correlations, with_scores
-from codiemb_lib.evaluation import EncodedDataset
-from codiemb_lib.layers import measures_by_layer
-from codiemb_lib.maps import coordinates_hash, neighbours_kept, shared_pca, trust
-from codiemb_lib.spaces import cosine_histograms, equal_texts, measures, rated_pairs, spectra
-from codiemb_lib.token_geometry import over_smoothing, over_smoothing_by_layer
+from codiemb_lib.evaluate.scores import EncodedDataset
+from codiemb_lib.space import geometry, neighbourhoods
+from codiemb_lib.space.associations import rank_correlations, with_scores
+from codiemb_lib.space.layers import measures_by_layer
+from codiemb_lib.space.maps import coordinates_hash, neighbours_kept, shared_pca, trust
+from codiemb_lib.space.tables import cosine_histograms, equal_texts, measures, rated_pairs, spectra
+from codiemb_lib.space.token_geometry import over_smoothing, over_smoothing_by_layer
 from tests.conftest import tiny_architecture
 from tests.golden import check, summary, unit_rows
 

@@ -21,13 +21,14 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from codiemb_lib import objectives
-from codiemb_lib.batches import make_batch
-from codiemb_lib.config import ObjectiveSettings, load_preset, project_root
-from codiemb_lib.gradients import conflict, draw_shares
-from codiemb_lib.records import write_jsonl
-from codiemb_lib.sampling import MixedTaskPlan, SingleTaskPlan
-from codiemb_lib.training import learning_rate, train
+from codiemb_lib.core.files import project_root
+from codiemb_lib.core.preset import ObjectiveSettings, load_preset
+from codiemb_lib.data.records import write_jsonl
+from codiemb_lib.train import objectives
+from codiemb_lib.train.batches import make_batch
+from codiemb_lib.train.conflict import conflict, draw_shares
+from codiemb_lib.train.loop import learning_rate, train
+from codiemb_lib.train.sampling import MixedTaskPlan, SingleTaskPlan
 from tests.conftest import tiny_encoder
 from tests.golden import check, digest, summary
 from tests.made_up import PROMPTS, ir_records, sts_records

@@ -1,0 +1,194 @@
+"""Files written whole or not at all, and the hashes that name their content."""
+
+from __future__ import annotations
+
+import fcntl
+import glob
+import hashlib
+import json
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from codiemb_lib.core.errors import CodiembError
+
+logger = logging.getLogger(__name__)
+
+_SCRATCH = ".partial"
+
+
+def project_root() -> Path:
+    """The folder that holds `notebooks/`, `data/` and `figures/`.
+
+    It is the one above this package; the environment variable `CODIEMB_ROOT` names another.
+    """
+    return Path(os.environ.get("CODIEMB_ROOT") or Path(__file__).resolve().parents[2])
+
+
+def data_root(named: str = "") -> Path | None:
+    """The folder in which the files of public data sets are looked for first, or None.
+
+    The environment variable `CODIEMB_DATA` names it, else `named`, which is a preset's `data_root`;
+    both are relative to the project's folder.
+    """
+    named = os.environ.get("CODIEMB_DATA") or named
+    return project_root() / named if named else None
+
+
+class UnwritableError(CodiembError, OSError):
+    """A folder that should receive results cannot be written."""
+
+
+class JsonError(CodiembError, ValueError):
+    """A file holds no JSON."""
+
+
+def check_writable(folder: str | Path) -> Path:
+    """Create `folder` if it is missing and prove that it takes files: call it before long work.
+
+    Raises:
+        UnwritableError: The folder cannot be made, or no file can be made in it.
+    """
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UnwritableError(
+            f"{folder}: expected a folder that can be written, found: {error.strerror or error}. "
+            "Choose another folder, or give yourself write permission on this one."
+        ) from error
+    return folder
+
+
+@contextmanager
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary sibling of `path`; on success it takes the name `path`, else it vanishes.
+
+    What is written there may be a file or a folder. A reader sees the old content or the new, never
+    a part; between an old folder and a new one there is a moment without any. Files reach the disk
+    (fsync) before the rename.
+
+    Raises:
+        UnwritableError: The parent folder cannot be written, or a folder stands where a file goes.
+    """
+    path = Path(path).absolute()  # "." has no name
+    with scratch_beside(path) as scratch:
+        temporary = scratch / path.name
+        yield temporary
+        if temporary.is_dir():
+            for file in temporary.rglob("*"):
+                _sync(file)
+            if path.is_dir():  # a folder cannot be renamed onto a folder that is not empty
+                path.rename(scratch / "replaced")
+            temporary.rename(path)
+        else:
+            if path.is_dir():
+                raise UnwritableError(
+                    f"{path}: expected the name of a file to write, found a folder. "
+                    "Choose another name."
+                )
+            _sync(temporary)
+            temporary.replace(path)
+        _sync(path.parent)
+
+
+@contextmanager
+def scratch_beside(path: Path) -> Iterator[Path]:
+    """A folder beside `path`, which vanishes at the end, or else by `clear_scratch(path)`.
+
+    Raises:
+        UnwritableError: The parent folder cannot be written.
+    """
+    check_writable(path.parent)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=_SCRATCH, dir=path.parent))
+    try:
+        yield scratch
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def clear_scratch(path: str | Path) -> None:
+    """Remove what was beside `path` for a while in processes that were killed."""
+    path = Path(path)
+    drawn = "?" * 8  # by mkdtemp; a star would take the scratch of `path.more` for that of `path`
+    for scratch in path.parent.glob(f".{glob.escape(path.name)}.{drawn}{_SCRATCH}"):
+        shutil.rmtree(scratch)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def alone(path: str | Path) -> Iterator[int]:
+    """Wait until no other process on this machine works on `path`; yield the lock's descriptor.
+
+    The system frees the lock when the last process that has the descriptor open ends, however it
+    ends: after a kill nothing is left to clean up.
+    """
+    name = sha256_text(str(Path(path).resolve()))[:16]
+    lock = Path(tempfile.gettempdir()) / f"codiemb-{os.getuid()}-{name}.lock"
+    with lock.open("w") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            logger.warning("%s: another process works on it, waiting for its end", path)
+            fcntl.flock(stream, fcntl.LOCK_EX)
+        yield stream.fileno()
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write `text` in UTF-8, atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write `value` as indented JSON, atomically."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json(path: str | Path) -> Any:
+    """Read JSON.
+
+    Raises:
+        JsonError: The file is no JSON; the message names the file and the line.
+    """
+    path = Path(path)
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise JsonError(f"{path}:{error.lineno}: expected JSON, found: {error.msg}.") from error
+
+
+def sha256_file(path: str | Path) -> str:
+    """Hexadecimal SHA-256 of a file's bytes."""
+    with Path(path).open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def sha256_folder(folder: Path) -> str:
+    """SHA-256 over a model folder's weights, configuration, tokeniser and code."""
+    kinds = {".safetensors", ".json", ".txt", ".model", ".py"}
+    files = sorted(file for file in folder.rglob("*") if file.suffix in kinds)
+    return sha256_text(*(f"{file.relative_to(folder)} {sha256_file(file)}" for file in files))
+
+
+def sha256_text(*parts: str) -> str:
+    """Hexadecimal SHA-256 of strings, each preceded by its length so that joints count."""
+    digest = hashlib.sha256()
+    for part in parts:
+        data = part.encode("utf-8")
+        digest.update(len(data).to_bytes(8, "little") + data)
+    return digest.hexdigest()

@@ -1,0 +1,264 @@
+"""Presets: all settings of an experiment in one YAML file, checked before any work starts."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import Field, ValidationError, model_validator
+
+from codiemb_lib.core.errors import CodiembError
+from codiemb_lib.core.files import project_root
+from codiemb_lib.core.merge import FusionSettings, FusionStudy
+from codiemb_lib.core.settings import Settings, explain, read_settings
+from codiemb_lib.core.words import Task, unknown
+
+_Chosen = TypeVar("_Chosen")
+
+
+class PresetError(CodiembError, ValueError):
+    """A preset is unknown, or says something that cannot be run."""
+
+
+class LoraSettings(Settings):
+    """Low-rank adapters that train in place of the encoder's weights (Hu et al., 2106.09685)."""
+
+    rank: Annotated[int, Field(ge=1)] = 16
+    alpha: Annotated[int, Field(ge=1)] = 32  # adapters are scaled by alpha / rank
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    targets: Literal["all-linear"] | Annotated[tuple[str, ...], Field(min_length=1)] = "all-linear"
+
+
+class EncoderSettings(Settings):
+    """Which encoder, and how its token states become one vector; null: what its own files say."""
+
+    name: str  # `minilm-l6`, a local folder, or a name on the Hub such as `org/model`
+    revision: str = ""  # of the Hub
+    trust_remote_code: bool = False  # whether code that comes with the model may run
+    layers: Annotated[int, Field(ge=0)] = 0  # the first k layers; 0: all
+    pooling: Literal["", "cls", "mean", "last"] = ""  # "": what the model's own files say
+    include_prompt: bool | None = None  # whether the prompt's tokens count in the mean
+    max_length: Annotated[int, Field(ge=4)] | None = None  # tokens, with prompt and special ones
+    attention: Literal["", "bidirectional"] = ""  # of a decoder, which by itself looks back only
+    lora: LoraSettings | None = None
+
+    @model_validator(mode="after")
+    def _remote_code_is_pinned(self) -> EncoderSettings:
+        if self.trust_remote_code and not self.revision:
+            raise ValueError("trust_remote_code needs a `revision`: code that runs must be pinned")
+        return self
+
+
+class Prompts(Settings):
+    """What stands before the texts of a task."""
+
+    query_prompt: str = ""  # of both sides of a similarity pair, too
+    passage_prompt: str = ""
+
+
+class DatasetSettings(Prompts):
+    """A data set of the registry, and how many records of each split."""
+
+    name: str
+    train: Annotated[int, Field(ge=0)] | None = None  # null: all records; 0: none
+    dev: Annotated[int, Field(ge=0)] | None = None
+    test: Annotated[int, Field(ge=0)] | None = None
+    corpus: Annotated[int, Field(ge=0)] | None = None  # passages of the test beyond its records'
+
+
+class ObjectiveSettings(Settings):
+    """Temperatures, pool sizes and weights of the objectives (METHOD: the authors' values)."""
+
+    temperature: Annotated[float, Field(gt=0)] = 0.02  # of InfoNCE, final and middle layer
+    rank_temperature: Annotated[float, Field(gt=0)] = 0.05  # of RankKL, PRO, CoSENT, AnglE
+    positives: Annotated[int, Field(ge=1)] = 2  # drawn for a query
+    negatives: Annotated[int, Field(ge=0)] = 4  # hard negatives drawn for a query
+    info_nce_mid: Annotated[float, Field(ge=0)] = 1.0
+    pearson: Annotated[float, Field(ge=0)] = 2.0
+    rank_kl: Annotated[float, Field(ge=0)] = 5.0
+    pro: Annotated[float, Field(ge=0)] = 0.5
+    anchor_score: Annotated[float, Field(ge=0, le=1)] = 1.0  # pairs that InfoNCE_mid pulls together
+    mixed_anchor_score: Annotated[float, Field(ge=0, le=1)] = 0.8  # STS positives in mixed batches
+    matryoshka: tuple[Annotated[int, Field(ge=2)], ...] = ()  # leading dimensions that also count
+
+
+class BatchSizes(Settings):
+    """Records of one step on one device."""
+
+    ir: Annotated[int, Field(ge=2)]
+    sts: Annotated[int, Field(ge=2)]
+    mixed: Annotated[int, Field(ge=2)]
+
+
+class TrainingSettings(Settings):
+    """The optimiser's side of a run."""
+
+    batch_sizes: BatchSizes
+    learning_rate: Annotated[float, Field(gt=0)] = 5e-5
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.03  # share of the steps
+    clip_norm: Annotated[float, Field(gt=0)] = 1.0
+    epochs: Annotated[int, Field(ge=1)] = 1
+    max_steps: Annotated[int, Field(ge=0)] = 0  # optimiser steps; 0: whole epochs
+    accumulation: Annotated[int, Field(ge=1)] = 1  # batches per optimiser step
+    evaluate_every: Annotated[int, Field(ge=1)] = 50  # optimiser steps between dev scores
+    tokens_per_forward: Annotated[int, Field(ge=64)] = 2048  # padded
+    gradient_cache: bool = False  # bounds memory at any batch size; slower for small batches
+    gradient_checkpointing: bool = False  # computes layers twice, to save memory
+    accelerate: str = ""  # a configuration of accelerate in presets/accelerate; "": this process
+    trajectory: bool = False  # whether the embeddings behind every dev score are kept
+    workers: Annotated[int, Field(ge=0)] = 0  # that draw and tokenise ahead; a GPU wants some
+    trackers: tuple[str, ...] = ()  # of accelerate: tensorboard, trackio, wandb, ...
+
+
+class VariantSettings(Settings):
+    """What one training run does differently from the others of its preset."""
+
+    tasks: Annotated[tuple[Task, ...], Field(min_length=1)] = ("ir", "sts")
+    plan: Literal["single", "mixed"] = "single"
+    sts_objective: Literal["codiemb", "cosent", "angle"] = "codiemb"
+    balance: Literal["proportional", "equal", "temperature", "ir_share"] = "proportional"
+    ir_share: Annotated[float, Field(gt=0, lt=1)] | None = None
+    balance_temperature: Annotated[float, Field(ge=0)] = 1.0
+    learning_rate: Annotated[float, Field(gt=0)] | None = None  # null: the preset's
+    objective: dict[str, Any] = {}  # the preset's settings of these names, with other values
+
+    @model_validator(mode="after")
+    def _share_belongs_to_its_balance(self) -> VariantSettings:
+        if (self.balance == "ir_share") != (self.ir_share is not None):
+            raise ValueError("`ir_share` and `balance: ir_share` need each other")
+        if self.plan == "mixed" and self.balance != "proportional":
+            raise ValueError("a mixed plan draws from all records alike: leave `balance` out")
+        return self
+
+
+class GeometrySettings(Settings):
+    """Which models' spaces are drawn, and how many texts."""
+
+    umap_variants: tuple[str, ...] = ()  # none named: the base and the first three trained variants
+    umap_texts: Annotated[int, Field(ge=20)] = 300  # per data set
+    umap_neighbors: Annotated[int, Field(ge=2)] = 15
+
+
+class Preset(Settings):
+    """One experiment: everything that its notebooks do not take as a parameter."""
+
+    name: str
+    description: str
+    seeds: Annotated[tuple[int, ...], Field(min_length=1)]
+    encoder: EncoderSettings
+    data_root: str = ""  # a folder with files of public sets; the variable CODIEMB_DATA goes first
+    datasets: Annotated[tuple[DatasetSettings, ...], Field(min_length=1)]
+    remove_leaks: bool = False  # records of train that stand in dev or test; see `leaks`
+    objective: ObjectiveSettings = ObjectiveSettings()
+    training: TrainingSettings
+    variants: Annotated[dict[str, VariantSettings], Field(min_length=1)]
+    fusion: dict[str, FusionSettings] = {}
+    fusion_study: FusionStudy | None = None
+    benchmark: dict[str, Prompts] = {}  # tasks by their MTEB names
+    geometry: GeometrySettings = GeometrySettings()
+
+    @model_validator(mode="after")
+    def _names_fit_together(self) -> Preset:
+        names = [dataset.name for dataset in self.datasets]
+        if len(set(names)) < len(names):
+            raise ValueError(f"every data set once, found {names}")
+        if len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
+            raise ValueError(f"seeds: expected different numbers from 0, found {[*self.seeds]}")
+        study = self.fusion_study.candidates if self.fusion_study else ()
+        for name in (self.name, *self.variants, *self.fusion, *study):  # become names of folders
+            if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name):
+                raise ValueError(
+                    f"the name {name!r}: expected letters, digits, `_`, `-` and `.`, the first a "
+                    "letter or a digit"
+                )
+        taken = {"base": "the untrained encoder", "fusion": "the folder of merges"}
+        if clash := taken.keys() & (self.variants.keys() | self.fusion.keys()):
+            name = clash.pop()
+            raise ValueError(f"the name {name!r} is taken by {taken[name]}")
+        if clash := self.variants.keys() & self.fusion.keys():
+            raise ValueError(f"{clash.pop()!r} names a variant and a fusion")
+        merged = {f"fusion {model!r}": f.ingredients for model, f in self.fusion.items()}
+        if study := self.fusion_study:
+            merged["fusion_study.path"] = study.path or ()
+            for method in study.candidates:
+                for settings in study.merges(method):
+                    merged[f"fusion_study.{method} {settings.ingredients}"] = settings.ingredients
+        for place, ingredients in merged.items():
+            if strangers := [v for v in ingredients if v not in self.variants]:
+                raise ValueError(
+                    f"{place}: expected ingredients among {[*self.variants]}, found {strangers}"
+                )
+        for variant, settings in self.variants.items():
+            try:
+                own = ObjectiveSettings(**self.objective.model_dump() | settings.objective)
+            except ValidationError as error:
+                wrong = explain(error, ObjectiveSettings, inside="objective")
+                raise ValueError(f"variant {variant!r}: {wrong}") from error
+            if settings.sts_objective == "angle" and any(d % 2 for d in own.matryoshka):
+                raise ValueError(
+                    f"variant {variant!r}: objective.matryoshka: expected even dimensions, whose "
+                    f"halves `angle` pairs, found {[*own.matryoshka]}"
+                )
+        if strangers := [v for v in self.geometry.umap_variants if v not in self.models]:
+            raise ValueError(f"umap_variants: expected some of {self.models}, found {strangers}")
+        return self
+
+    @property
+    def models(self) -> list[str]:
+        """Every model that is compared: the base, the trained variants, the fused ones."""
+        return ["base", *self.variants, *self.fusion]
+
+    @property
+    def drawn_models(self) -> list[str]:
+        """The models whose pairs, layers and maps are drawn: more than a few make small panels."""
+        return [*self.geometry.umap_variants] or ["base", *[*self.variants][:3]]
+
+    def model_seeds(self, model: str) -> list[int]:
+        """The seeds at which a model exists; the untrained encoder has one."""
+        return [self.seeds[0]] if model == "base" else list(self.seeds)
+
+    def variant(self, name: str) -> VariantSettings:
+        """The settings of one trained variant."""
+        return self._named("variant", name, self.variants)
+
+    def as_trained(self, variant: str) -> Preset:
+        """The preset with the objective and learning rate of one of its variants."""
+        own = self.variant(variant)
+        training = self.training
+        if own.learning_rate is not None:
+            training = training.model_copy(update={"learning_rate": own.learning_rate})
+        objective = ObjectiveSettings(**self.objective.model_dump() | own.objective)
+        return self.model_copy(update={"objective": objective, "training": training})
+
+    def fused(self, name: str) -> FusionSettings:
+        """The settings of one fused model."""
+        return self._named("fusion", name, self.fusion)
+
+    def _named(self, kind: str, name: str, settings: dict[str, _Chosen]) -> _Chosen:
+        """One of the settings; PresetError where there is none of that name."""
+        if name not in settings:
+            raise PresetError(unknown(kind, name, settings, f"of preset {self.name!r}"))
+        return settings[name]
+
+
+def preset_path(name: str) -> Path:
+    """Where the preset of this name lies."""
+    return project_root() / "notebooks" / "presets" / f"{name}.yaml"
+
+
+def load_preset(name: str) -> Preset:
+    """Read `notebooks/presets/<name>.yaml`, or the YAML file that `name` is the path of.
+
+    Raises:
+        PresetError: No such preset, no YAML, an unknown key, or a value out of its range.
+    """
+    path = Path(name) if name.endswith((".yaml", ".yml")) else preset_path(name)
+    if not path.is_file():
+        known = [file.stem for file in preset_path("x").parent.glob("*.yaml")]
+        raise PresetError(unknown("preset", name, known))
+    preset = read_settings(path, Preset, PresetError)
+    if preset.name != path.stem:
+        raise PresetError(f"{path}: expected `name: {path.stem}`, found `name: {preset.name}`")
+    return preset

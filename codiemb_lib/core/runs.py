@@ -1,0 +1,224 @@
+"""Where a run lies, what its manifest says, and the tables of many runs put together."""
+
+from __future__ import annotations
+
+import os
+import platform
+import resource
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from codiemb_lib.core.errors import CodiembError
+from codiemb_lib.core.files import atomic_path, project_root, read_json, write_json
+from codiemb_lib.core.preset import Preset
+
+PACKAGES = ("torch", "transformers", "accelerate", "numpy", "scipy", "pytrec-eval-terrier")
+
+
+class RunError(CodiembError, ValueError):
+    """A run that is needed is missing or unfinished."""
+
+
+def preset_folder(preset: str) -> Path:
+    """`data/runs/<preset>`: the runs and tables of a preset."""
+    return project_root() / "data" / "runs" / preset
+
+
+def run_folder(preset: str, model: str, seed: int) -> Path:
+    """`data/runs/<preset>/<model>/seed-<seed>`: one model's run."""
+    return preset_folder(preset) / model / f"seed-{seed}"
+
+
+def figures_folder(preset: str) -> Path:
+    """`figures/<preset>`: pictures, their rows and captions."""
+    return project_root() / "figures" / preset
+
+
+def model_folder(preset: Preset, model: str, seed: int) -> str:
+    """What `EncoderSettings.name` must be to load a model of a preset.
+
+    Raises:
+        RunError: The run is missing or unfinished.
+    """
+    if model == "base":
+        return preset.encoder.name
+    folder = run_folder(preset.name, model, seed)
+    if not is_finished(folder):
+        raise RunError(
+            f"{folder}: expected a finished run of {model!r}, found none. Train it with notebook "
+            "03 (or fuse it with 04), or run `make reproduce`."
+        )
+    return str(folder / "model")
+
+
+def write_manifest(
+    folder: str | Path,
+    *,
+    preset: Preset,
+    model: str,
+    seed: int,
+    settings: Mapping[str, Any],
+    fingerprint: str,
+    data: Mapping[str, str],
+    seconds: float,
+) -> dict[str, Any]:
+    """Write `manifest.json`, the last file of a run: where it stands, the run is complete.
+
+    Args:
+        folder: The run's folder.
+        preset, model, seed: Which run it is.
+        settings: Everything that shaped the result, resolved.
+        fingerprint: Hash of settings, data and code; a run with another one is stale.
+        data: Content hash of each data set.
+        seconds: Wall-clock time.
+    """
+    manifest = {
+        "preset": preset.name,
+        "variant": model,
+        "seed": seed,
+        "fingerprint": fingerprint,
+        "settings": dict(settings),
+        "data": dict(data),
+        "versions": versions(),
+        "git_commit": git_commit(),
+        "hardware": hardware(),
+        "seconds": round(seconds, 1),
+        "peak_memory_mib": peak_memory_mib(),
+    }
+    write_json(Path(folder) / "manifest.json", manifest)
+    return manifest
+
+
+def is_finished(folder: str | Path) -> bool:
+    """Whether a folder holds a finished run, with the weights of its model."""
+    folder = Path(folder)
+    return (folder / "manifest.json").is_file() and any(folder.glob("model/*.safetensors"))
+
+
+def is_complete(folder: str | Path, fingerprint: str) -> bool:
+    """Whether a folder holds a finished run with this fingerprint."""
+    if not is_finished(folder):
+        return False
+    return read_json(Path(folder) / "manifest.json")["fingerprint"] == fingerprint
+
+
+@cache
+def versions() -> dict[str, str]:
+    """Python and the packages that shape a result."""
+    return {"python": platform.python_version()} | {p: metadata.version(p) for p in PACKAGES}
+
+
+@cache
+def git_commit() -> str:
+    """The commit that the project stands at, `+changes` if files differ; "" outside git."""
+    try:
+        commit = _git("rev-parse", "HEAD")
+        return commit + ("+changes" if _git("status", "--porcelain", "-uno") else "")
+    except (OSError, subprocess.CalledProcessError):  # no git, or no repository: a tarball
+        return ""
+
+
+def _git(*arguments: str) -> str:
+    command = ["git", "-C", str(project_root()), *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+
+@cache
+def hardware() -> str:
+    """The kind of machine: processor, cores at our disposal, accelerators."""
+    import torch
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    parts = [_processor(), f"{cores} cores", f"{torch.get_num_threads()} threads"]
+    parts += [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return ", ".join(parts)
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def peak_memory_mib() -> int:
+    """The most memory that this process has held, in MiB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB, on macOS bytes
+    return peak // 2**20 if sys.platform == "darwin" else peak // 2**10
+
+
+def write_rows(path: str | Path, rows: pd.DataFrame) -> None:
+    """Write a table as CSV, atomically, with floats that read back to the same bits."""
+    with atomic_path(path) as temporary:
+        rows.to_csv(temporary, index=False)
+
+
+def label_rows(rows: pd.DataFrame, preset: str, model: str, seed: int) -> pd.DataFrame:
+    """Put the columns preset, variant, seed before those of a run's own table."""
+    labels = {"preset": preset, "variant": model, "seed": seed}
+    return rows.assign(**labels)[[*labels, *rows.columns.drop([*labels], errors="ignore")]]
+
+
+def collect(preset: Preset, table: str, models: Iterable[str] | None = None) -> pd.DataFrame:
+    """One table (`scores`, `log`, `dev`, `fusion`, ...) of many runs, one below the other.
+
+    Args:
+        preset: Whose runs.
+        table: The stem of the CSV in each run's folder.
+        models: Which models; left out: all of the preset.
+
+    Raises:
+        RunError: A run has no such table, or one without rows; or there is no run to collect from.
+    """
+    parts = []
+    for model in preset.models if models is None else models:
+        for seed in preset.model_seeds(model):
+            path = run_folder(preset.name, model, seed) / f"{table}.csv"
+            if not path.is_file():
+                raise RunError(
+                    f"{path}: expected the table of a finished run, found none. "
+                    f"Run `make reproduce PRESET={preset.name}`."
+                )
+            try:
+                rows = pd.read_csv(path)
+            except pd.errors.EmptyDataError as error:  # the log of a run that failed at once
+                raise RunError(
+                    f"{path}: expected the rows of a finished run, found an empty table. "
+                    f"Run `make reproduce PRESET={preset.name}`."
+                ) from error
+            parts.append(label_rows(rows, preset.name, model, seed))
+    if not parts:
+        raise RunError(
+            f"preset {preset.name!r}: expected models to collect {table!r} of, found none."
+        )
+    return pd.concat(parts, ignore_index=True)
+
+
+def collect_costs(preset: Preset) -> pd.DataFrame:
+    """Steps, tokens, wall-clock seconds and peak memory of every training run of a preset."""
+    logs = collect(preset, "log", preset.variants)
+    rows = []
+    for (variant, seed), log in logs.groupby(["variant", "seed"], sort=False):
+        manifest = read_json(run_folder(preset.name, variant, seed) / "manifest.json")
+        rows.append(
+            {
+                "preset": preset.name,
+                "variant": variant,
+                "seed": seed,
+                "steps": len(log),
+                "tokens": log["tokens"].sum(),
+                "seconds": manifest["seconds"],
+                "peak_memory_mib": manifest["peak_memory_mib"],
+                "hardware": manifest["hardware"],
+            }
+        )
+    return pd.DataFrame(rows)

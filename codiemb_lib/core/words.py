@@ -1,0 +1,43 @@
+"""The words that every room uses: tasks and their metrics, names and how they are compared."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Task = Literal["ir", "sts"]
+
+MAIN_METRIC = {"ir": "ndcg@10", "sts": "spearman"}
+
+
+def task_means(scores: pd.DataFrame) -> dict[str, float]:
+    """The main metric averaged over the data sets of each task: nDCG@10 for `ir`, Spearman for
+    `sts`."""
+    main = scores[scores["metric"] == scores["task"].map(MAIN_METRIC)]
+    return main.groupby("task")["value"].mean().to_dict()
+
+
+def layer_of(name: str) -> int | None:
+    """Layer number of a parameter, -1 for embeddings, None for the rest (pooler, final norm)."""
+    if number := re.search(r"(?:^|\.)(?:layers?|blocks?|h)\.(\d+)\.", name):
+        return int(number[1])
+    return -1 if re.search(r"embed|\bw[tp]e\b", name) else None
+
+
+def normalise(text: str) -> str:
+    """Lower-case letters and digits in single spaces: texts that read alike become equal."""
+    return " ".join(re.findall(r"[^\W_]+", text.lower()))
+
+
+def unknown(kind: str, name: str, choices: Iterable[str], where: str = "") -> str:
+    """The message for a name that is none of the choices: it names the nearest."""
+    choices = sorted(choices)
+    near = difflib.get_close_matches(name, choices, n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    place = f" {where}" if where else ""
+    return f"unknown {kind} {name!r}: expected one of {choices}{place}.{hint}"

@@ -1,0 +1,293 @@
+"""Queries and passages from the docstrings of a package, read without importing it."""
+
+from __future__ import annotations
+
+import ast
+import gc
+import inspect
+import re
+import textwrap
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from codiemb_lib.core import normalise
+
+_SKIPPED = {"tests", "test", "testing", "conftest", "setup", "externals", "vendored"}
+
+
+@dataclass
+class Documented:
+    """A public object whose docstring gives a query and passages."""
+
+    name: str  # qualified by its file: package.module.object
+    module: str
+    query: str
+    passages: list[str]
+
+
+def documented(
+    root: Path,
+    *,
+    words: tuple[int, int],
+    private: tuple[str, ...] = (),
+    skip: tuple[str, ...] = (),
+) -> list[Documented]:
+    """The public objects of the package in folder `root` whose docstrings give a fit pair.
+
+    Args:
+        root: The package's folder, which bears its name.
+        words: Fewest and most words of a passage.
+        private: Names with a leading underscore, of folders and files, that hold public objects.
+        skip: Names of folders and files that are left out, besides tests and vendored code.
+    """
+    with _collector_paused():
+        return list(_documented(root, root.name, words, private, skip))
+
+
+@contextmanager
+def _collector_paused() -> Iterator[None]:
+    """Syntax trees have no cycles: looking for some would only take time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _documented(
+    root: Path,
+    package: str,
+    words: tuple[int, int],
+    kept_private: tuple[str, ...],
+    skip: tuple[str, ...],
+) -> Iterator[Documented]:
+    files: dict[str, Path] = {}
+    for path in sorted(root.rglob("*.py")):
+        *folders, stem = (package, *path.relative_to(root).with_suffix("").parts)
+        hidden = [f for f in folders if f.startswith("_") and f not in kept_private]
+        if not hidden and not _SKIPPED.union(skip).intersection((*folders, stem)):
+            files[".".join(folders if stem == "__init__" else (*folders, stem))] = path
+    exported = {
+        alias.name
+        for path in files.values()
+        if path.stem == "__init__"
+        for node in ast.walk(_parse(path))
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    for module, path in files.items():
+        tree = _parse(path)  # one at a time: thousands of trees would keep the collector busy
+        private = any(part.startswith("_") for part in module.split("."))
+        public = _declared(tree) | exported if private else None
+        # A getter and its setter, or two variants of a method, share a name: the first counts.
+        for name, docstring in dict(reversed([*_docstrings(tree, public)])).items():
+            query, passages = read_docstring(docstring, words)
+            if passages:
+                yield Documented(f"{module}.{name}", module, query, passages)
+
+
+def _parse(path: Path) -> ast.Module:
+    with warnings.catch_warnings():  # the invalid escapes of others are not our concern
+        warnings.simplefilter("ignore")
+        return ast.parse(path.read_bytes())
+
+
+def _declared(tree: ast.Module) -> set[str]:
+    """The names in a module's literal `__all__`."""
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
+            return {item.value for item in ast.walk(node.value) if isinstance(item, ast.Constant)}
+    return set()
+
+
+def _docstrings(tree: ast.Module, public: set[str] | None) -> Iterator[tuple[str, str]]:
+    """Names and docstrings of a module's public functions, classes and their public methods."""
+    definitions = (ast.FunctionDef, ast.ClassDef)
+    for node in tree.body:
+        if isinstance(node, definitions):
+            if node.name.startswith("_") or (public is not None and node.name not in public):
+                continue
+            members = node.body if isinstance(node, ast.ClassDef) else []
+            methods = [m for m in members if isinstance(m, ast.FunctionDef) and m.name[0] != "_"]
+            for item in (node, *methods):
+                if docstring := ast.get_docstring(item):
+                    prefix = "" if item is node else f"{node.name}."
+                    yield prefix + item.name, docstring
+        elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
+            yield from _added_docstrings(node.value)
+
+
+def _added_docstrings(call: ast.Call) -> Iterator[tuple[str, str]]:
+    """The docstring of compiled code: `add_newdoc(..., name, text)`, `add_docstr(name, text)`."""
+    function = ast.unparse(call.func).rpartition(".")[2]
+    if function not in {"add_newdoc", "add_docstr"} or len(call.args) < 2:
+        return
+    *names, text = call.args
+    if isinstance(text, ast.Call) and isinstance(text.func, ast.Attribute):
+        text = text.func.value  # "...".format(**shared): what it would fill in is left out later
+    if isinstance(text, ast.Tuple) and len(text.elts) == 2:
+        *more, text = text.elts
+        names += more
+    if isinstance(text, ast.Constant) and isinstance(text.value, str):
+        parts = [n.value if isinstance(n, ast.Constant) else ast.unparse(n) for n in names]
+        yield ".".join(map(str, parts)), inspect.cleandoc(text.value)
+
+
+# A heading underlined as in numpydoc, or ended by a colon as in Google's style.
+_UNDERLINE = re.compile(r"[-=~]{3,}\s*")
+_GOOGLE = re.compile(
+    r"(Args|Arguments|Parameters|Keyword Arg(?:ument)?s|Returns?|Yields|Raises|Examples?|Notes?"
+    r"|Shape|Attributes|References|See Also|Warnings?|Inputs?|Outputs?|Usage|Variables)\s*::?\s*",
+    re.IGNORECASE,
+)
+_SIGNATURE = re.compile(r"[\w.]+\s*\(.*\)(\s*->.*)?")
+_PLACEHOLDER = re.compile(r"%\([\w:]+\)|\{\w*\}|%s|\$\{?\w")  # what a decorator was to fill in
+_CODE = re.compile(r">>>|\.\.\. |\||\+[-=]+\+|={4,}|\$ |In \[")
+_NO_SUMMARY = re.compile(
+    r"(deprecated|alias|see|warning|note|todo|return self|bases|internal|helper|base class|mixin"
+    r"|same as|wrapper|in-place version|this (function|method|class) is deprecated)\b",
+    re.IGNORECASE,
+)
+# Sentences that lead to something left out here: a formula, code, another section or page.
+_POINTER = re.compile(
+    r".*:|(see|read|refer to)\b.*\b(examples?|notes|user guide|section|below)\b.*", re.IGNORECASE
+)
+
+
+def read_docstring(docstring: str, words: tuple[int, int]) -> tuple[str, list[str]]:
+    """The summary and the passages of a docstring; ("", []) where it gives no fit pair.
+
+    Passages, each of words[0] to words[1] words: description, notes, parameters, returns. Markup,
+    code, formulas, tables and unfilled placeholders are left out.
+    """
+    sections = _sections(docstring.splitlines())
+    summary, *description = _paragraphs(sections[""]) or [""]
+    fits = 4 <= len(summary.split()) <= 30 and _is_prose(summary) and not summary.endswith(":")
+    if not fits or _NO_SUMMARY.match(summary):
+        return "", []
+
+    def section(*names: str) -> list[str]:
+        return next((sections[name] for name in names if name in sections), [])
+
+    notes = _paragraphs(section("notes", "note"))
+    units = (
+        _sentences_of(description),
+        _sentences_of(notes),
+        _items(section("parameters", "args", "arguments")),
+        _items(section("returns", "return")),
+    )
+    query = normalise(summary)
+    passages = dict.fromkeys(_shorten(unit, words[1]) for unit in units)
+    passages = [
+        passage
+        for passage in passages
+        if len(passage.split()) >= words[0]
+        and _is_prose(passage)
+        and query not in normalise(passage)
+    ]
+    return (summary, passages) if passages else ("", [])
+
+
+def _sections(lines: list[str]) -> dict[str, list[str]]:
+    """The lines below each heading, in lower case; those above the first are at ""."""
+    current: list[str] = []
+    sections = {"": current}
+    for line, following in zip(lines, [*lines[1:], ""], strict=False):
+        if line[:1].strip() and _UNDERLINE.fullmatch(following):
+            current = sections.setdefault(line.strip().lower(), [])
+        elif match := _GOOGLE.fullmatch(line):
+            current = sections.setdefault(match[1].lower(), [])
+        elif not _UNDERLINE.fullmatch(line):
+            current.append(line)
+    return sections
+
+
+def _paragraphs(lines: list[str]) -> list[str]:
+    """Clean paragraphs of prose: no code, formulas, tables, directives or signatures."""
+    blocks: list[list[str]] = [[]]
+    skip_below: int | None = None  # skip lines indented deeper than this
+    fenced = False
+    for line in textwrap.dedent("\n".join(lines)).splitlines():
+        indent, text = len(line) - len(line.lstrip()), line.strip()
+        if text.startswith("```"):
+            fenced = not fenced
+        elif not text:
+            blocks.append([])
+        elif not fenced and (skip_below is None or indent <= skip_below):
+            skip_below = None
+            if admonition := re.match(r"\.\. *(note|warning|tip|important|hint) *:+ *", text):
+                text = text[admonition.end() :]
+            elif re.match(r"\.\.(?!\.)", text):  # a formula, a picture, a footnote, a comment
+                skip_below, text = indent, ""
+            elif text.endswith("::"):  # code follows
+                skip_below, text = indent, text[:-1]
+            blocks[-1].append(re.sub(r"^[-*+] (?=\S)", "", text))
+    joined = (_clean(" ".join(block)) for block in blocks if not any(map(_CODE.match, block)))
+    return [text for text in joined if text and not _SIGNATURE.fullmatch(text)]
+
+
+def _items(lines: list[str]) -> list[str]:
+    """The items of a section such as Parameters, as "name (type): first paragraph"."""
+    groups: list[list[str]] = []
+    for line in textwrap.dedent("\n".join(lines)).splitlines():
+        if line[:1].strip():
+            groups.append([line])
+        elif groups:
+            groups[-1].append(line)
+    items = []
+    for head, *body in groups:
+        if head.startswith(".. "):  # a directive between the items
+            continue
+        if google := re.match(r"([\w*, ]+(?:\([^:]*\))?) ?: *(?=\S)", head):
+            numpydoc = head[: google.end()].rstrip().endswith(" :")
+        else:
+            numpydoc = True
+        if numpydoc:  # "name : type" or "type", and the text below
+            head = re.sub(r" : +(.+)", r" (\1)", head)
+            text = " ".join(_paragraphs(body)[:1])
+        else:  # "name (type): text", which goes on below
+            head, first = head[: google.end()].rstrip(": "), head[google.end() :]
+            body = textwrap.dedent("\n".join(body)).splitlines()
+            text = " ".join(_paragraphs([first, *body])[:1])
+        text = f"{_clean(head)}: {text}"
+        if not text.endswith(": ") and not _PLACEHOLDER.search(text):
+            items.append(text if text[-1] in ".!?" else text.rstrip(":;,") + ".")
+    return items
+
+
+def _clean(text: str) -> str:
+    text = re.sub(r":[\w:+-]+:(?=`)", "", text)  # :func:`x` -> `x`
+    text = re.sub(r"`([^`<]+?)\s*<[^`>]+>`_{0,2}", r"\1", text)  # `text <link>`_ -> text
+    text = re.sub(r"`~\.?(?:\w+\.)*(\w+)`", r"\1", text)  # `~package.name` -> name
+    text = re.sub(r"\[(?:\d+|#?\w+)\]_", "", text)  # footnotes
+    text = re.sub(r"`{1,2}([^`]+?)`{1,2}_{0,2}", r"\1", text)
+    text = re.sub(r"(?<![\w*])(\*{1,2})(?=\S)([^*]+?)(?<=\S)\1(?![\w*])", r"\2", text)  # *emphasis*
+    text = re.sub(r"\|(\w[\w ]*)\|", r"\1", text)  # |substitution|
+    text = re.sub(r"\s+([,.;])(?=\s|$)", r"\1", " ".join(text.split()))
+    return text.strip(" -")
+
+
+def _sentences_of(paragraphs: list[str]) -> list[str]:
+    sentences = [s for text in paragraphs for s in re.split(r"(?<=[.!?:])\s+(?=[A-Z(])", text)]
+    return [sentence for sentence in sentences if not _POINTER.fullmatch(sentence)]
+
+
+def _shorten(units: list[str], most: int) -> str:
+    """As many whole units (sentences, items) as `most` words hold, or the start of the first."""
+    words: list[str] = []
+    for unit in units:
+        if words and len(words) + len(unit.split()) > most:
+            break
+        words += unit.split()
+    return " ".join(words[:most])
+
+
+def _is_prose(text: str) -> bool:
+    """Mostly letters, no formula, no placeholder."""
+    letters = sum(character.isalpha() or character == " " for character in text)
+    return letters >= 0.8 * len(text) and "\\" not in text and not _PLACEHOLDER.search(text)

@@ -1,0 +1,136 @@
+"""The claims that the runs are to decide, as data, and the rule that decides them.
+
+The claims are the paper's, in the words of its abstract and of its reviews, and those that the
+study adds. Which models stand for them, the margin and the rule were fixed before the runs of
+`english`, and are ours; C8 came after them, under the same rule.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import pandas as pd
+
+from codiemb_lib.evaluate.compare import ISOTROPY, Comparison
+
+AGAINST_BASE = "base"  # in the column `claim`: every model against the start, no claim
+ALPHA = 0.05  # of a family of comparisons, after Holm
+MARGIN = 0.005  # half a point of 100: what "at or above" may lack
+VERDICTS = {1: "holds", 0: "cannot tell", -1: "does not hold"}
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A sentence, the comparisons that decide it, and whether it needs all or any of them.
+
+    `combine` joins the outcomes 1, 0 and -1 of the comparisons: `min` where all are needed, `max`
+    where one is enough.
+    """
+
+    text: str
+    comparisons: tuple[Comparison, ...]
+    combine: Callable[[Iterable[int]], int] = min
+
+
+CLAIMS = {
+    "C1": Claim(
+        "trained on mixed batches, one encoder falls behind a specialist on at least one task "
+        "(negative transfer)",
+        (Comparison("ir_only", "mixed", "ir"), Comparison("sts_only", "mixed", "sts")),
+        combine=max,
+    ),
+    "C2": Claim(
+        "training on one task alone costs the other",
+        (Comparison("base", "sts_only", "ir"), Comparison("base", "ir_only", "sts")),
+    ),
+    "C3": Claim(
+        "batches of a single task with its own objective beat mixed batches with one objective",
+        (Comparison("codiemb", "mixed", "ir"), Comparison("codiemb", "mixed", "sts")),
+    ),
+    "C4": Claim(
+        "the losses for similarity beat CoSENT in the same batches, and retrieval does not pay",
+        (
+            Comparison("codiemb", "cosent", "ir", -MARGIN),
+            Comparison("codiemb", "cosent", "sts"),
+        ),
+    ),
+    "C5": Claim(
+        "one encoder serves each task at least as well as its specialist",
+        (
+            Comparison("codiemb", "ir_only", "ir", -MARGIN),
+            Comparison("codiemb", "sts_only", "sts", -MARGIN),
+        ),
+    ),
+    "C6": Claim(
+        "delta-guided fusion beats the uniform soup",
+        (Comparison("delta", "soup", "ir"), Comparison("delta", "soup", "sts")),
+    ),
+    "C7": Claim(
+        "joint training harms neither task of the encoder that it starts from",
+        (
+            Comparison("codiemb", "base", "ir", -MARGIN),
+            Comparison("codiemb", "base", "sts", -MARGIN),
+        ),
+    ),
+    "C8": Claim(
+        "joint training makes the space less anisotropic (a lower mean cosine of two IR texts, and "
+        "of two STS texts) than mixed batches do, and than the encoder that it starts from",
+        tuple(
+            Comparison("codiemb", reference, task)
+            for reference in ("mixed", "base")
+            for task in ISOTROPY.values()
+        ),
+    ),
+}
+
+
+def lacking(models: Iterable[str]) -> dict[str, list[str]]:
+    """Of each claim the models that it compares and that are not among `models`."""
+    models = {*models}
+    named = {
+        name: dict.fromkeys(m for c in claim.comparisons for m in (c.model, c.reference))
+        for name, claim in CLAIMS.items()
+    }
+    return {name: [m for m in wanted if m not in models] for name, wanted in named.items()}
+
+
+def decidable(models: Iterable[str]) -> dict[str, tuple[Comparison, ...]]:
+    """The comparisons of each claim whose models are all among `models`."""
+    return {
+        name: CLAIMS[name].comparisons for name, wanted in lacking(models).items() if not wanted
+    }
+
+
+def outcome(row: pd.Series) -> int:
+    """What one comparison says: 1 above its bound, -1 below it, 0 where it cannot tell.
+
+    Above or below counts where texts and seeds agree: p after Holm is under `ALPHA`, and both the
+    bootstrap interval over texts and the t-interval over seeds lie wholly on that side.
+
+    Args:
+        row: Of `comparison.compare`, of a task's mean.
+    """
+    if row["p_holm"] < ALPHA:
+        if min(row["low"], row["seeds_low"]) > row["bound"]:
+            return 1
+        if max(row["high"], row["seeds_high"]) < row["bound"]:
+            return -1
+    return 0
+
+
+def verdicts(rows: pd.DataFrame) -> pd.DataFrame:
+    """A row (claim, text, verdict) for each claim that `rows` of `comparison.compare` decide."""
+    means = rows[rows["dataset"] == "mean"]
+    return pd.DataFrame(
+        [
+            {
+                "claim": name,
+                "text": claim.text,
+                "verdict": VERDICTS[claim.combine(outcome(row) for _, row in mine.iterrows())],
+            }
+            for name, claim in CLAIMS.items()
+            if len(mine := means[means["claim"] == name])
+        ],
+        columns=["claim", "text", "verdict"],
+    )

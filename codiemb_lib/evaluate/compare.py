@@ -1,0 +1,378 @@
+"""Which of two models is better, and is it noise? Paired bootstrap over texts, t over seeds.
+
+Two sources of chance are kept apart. Other test texts: all models are scored on the same resamples
+of the texts of each test set, and the scores of a resample are averaged over the seeds of a model.
+Other training runs: Student's interval of the difference over seeds, paired by seed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike
+from scipy import stats
+
+from codiemb_lib.core import MAIN_METRIC, CodiembError, t_interval
+from codiemb_lib.evaluate.scores import EncodedDataset, retrieval_metrics, texts_of
+
+Run = tuple[str, int]  # a model and its seed
+
+ISOTROPY = {"ir": "ir_isotropy", "sts": "sts_isotropy"}  # of a task's texts: minus mean cosine
+
+
+class ComparisonError(CodiembError, ValueError):
+    """Models cannot be compared: they saw different texts, or a resample has no score."""
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """A model against a reference: the claim is that it is better by more than `bound`.
+
+    `task` is what they are compared on: the score of `ir` or `sts`, or the `ISOTROPY` of its texts.
+    More is better of each.
+    """
+
+    model: str
+    reference: str
+    task: str
+    bound: float = 0.0
+
+
+@dataclass(frozen=True)
+class TextScores:
+    """What one run makes of each text of a test set.
+
+    `values` (n,) are the nDCG@10 of queries, or the cosines of pairs, or (n, D) the directions of
+    texts; `gold` (n,) are the pairs' scores, and None for the others; `texts` are the queries, the
+    pairs, or both sides of each data set that the texts are taken from; of queries `among` says in
+    which passages they are searched, and which of these are right.
+    """
+
+    task: str
+    dataset: str
+    texts: list
+    values: np.ndarray
+    gold: np.ndarray | None
+    among: list = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class SetScores:
+    """The scores of several runs on a test set of `n` texts, and on resamples of these.
+
+    `by_run` holds for each run an array (1 + resamples,): first the score on the set itself.
+    """
+
+    task: str
+    dataset: str
+    n: int
+    by_run: dict[Run, np.ndarray]
+
+
+def text_scores(datasets: Iterable[EncodedDataset]) -> list[TextScores]:
+    """What is needed of a run's embeddings to compare it: a number a text."""
+    found = []
+    for d in datasets:
+        if d.task == "ir":
+            values = retrieval_metrics(d.queries @ d.passages.T, d.gold)[MAIN_METRIC["ir"]]
+            among = [d.passage_texts, [sorted(rows) for rows in d.gold]]
+            found.append(TextScores(d.task, d.name, d.query_texts, values, None, among))
+        else:
+            values = np.einsum("nd,nd->n", d.queries, d.passages)
+            pairs = list(zip(d.query_texts, d.passage_texts, strict=True))
+            found.append(TextScores(d.task, d.name, pairs, values, d.gold))
+    return found
+
+
+def directions(datasets: Sequence[EncodedDataset]) -> list[TextScores]:
+    """What is needed of a run's embeddings to compare its isotropy: the directions of the distinct
+    texts of each task (`texts_of`), of all its data sets as one."""
+    found = []
+    for task, rows in texts_of(datasets).items():
+        if task in ISOTROPY:
+            units = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+            texts = [(d.query_texts, d.passage_texts) for d in datasets if d.task == task]
+            found.append(TextScores(ISOTROPY[task], "all", texts, units, None))
+    return found
+
+
+def resample(
+    runs: Mapping[Run, Sequence[TextScores]], *, resamples: int = 9999, seed: int = 0
+) -> list[SetScores]:
+    """Score all runs on the same resamples of the texts of each test set, by SciPy's bootstrap.
+
+    Test sets are resampled independently of each other. Pairs that share a text count as
+    independent, as everywhere in the field: where few texts form many pairs (`lee-similarity`),
+    intervals come out too short.
+
+    Args:
+        runs: What `text_scores`, `directions` or both give of each.
+        resamples: How many.
+        seed: Of the resamples.
+
+    Raises:
+        ComparisonError: There is no run, the runs were measured on different texts, or the
+            similarities or gold scores of some resample are constant, so that it has no
+            correlation.
+    """
+    if not runs:
+        raise ComparisonError("expected the scores of at least one run, found none.")
+    (first_run, first), *others = runs.items()
+    for run, scores in others:
+        for a, b in zip(first, scores, strict=False):
+            same = (a.dataset, a.texts, a.among) == (b.dataset, b.texts, b.among)
+            if not same or not np.array_equal(a.gold, b.gold):
+                raise ComparisonError(
+                    f"expected the texts of {first_run} in {a.dataset!r} for {run} too, found "
+                    f"others in {b.dataset!r}. Run notebook 05 anew for the older of the two."
+                )
+        if len(scores) != len(first):
+            raise ComparisonError(
+                f"expected the {len(first)} test sets of {first_run} for {run} too, found "
+                f"{len(scores)}. Run notebook 05 anew for the older of the two."
+            )
+    sets = []
+    for place, one in enumerate(first):
+        values = np.stack([scores[place].values for scores in runs.values()])
+        drawn = bootstrap_scores(values, one.gold, resamples=resamples, seed=(seed, place))
+        if not np.isfinite(drawn).all():
+            raise ComparisonError(
+                f"{one.dataset}: expected similarities and gold scores that differ within every "
+                f"resample of its {values.shape[1]} texts, found constant ones. "
+                "Look at the model's scores, or test on more texts."
+            )
+        by_run = dict(zip(runs, drawn, strict=True))
+        sets.append(SetScores(one.task, one.dataset, values.shape[1], by_run))
+    return sets
+
+
+def bootstrap_scores(
+    values: ArrayLike,
+    gold: ArrayLike | None = None,
+    *,
+    resamples: int = 9999,
+    seed: int | tuple[int, ...] = 0,
+) -> np.ndarray:
+    """Scores of models on a test set and on resamples of its texts, the same ones for all models.
+
+    Args:
+        values: (M, n), of M models for each of n texts; or (M, n, D), unit vectors.
+        gold: None: a model's score is its mean; of vectors minus their mean cosine (`_isotropy`).
+            Or (n,): its Spearman correlation with these. NaN where a side is constant.
+        resamples: R.
+        seed: Of the resamples.
+
+    Returns:
+        (M, 1 + R); column 0 is the score on the texts themselves.
+
+    Raises:
+        ComparisonError: Shapes that do not fit, fewer than two texts, NaN or Inf.
+    """
+    values = np.asarray(values)
+    n = values.shape[1] if values.ndim in (2, 3) else 0
+    if n < 2 or (gold is not None and np.shape(gold) != (n,)):
+        raise ComparisonError(
+            "expected values (M, n) or (M, n, D) of at least two texts, and gold scores (n,) or "
+            f"none, found {values.shape} and {None if gold is None else np.shape(gold)}."
+        )
+    if not (np.isfinite(values).all() and (gold is None or np.isfinite(gold).all())):
+        raise ComparisonError("expected finite values and gold scores, found NaN or Inf.")
+    cells = 2**15  # 256 KB, which a processor keeps at hand
+    if values.ndim == 3:
+        of_counts, cells = partial(_isotropy, values), 2**21  # products of large matrices
+    elif gold is None:
+        of_counts = partial(_means, values)
+    else:
+        of_counts = partial(
+            _correlations, [_Ranks(row) for row in values], _Ranks(np.asarray(gold))
+        )
+
+    def score(rows: np.ndarray) -> np.ndarray:
+        """(B, n) numbers of texts -> (M, B)."""
+        at = n * np.arange(len(rows))[:, None] + rows
+        counts = np.bincount(at.ravel(), minlength=at.size).reshape(at.shape)
+        return of_counts(np.ascontiguousarray(counts.T))
+
+    drawn = stats.bootstrap(
+        (np.arange(n),),
+        lambda rows, axis: score(np.atleast_2d(rows)),
+        n_resamples=resamples,
+        batch=max(1, cells // n),
+        vectorized=True,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    ).bootstrap_distribution
+    return np.concatenate([score(np.arange(n)[None]), drawn], axis=1)
+
+
+# Scores (M, B) from how often each of n texts was drawn, counts (n, B).
+
+
+def _means(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    return values @ counts / len(counts)
+
+
+def _correlations(models: list[_Ranks], gold: _Ranks, counts: np.ndarray) -> np.ndarray:
+    y, y_square = gold.centred(counts)
+    y = y * counts
+    correlations = np.empty((len(models), counts.shape[1]))
+    with np.errstate(invalid="ignore"):  # 0 / 0 is NaN
+        for i, ranks in enumerate(models):
+            x, x_square = ranks.centred(counts)
+            correlations[i] = np.einsum("nb,nb->b", x, y) / np.sqrt(x_square * y_square)
+    return correlations
+
+
+def _isotropy(models: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    r"""Minus the mean cosine of two different texts, from unit vectors `models` (M, n, D).
+
+    A text and its own copies in a resample are no pair. With :math:`w_i` copies of :math:`u_i`,
+    :math:`\sum_{i \ne j} w_i w_j\, u_i \cdot u_j = \lVert \sum_i w_i u_i \rVert^2 - \sum_i w_i^2
+    \lVert u_i \rVert^2`, over :math:`(\sum_i w_i)^2 - \sum_i w_i^2` such pairs.
+    """
+    squares = np.square(counts, dtype=np.float64)
+    pairs = counts.sum(axis=0) ** 2 - squares.sum(axis=0)
+    counts = counts.astype(models.dtype)
+    isotropies = np.empty((len(models), counts.shape[1]))
+    for i, units in enumerate(models):
+        total = np.square(units.T @ counts, dtype=np.float64).sum(axis=0)
+        own = np.einsum("nd,nd->n", units, units, dtype=np.float64) @ squares
+        with np.errstate(invalid="ignore"):  # 0 / 0 is NaN
+            isotropies[i] = (own - total) / pairs
+    return isotropies
+
+
+class _Ranks:
+    """Average ranks of values (n,) within resamples, without sorting each of them anew.
+
+    A resample is how often each text stands in it. The values are sorted once; a rank is the number
+    of texts in front, and half of those that tie.
+    """
+
+    def __init__(self, values: np.ndarray) -> None:
+        _, self.group = np.unique(values, return_inverse=True)  # (n,) 0 for the least
+        self.order = np.argsort(self.group, kind="stable")
+        self.starts = np.flatnonzero(np.diff(self.group[self.order], prepend=-1))
+
+    def centred(self, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Counts (n, B) -> ranks less their mean (n, B), and the sum of their squares (B,)."""
+        ties = np.add.reduceat(counts[self.order], self.starts, axis=0)  # (groups, B)
+        ranks = np.cumsum(ties, axis=0) - (ties + len(counts)) / 2
+        return ranks[self.group], np.einsum("gb,gb->b", ties, ranks**2)
+
+
+def compare(
+    sets: Sequence[SetScores], comparisons: Mapping[str, Iterable[Comparison]]
+) -> pd.DataFrame:
+    """Rows of paired comparisons: on every test set of the task, and on their mean.
+
+    A model with one seed (the untrained encoder) stands against each seed of the other.
+
+    Args:
+        sets: What `resample` gives.
+        comparisons: By the claim that they decide; any name will do.
+
+    Returns:
+        Columns: claim, variant, reference, task, dataset (`mean`: the mean over the task's sets),
+        difference (variant less reference, mean over seeds), low, high (95 % interval by
+        percentiles of the bootstrap over texts), bound, p (twice the share of resamples on the far
+        side of `bound`: it is under 0.05 where the interval leaves `bound` out. A permutation test
+        would exchange the models' cosines of a pair, which have different scales), p_holm (over
+        all comparisons of the call: the means one family, the single sets another), seeds_low,
+        seeds_high (95 % t-interval of the difference over seeds, unbounded for one), n, seeds.
+
+    Raises:
+        ComparisonError: There is nothing to compare, a model is missing, two models have different
+            seeds, or there is no test set of a task.
+    """
+    rows = []
+    for claim, members in comparisons.items():
+        for c in members:
+            own = [s for s in sets if s.task == c.task]
+            if not own:
+                raise ComparisonError(f"expected a test set of task {c.task!r}, found none.")
+            by_set = np.stack([_paired(s, c) for s in own])  # (sets, seeds, 1 + resamples)
+            named = {s.dataset: (by_set[i], s.n) for i, s in enumerate(own)}
+            named["mean"] = by_set.mean(axis=0), sum(s.n for s in own)
+            for dataset, (differences, n) in named.items():
+                low, high = np.quantile(differences.mean(axis=0)[1:], [0.025, 0.975])
+                seeds_low, seeds_high = t_interval(differences[:, 0])
+                rows.append(
+                    {
+                        "claim": claim,
+                        "variant": c.model,
+                        "reference": c.reference,
+                        "task": c.task,
+                        "dataset": dataset,
+                        "difference": differences[:, 0].mean(),
+                        "low": low,
+                        "high": high,
+                        "bound": c.bound,
+                        "p": bootstrap_p(differences.mean(axis=0)[1:], c.bound),
+                        "seeds_low": seeds_low,
+                        "seeds_high": seeds_high,
+                        "n": n,
+                        "seeds": len(differences),
+                    }
+                )
+    if not rows:
+        raise ComparisonError("expected at least one comparison, found none.")
+    table = pd.DataFrame(rows)
+    families = table.groupby(table["dataset"] == "mean")["p"]
+    table.insert(table.columns.get_loc("p") + 1, "p_holm", families.transform(holm))
+    return table
+
+
+def _paired(scores: SetScores, comparison: Comparison) -> np.ndarray:
+    """The differences of two models by seed, (seeds, 1 + resamples)."""
+    by_seed = {}
+    for model in (comparison.model, comparison.reference):
+        by_seed[model] = {seed: s for (name, seed), s in scores.by_run.items() if name == model}
+    ours, theirs = by_seed[comparison.model], by_seed[comparison.reference]
+    deterministic = "base" in by_seed  # no seed has to do with it: it stands beside each
+    if not (ours and theirs) or (ours.keys() != theirs.keys() and not deterministic):
+        found = {model: sorted(seeds) for model, seeds in by_seed.items()}
+        raise ComparisonError(
+            f"{scores.dataset}: expected runs of {comparison.model!r} and "
+            f"{comparison.reference!r} with the same seeds, found {found}. Run notebook 05 for "
+            "the missing ones."
+        )
+    seeds = sorted(max(ours, theirs, key=len))
+    return np.stack(
+        [
+            ours.get(seed, next(iter(ours.values())))
+            - theirs.get(seed, next(iter(theirs.values())))
+            for seed in seeds
+        ]
+    )
+
+
+def bootstrap_p(drawn: ArrayLike, bound: float = 0.0) -> float:
+    """Two-sided p of `bound`: twice the share of resamples (R,) on its far side, at least 2/(R+1).
+
+    Davison & Hinkley (1997), section 4.4: the observed data count as one more resample.
+
+    Raises:
+        ComparisonError: A resample is NaN, which lies on neither side.
+    """
+    drawn = np.asarray(drawn)
+    if np.isnan(drawn).any():
+        raise ComparisonError(
+            f"expected numbers, found NaN in {np.isnan(drawn).sum()} of {len(drawn)} resamples: "
+            "the statistic is undefined there. Drop them, or take more texts."
+        )
+    far = min(np.count_nonzero(drawn <= bound), np.count_nonzero(drawn >= bound))
+    return min(1.0, 2 * (1 + far) / (1 + len(drawn)))
+
+
+def holm(p: ArrayLike) -> np.ndarray:
+    """P-values (m,) of one family, adjusted by Holm (1979): each holds whatever the others do."""
+    p = np.asarray(p, dtype=np.float64)
+    order = np.argsort(p)
+    adjusted = np.empty_like(p)
+    adjusted[order] = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
+    return np.minimum(adjusted, 1)

@@ -1,0 +1,90 @@
+"""Does one number of a model go with another? Rank correlations over models that are not
+independent."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from codiemb_lib.core import MAIN_METRIC
+
+FEWEST = 4  # clusters, for an interval to say anything
+
+
+def rank_correlations(
+    points: pd.DataFrame,
+    by: Sequence[str],
+    *,
+    cluster: str = "variant",
+    confidence: float = 0.95,
+    resamples: int = 1999,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Rows (*by, correlation, low, high, n, clusters): Spearman's rho of `value` and `score`.
+
+    The points of a cluster, a model's seeds and checkpoints, are not independent: the bootstrap
+    draws whole clusters, and its percentiles are the interval, the ranks being those of all points.
+    With ten clusters it is rough and, if anything, too short. Groups of fewer than `FEWEST`
+    clusters, and those in which a side is constant, are left out.
+
+    Args:
+        points: Columns `value`, `score`, `cluster` and those of `by`.
+        by: What makes a group.
+        cluster: The column whose equal entries hang together.
+        confidence: Share of the intervals that are to hold the true value.
+        resamples: How many.
+        seed: Of the resamples.
+
+    Raises:
+        ValueError: A value or score that is not finite.
+    """
+    if not np.isfinite(points[["value", "score"]].to_numpy(float)).all():
+        raise ValueError(
+            "rank_correlations: expected finite values and scores, found NaN or infinity. Leave "
+            "that measure out."
+        )
+    tails = [(1 - confidence) / 2, (1 + confidence) / 2]
+    rows = []
+    for key, group in points.groupby(list(by), sort=False):
+        codes, clusters = pd.factorize(group[cluster])
+        sides = [stats.rankdata(group[side]) for side in ("value", "score")]
+        if len(clusters) < FEWEST or any(np.ptp(side) == 0 for side in sides):
+            continue
+        rng = np.random.default_rng(seed)
+        drawn = rng.multinomial(len(clusters), np.full(len(clusters), 1 / len(clusters)), resamples)
+        with np.errstate(invalid="ignore"):  # a draw of equal points has no correlation
+            many = _weighted(*sides, drawn[:, codes])
+        low, high = np.nanquantile(many, tails)
+        rho = _weighted(*sides, np.ones((1, len(group))))[0]
+        rows.append((*key, float(rho), float(low), float(high), len(group), len(clusters)))
+    return pd.DataFrame(rows, columns=[*by, "correlation", "low", "high", "n", "clusters"])
+
+
+def with_scores(measures: pd.DataFrame, scores: pd.DataFrame, on: Sequence[str]) -> pd.DataFrame:
+    """Points for :func:`rank_correlations`: each measure beside the score of each task.
+
+    Measures without a finite value are left out; the score is the headline metric, averaged over
+    the task's data sets. Without rows on one side there are none.
+
+    Args:
+        measures: Rows of `spaces.measures`, with the columns of `on`.
+        scores: Score rows (task, dataset, metric, value), with the columns of `on`.
+        on: What names a model: variant and seed, perhaps step.
+    """
+    if measures.empty or scores.empty:  # empty columns have no type to be joined on
+        return measures.iloc[:0].assign(task="", score=0.0)
+    main = scores[scores["metric"] == scores["task"].map(MAIN_METRIC)]
+    means = main.groupby([*on, "task"])["value"].mean().rename("score").reset_index()
+    return measures[np.isfinite(measures["value"])].merge(means, on=list(on))
+
+
+def _weighted(x: np.ndarray, y: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Pearson's r of x and y (n,) under each row of weights (R, n): (R,)."""
+    weights = weights / weights.sum(axis=1, keepdims=True)
+    x = x - (weights @ x)[:, None]  # (R, n)
+    y = y - (weights @ y)[:, None]
+    products = [(weights * a * b).sum(axis=1) for a, b in ((x, y), (x, x), (y, y))]
+    return products[0] / np.sqrt(products[1] * products[2])

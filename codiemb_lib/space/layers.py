@@ -1,0 +1,78 @@
+"""What the layers of an encoder do to its tokens and its sentences: over-smoothing, layer by layer.
+
+The measures are those of `token_geometry` and `geometry`; here an encoder is run for them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+import torch
+
+from codiemb_lib.core import mean_interval
+from codiemb_lib.model import Encoder
+from codiemb_lib.space.geometry import anisotropy_by_text, spectrum
+from codiemb_lib.space.token_geometry import OverSmoothing, over_smoothing_by_layer
+
+BATCH = 32  # texts whose states of all layers are held at once
+
+
+def measures_by_layer(
+    encoder: Encoder, texts: Sequence[str], prompts: Sequence[str] | None = None
+) -> pd.DataFrame:
+    """Rows (level, layer, measure, value, low, high, n); layer 0 are the input embeddings.
+
+    - `token`: of each text's own token matrix, `cosine` and `effective_rank`, as means over texts
+      with the interval of the bootstrap, and the median `condition_number`, for one can be huge;
+      no interval (low and high are missing).
+    - `sentence`: of the states of a layer pooled as the encoder pools its last, `cosine` (their
+      anisotropy, with its interval) and `effective_rank` (none: it depends on n).
+
+    Args:
+        encoder: What is looked at; put in evaluation mode.
+        texts: Of two tokens or more each, special tokens included; two texts or more.
+        prompts: One for each; left out: none.
+
+    Raises:
+        ValueError: As the measures do.
+    """
+    encoder.eval()
+    tokens = encoder.tokenizer(texts, prompts or [""] * len(texts))
+    order = np.argsort([len(text.ids) for text in tokens], kind="stable")
+    smoothing, pooled = [], []
+    for start in range(0, len(order), BATCH):
+        block = encoder.tokenizer.pad([tokens[i] for i in order[start : start + BATCH]])
+        layers, mask = _states(encoder, block)
+        smoothing.append(over_smoothing_by_layer(layers, block.lengths))
+        pooled.append(torch.stack([encoder._pool(states, mask) for states in layers]).numpy())
+    of_texts = OverSmoothing(*(np.concatenate(parts, 1) for parts in zip(*smoothing, strict=True)))
+    sentences = np.concatenate(pooled, axis=1)  # (L, n, D)
+    rows = []
+    for layer, space in enumerate(sentences):
+        for measure in ("cosine", "effective_rank"):
+            rows.append(("token", layer, measure, *_mean(getattr(of_texts, measure)[layer])))
+        median = np.median(of_texts.condition_number[layer])
+        rows.append(("token", layer, "condition_number", median, np.nan, np.nan))
+        rows.append(("sentence", layer, "cosine", *_mean(anisotropy_by_text(space), True)))
+        rank = spectrum(space).effective_rank
+        rows.append(("sentence", layer, "effective_rank", rank, np.nan, np.nan))
+    columns = ["level", "layer", "measure", "value", "low", "high"]
+    return pd.DataFrame(rows, columns=columns).assign(n=len(tokens))
+
+
+@torch.no_grad()
+def _states(encoder: Encoder, block) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """Token states of each layer, (B, T, D), and which tokens count in pooling, (B, T)."""
+    ids, lengths, prompts = (torch.from_numpy(part).to(encoder.device) for part in block)
+    positions = torch.arange(ids.shape[1], device=ids.device)
+    mask = positions < lengths[:, None]
+    output = encoder.backbone(input_ids=ids, attention_mask=mask.long(), output_hidden_states=True)
+    if not encoder.include_prompt and encoder.pooling == "mean":
+        mask = mask & (positions >= prompts[:, None])
+    return [states.float().cpu() for states in output.hidden_states], mask.cpu()
+
+
+def _mean(values: np.ndarray, pairwise: bool = False) -> tuple[float, float, float]:
+    return mean_interval(values, resamples=999, pairwise=pairwise)

@@ -1,0 +1,158 @@
+"""Maps of embedding spaces in two dimensions that can be laid side by side, and how far to trust
+them."""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+from sklearn.decomposition import PCA
+from sklearn.manifold import trustworthiness
+from sklearn.neighbors import NearestNeighbors
+
+from codiemb_lib.space.geometry import unit_rows
+
+VEGA_LITE = "application/vnd.vegalite.v5+json"  # the type of data that JupyterLab draws
+
+
+def aligned_umap(spaces: Sequence[np.ndarray], *, neighbours: int, seed: int = 0) -> np.ndarray:
+    """UMAP of several models' embeddings (n, D) of the same n texts, in one plane: (models, n, 2).
+
+    One aligned fit (`umap.AlignedUMAP`): each model keeps its own neighbours, and each text is
+    drawn towards its place on the maps of the models before and after, so that the maps can be
+    compared. A single fit to all rows joined would not do: a text's nearest neighbours then are
+    itself in the other models, and all maps come out alike. One model gets plain UMAP.
+
+    Args:
+        spaces: Row i of each is the same text.
+        neighbours: Of a text, whose distances the map tries to keep.
+        seed: Of the optimisation.
+
+    Raises:
+        ValueError: Unlike numbers of texts, a row of zeros, or values that are not finite.
+    """
+    from umap import UMAP, AlignedUMAP  # takes seconds to import
+
+    units = _units(spaces)
+    options = {"n_neighbors": neighbours, "metric": "cosine", "random_state": seed}
+    with warnings.catch_warnings():  # that a seed leaves one thread
+        warnings.filterwarnings("ignore", "n_jobs value")
+        if len(units) == 1:
+            return UMAP(n_jobs=1, **options).fit_transform(units[0])[None]
+        same = [{i: i for i in range(len(units[0]))}] * (len(units) - 1)
+        fit = AlignedUMAP(transform_seed=seed, **options).fit(units, relations=same)
+    return np.stack([np.asarray(plane) for plane in fit.embeddings_])
+
+
+def shared_pca(spaces: Sequence[np.ndarray]) -> np.ndarray:
+    """The first two principal components of all models' unit rows together: (models, n, 2).
+
+    One linear map for all of them, so that distances are true but for what other directions hold.
+    Raises as :func:`aligned_umap`.
+    """
+    units = _units(spaces)
+    plane = PCA(2, svd_solver="full").fit_transform(np.concatenate(units))
+    return plane.reshape(len(units), -1, 2)
+
+
+def _units(spaces: Sequence[np.ndarray]) -> list[np.ndarray]:
+    if len({len(x) for x in spaces}) != 1:
+        raise ValueError(
+            f"maps: expected embeddings of the same texts, found {[len(x) for x in spaces]} rows."
+        )
+    return [unit_rows(x, rows=3) for x in spaces]
+
+
+def trust(space: np.ndarray, plane: np.ndarray, *, neighbours: int) -> float:
+    """Trustworthiness of a map (Venna & Kaski, 2001), by scikit-learn: 1 is best, chance is 0.5.
+
+    It falls where neighbours on the map (n, 2) are none by cosine in the space (n, D).
+    """
+    return float(trustworthiness(space, plane, n_neighbors=neighbours, metric="cosine"))
+
+
+def neighbours_kept(plane: np.ndarray, other: np.ndarray, *, neighbours: int) -> float:
+    """Share of a text's neighbours on one map (n, 2) that are its neighbours on another, mean.
+
+    1 says that two fits show the same; rotation and shift do not matter.
+    """
+    search = NearestNeighbors(n_neighbors=neighbours)
+    found = [search.fit(p).kneighbors(return_distance=False) for p in (plane, other)]
+    shared = [len(np.intersect1d(a, b)) for a, b in zip(*found, strict=True)]
+    return float(np.mean(shared) / neighbours)
+
+
+def maps_of(
+    spaces: Sequence[np.ndarray], *, neighbours: int, seeds: Sequence[int]
+) -> list[pd.DataFrame]:
+    """Both maps of each model, as rows (map, x, y, trust, trust_low, trust_high, agreement).
+
+    `map` is `umap` (of the first seed) or `pca`, n rows of each in the order of the texts. The
+    others are equal in all rows of a model's map: `trust` of it, the least and the greatest `trust`
+    over the fits of all seeds, and `agreement`, the mean of `neighbours_kept` between the first
+    seed's map and each other (1 for a single seed, and for the PCA, which has none).
+    """
+    fits = [aligned_umap(spaces, neighbours=neighbours, seed=seed) for seed in seeds]
+    planes = {"umap": fits, "pca": [shared_pca(spaces)]}
+    tables = []
+    for number, space in enumerate(spaces):
+        parts = []
+        for name, of_seeds in planes.items():
+            mine = [np.asarray(fit[number], dtype=np.float64) for fit in of_seeds]
+            trusted = [trust(space, plane, neighbours=neighbours) for plane in mine]
+            kept = [neighbours_kept(mine[0], p, neighbours=neighbours) for p in mine[1:]]
+            rows = {
+                "map": name,
+                "x": mine[0][:, 0],
+                "y": mine[0][:, 1],
+                "trust": trusted[0],
+                "trust_low": min(trusted),
+                "trust_high": max(trusted),
+                "agreement": float(np.mean(kept)) if kept else 1.0,
+            }
+            parts.append(pd.DataFrame(rows))
+        tables.append(pd.concat(parts, ignore_index=True))
+    return tables
+
+
+def coordinates_hash(rows: pd.DataFrame) -> str:
+    """SHA-256 of the columns x and y as saved beside figures, with six significant digits."""
+    written = rows[["x", "y"]].to_csv(index=False, float_format="%.6g", lineterminator="\n")
+    return hashlib.sha256(written.encode()).hexdigest()
+
+
+def hover_chart(points: pd.DataFrame, colours: Mapping[str, str]) -> dict[str, object]:
+    """A Vega-Lite 5 chart of maps side by side that shows a point's text under the pointer.
+
+    JupyterLab draws it without a network: `display({VEGA_LITE: chart}, raw=True)`.
+
+    Args:
+        points: Columns variant, task, dataset, text, x, y.
+        colours: By task.
+    """
+    place = {"type": "quantitative", "axis": None}
+    return {
+        "$schema": "https://vega.github.io/schema/vega-lite/v5.json",
+        "data": {"values": points.to_dict("records")},
+        "facet": {"field": "variant", "type": "nominal", "sort": None, "title": None},
+        "columns": 2,
+        "spec": {
+            "width": 320,
+            "height": 320,
+            "mark": {"type": "point", "filled": True, "size": 14},
+            "encoding": {
+                "x": {"field": "x", **place},
+                "y": {"field": "y", **place},
+                "color": {
+                    "field": "task",
+                    "type": "nominal",
+                    "scale": {"domain": list(colours), "range": list(colours.values())},
+                },
+                "shape": {"field": "dataset", "type": "nominal"},
+                "tooltip": [{"field": name} for name in ("text", "dataset")],
+            },
+        },
+    }

@@ -1,0 +1,244 @@
+"""The space that a model makes of data sets: the measures of `geometry`, by kind of text.
+
+A *space* is what `load_encoded` returns: the embeddings of one model. Retrieval and
+similarity texts, and queries and passages, lie in different parts of it and are measured apart and
+together. Kinds of which the data sets have too few texts are left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import pandas as pd
+
+from codiemb_lib.core import jackknife_intervals, mean_interval
+from codiemb_lib.evaluate import EncodedDataset, texts_of
+from codiemb_lib.space.geometry import (
+    alignment_by_text,
+    anisotropy_by_text,
+    cosine_gap_by_text,
+    isoscore,
+    potential_by_text,
+    spectrum,
+)
+from codiemb_lib.space.neighbourhoods import hubness, intrinsic_dimension
+
+COLUMNS = ("texts", "measure", "value", "low", "high", "n")  # of `measures`
+SIMILAR = 0.8  # from this score on, people's, an STS pair is a positive
+FEWEST = 20  # texts of a kind, at least, for the measures of ranks and neighbours
+NEIGHBOURS = 10  # of a text, for hubness
+MOST = 5000  # texts of a kind whose pairs are all looked at, for uniformity
+
+# Those that depend on how many texts there are, in the order in which `_by_rank` returns them.
+_BY_RANK = (
+    "effective_rank",
+    "svd_entropy",
+    "isoscore",
+    "hubness",
+    "intrinsic_dimension",
+)
+
+
+def positive_pairs(space: Iterable[EncodedDataset]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """What should lie close, as two arrays (m, D) each: queries and their passages (`ir`), and
+    pairs that people rated `SIMILAR` or more (`sts`); two pairs at least."""
+    pairs: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {"ir": [], "sts": []}
+    for dataset in space:
+        rows = _positives(dataset)
+        pairs[dataset.task].append((dataset.queries[rows[:, 0]], dataset.passages[rows[:, 1]]))
+    joined = {
+        kind: tuple(np.concatenate(side) for side in zip(*sides, strict=True))
+        for kind, sides in pairs.items()
+        if sides
+    }
+    return {kind: sides for kind, sides in joined.items() if len(sides[0]) >= 2}
+
+
+def _positives(dataset: EncodedDataset) -> np.ndarray:
+    """Rows (query, passage) that belong together, (m, 2)."""
+    if dataset.task == "ir":
+        rows = [(i, row) for i, found in enumerate(dataset.gold) for row in found]
+        return np.array(rows, dtype=int).reshape(-1, 2)
+    return np.flatnonzero(np.asarray(dataset.gold) >= SIMILAR)[:, None].repeat(2, axis=1)
+
+
+def equal_texts(space: Iterable[EncodedDataset], most: int = 300) -> dict[str, np.ndarray]:
+    """As `texts_of`, but as many of each kind: of the smallest kind all, and `most` at most.
+
+    They are evenly spaced over the data sets: the same for every model of the same texts. Kinds of
+    fewer than `FEWEST` texts are left out.
+    """
+    texts = {kind: x for kind, x in texts_of(space).items() if len(x) >= FEWEST}
+    count = min([most, *map(len, texts.values())])
+    return {kind: _spread(x, count) for kind, x in texts.items()}
+
+
+def _spread(x: np.ndarray, most: int) -> np.ndarray:
+    """At most that many rows, evenly spaced."""
+    return x if len(x) <= most else x[np.linspace(0, len(x) - 1, most).astype(int)]
+
+
+def measures(
+    space: Sequence[EncodedDataset], *, most: int = 300, resamples: int = 1999
+) -> pd.DataFrame:
+    """Rows (texts, measure, value, low, high, n): all measures of one model, with 95 % intervals.
+
+    - of all texts of a kind: `anisotropy`, `uniformity` (of `MOST` at most); of what belongs
+      together, as in `positive_pairs`: `alignment`, `cosine_gap`. Their intervals resample texts
+      (the bootstrap); that of alignment its pairs, as if they were independent, which is too short
+      where queries have several passages.
+    - of `equal_texts`, for they depend on n: `effective_rank`, `svd_entropy`, `isoscore`,
+      `hubness`, `intrinsic_dimension`; their intervals are those of the jackknife. And
+      `condition_number`, which is an extreme and has none: `low` and `high` are missing.
+
+    Definitions: `geometry` and `neighbourhoods`. `n` counts the texts, or the pairs.
+
+    Args:
+        space: The data sets, encoded by one model.
+        most: Texts of a kind for the measures that depend on n.
+        resamples: Of the bootstrap.
+
+    Raises:
+        ValueError: As the measures do: embeddings of zeros, or that are not finite.
+    """
+    rows = []
+
+    def add(kind: str, name: str, by_text: np.ndarray, scale=float, **options) -> None:
+        found = mean_interval(by_text, resamples=resamples, **options)
+        rows.append((kind, name, *map(scale, found), len(by_text)))
+
+    for kind, x in texts_of(space).items():
+        add(kind, "anisotropy", anisotropy_by_text(x), pairwise=True)
+        add(kind, "uniformity", potential_by_text(_spread(x, MOST)), _log, pairwise=True)
+    for kind, pair in positive_pairs(space).items():
+        add(kind, "alignment", alignment_by_text(*pair))
+        if len(gaps := _gaps(space, kind)) >= 2:
+            add(kind, "cosine_gap", gaps)
+    for kind, x in equal_texts(space, most).items():
+        found = jackknife_intervals(_by_rank, x)
+        rows += [
+            (kind, name, *map(float, interval), len(x))
+            for name, interval in zip(_BY_RANK, np.transpose(found), strict=True)
+        ]
+        number = spectrum(x).condition_number
+        rows.append((kind, "condition_number", number, np.nan, np.nan, len(x)))
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def _log(potential: float) -> float:
+    """Of a mean potential; the low end of an interval may lie below any potential."""
+    return float(np.log(max(potential, np.exp(-8.0))))
+
+
+def _by_rank(x: np.ndarray) -> list[float]:
+    found = spectrum(x)
+    return [
+        found.effective_rank,
+        found.svd_entropy,
+        isoscore(x),
+        hubness(x, k=NEIGHBOURS),
+        intrinsic_dimension(x),
+    ]
+
+
+def _gaps(space: Iterable[EncodedDataset], kind: str) -> np.ndarray:
+    """The cosine gap of every query that has a positive, and another passage, in its data set."""
+    gaps = [np.empty(0)]
+    for dataset in space:
+        if dataset.task == kind:
+            rows = _positives(dataset)
+            count = np.bincount(rows[:, 0], minlength=len(dataset.queries))
+            rows = rows[count[rows[:, 0]] < len(dataset.passages)]
+            if len(rows):
+                gaps.append(cosine_gap_by_text(dataset.queries, dataset.passages, rows))
+    return np.concatenate(gaps)
+
+
+def spectra(space: Iterable[EncodedDataset], most: int = 300) -> pd.DataFrame:
+    """Rows (texts, index, singular_value) of `equal_texts`: shares of their sum, index from 1."""
+    parts = []
+    for kind, x in equal_texts(space, most).items():
+        values = spectrum(x).singular_values
+        index = np.arange(1, len(values) + 1)
+        share = {"texts": kind, "index": index, "singular_value": values / values.sum()}
+        parts.append(pd.DataFrame(share))
+    columns = ["texts", "index", "singular_value"]
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
+
+
+BINS = np.linspace(-1, 1, 41)  # edges of the histograms of cosines
+DISSIMILAR = 0.2  # up to this score, people's, an STS pair is a negative
+_BLOCK = 512  # queries whose cosines with all passages are held at once
+
+
+def cosine_histograms(space: Iterable[EncodedDataset]) -> pd.DataFrame:
+    """Rows (task, pairs, cosine, share, n): where the cosines of three sorts of pairs lie.
+
+    - `positive`: a query and each of its passages; an STS pair that people rated `SIMILAR` or more.
+    - `negative`: a query and the most similar passage that is none of its own, the one which costs
+      rank; an STS pair rated `DISSIMILAR` or less.
+    - `random`: all other combinations of a query and a passage of one data set, with different
+      words. Of an STS set these are a first and a second text of two pairs; where texts recur, a
+      few of them are rated pairs as well.
+
+    `cosine` is the left end of a bin of `BINS`, `share` the part of the `n` pairs in it, which sum
+    to one. Sorts without pairs are left out.
+    """
+    counts: dict[tuple[str, str], np.ndarray] = {}
+
+    def count(task: str, pairs: str, cosines: np.ndarray) -> None:
+        found, _ = np.histogram(np.clip(cosines, -1, 1), BINS)
+        counts[task, pairs] = counts.get((task, pairs), 0) + found
+
+    for d in space:
+        rows = _positives(d)
+        cosines = np.einsum("nd,nd->n", d.queries[rows[:, 0]], d.passages[rows[:, 1]])
+        count(d.task, "positive", cosines)
+        if d.task == "sts":
+            low = np.asarray(d.gold) <= DISSIMILAR
+            count("sts", "negative", np.einsum("nd,nd->n", d.queries[low], d.passages[low]))
+            rows = np.arange(len(d.queries))[:, None].repeat(2, axis=1)  # none with itself
+        words = np.array(d.passage_texts, dtype=object)
+        for top in range(0, len(d.queries), _BLOCK):
+            cosines = d.queries[top : top + _BLOCK] @ d.passages.T
+            other = words != np.array(d.query_texts[top : top + _BLOCK], dtype=object)[:, None]
+            here = rows[(rows[:, 0] >= top) & (rows[:, 0] < top + _BLOCK)]
+            other[here[:, 0] - top, here[:, 1]] = False
+            count(d.task, "random", cosines[other])
+            if d.task == "ir":
+                nearest = np.where(other, cosines, -np.inf).max(axis=1)
+                count("ir", "negative", nearest[np.isfinite(nearest)])
+    parts = [
+        pd.DataFrame(
+            {
+                "task": task,
+                "pairs": pairs,
+                "cosine": BINS[:-1].round(6),
+                "share": found / found.sum(),
+                "n": found.sum(),
+            }
+        )
+        for (task, pairs), found in counts.items()
+        if found.sum()
+    ]
+    return pd.concat(parts, ignore_index=True)
+
+
+def rated_pairs(space: Iterable[EncodedDataset]) -> pd.DataFrame:
+    """Rows (dataset, pair, gold, cosine): each STS pair's score by people, 0 to 1, and its
+    cosine; `pair` counts from 0."""
+    parts = [
+        pd.DataFrame(
+            {
+                "dataset": d.name,
+                "pair": np.arange(len(d.queries)),
+                "gold": np.asarray(d.gold, dtype=float),
+                "cosine": np.einsum("nd,nd->n", d.queries, d.passages).astype(float),
+            }
+        )
+        for d in space
+        if d.task == "sts"
+    ]
+    columns = ["dataset", "pair", "gold", "cosine"]
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)

@@ -1,0 +1,244 @@
+"""What a step encodes: the texts drawn from its records, each distinct one once, in forward passes.
+
+The loss of a step is a function of the embeddings of its global batch, and every rank knows that
+whole batch: which texts it has and how they meet. So the distinct texts are dealt to the ranks by
+length, whatever record they come from; no text is encoded twice in a step, and no rank waits for
+another that drew the longer records. All of this is a pure function of seed, epoch and place, and
+needs neither the encoder nor its device: it runs ahead of training, in worker processes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from torch.utils.data import Dataset
+
+from codiemb_lib.core import DatasetSettings, ObjectiveSettings
+from codiemb_lib.data import Record
+from codiemb_lib.model import Packing, Padded, TextTokenizer, forward_passes
+from codiemb_lib.train.sampling import MixedTaskPlan, SingleTaskPlan, Step
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The distinct texts of a global batch, and how they meet in its loss.
+
+    B queries with P positives each, and a pool of K negatives for all of them. A similarity pair is
+    a query with one positive and a score.
+
+    Attributes:
+        step: Where it comes from.
+        texts: Distinct (prompt, text), the longest first; what follows are rows of it.
+        queries: (B,)
+        positives: (B, P)
+        negatives: (K,)
+        scores: (B,) float32, gold, of a similarity batch; else (0,).
+    """
+
+    step: Step
+    texts: list[tuple[str, str]]
+    queries: np.ndarray
+    positives: np.ndarray
+    negatives: np.ndarray
+    scores: np.ndarray
+
+
+def make_batch(
+    step: Step,
+    records: Sequence[Record],
+    prompts: Mapping[str, DatasetSettings],
+    settings: ObjectiveSettings,
+    generator: np.random.Generator,
+) -> Batch:
+    """Draw the texts of a step.
+
+    A retrieval record gives `settings.positives` positives and, where it has any,
+    `settings.negatives` hard negatives; where it has too few, they are drawn again. A record
+    without negatives adds none to the pool, and nobody's hard negative is a positive of the batch,
+    for the pool is everybody's.
+
+    In a mixed batch, a similarity pair counts as query and positive from
+    `settings.mixed_anchor_score` on; of a pair below it, the second text joins the pool. This use
+    of graded pairs is our choice.
+
+    Both sides of a similarity pair carry the query's prompt (METHOD, "Unified record").
+    """
+    members = [records[i] for i in step.indices]
+    pool: list[tuple[str, str]] = []
+    if step.task == "sts":
+        anchors, per_query = members, 1
+        positives = [record.positives for record in members]
+    else:
+        anchors = [r for r in members if r.task == "ir" or r.score >= settings.mixed_anchor_score]
+        per_query = settings.positives
+        positives = [_draw(r.positives, per_query, generator) for r in anchors]
+        taken = {text for record in anchors for text in record.positives}
+        for record in anchors:
+            if hard := [text for text in record.negatives if text not in taken]:
+                prompt = _passage_prompt(prompts, record)
+                pool += [(prompt, text) for text in _draw(hard, settings.negatives, generator)]
+        low = [r for r in members if r.task == "sts" and r.score < settings.mixed_anchor_score]
+        pool += [
+            (_passage_prompt(prompts, r), r.positives[0])
+            for r in low
+            if r.positives[0] not in taken
+        ]
+    keys = [(prompts[record.dataset].query_prompt, record.query) for record in anchors]
+    for record, texts in zip(anchors, positives, strict=True):
+        keys += [(_passage_prompt(prompts, record), text) for text in texts]
+    keys += pool
+    texts = sorted(set(keys), key=lambda key: (-len(key[0]) - len(key[1]), key))
+    row = {key: i for i, key in enumerate(texts)}
+    rows = np.array([row[key] for key in keys])
+    queries, others = np.split(rows, [len(anchors)])
+    positives, negatives = np.split(others, [len(anchors) * per_query])
+    scores = [record.score for record in members] if step.task == "sts" else []
+    return Batch(
+        step,
+        texts,
+        queries,
+        positives.reshape(len(anchors), per_query),
+        negatives,
+        np.array(scores, dtype=np.float32),
+    )
+
+
+def _passage_prompt(prompts: Mapping[str, DatasetSettings], record: Record) -> str:
+    carried = prompts[record.dataset]
+    return carried.passage_prompt if record.task == "ir" else carried.query_prompt
+
+
+def _draw(texts: Sequence[str], count: int, generator: np.random.Generator) -> list[str]:
+    """`count` texts at random; all of them once before any is drawn again."""
+    drawn: list[int] = []
+    while len(drawn) < count:
+        drawn += generator.permutation(len(texts))[: count - len(drawn)].tolist()
+    return [texts[i] for i in drawn]
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one rank encodes of a batch: the texts `rank::world_size`, and a text a rank at least.
+
+    Attributes:
+        batch: The global batch.
+        forwards: The blocks of padded texts of each forward pass, the longest texts first.
+        order: (m,) for each text of the share its row in the joined output of the passes.
+        seeds: One for each forward pass: its dropout is the same whenever it is repeated.
+        tokens: Of the texts of this share, padding left out.
+    """
+
+    batch: Batch
+    forwards: list[list[Padded]]
+    order: np.ndarray
+    seeds: list[int]
+    tokens: int
+
+
+def make_share(
+    batch: Batch,
+    tokenizer: TextTokenizer,
+    *,
+    tokens_per_forward: int,
+    packing: Packing,
+    seed: Sequence[int],
+    rank: int = 0,
+    world_size: int = 1,
+) -> Share:
+    """Tokenise a rank's texts and cut them into forward passes of a token budget."""
+    own = batch.texts[rank::world_size] or batch.texts[:1]  # as good as idle, but never without
+    tokens = tokenizer([text for _, text in own], [prompt for prompt, _ in own])
+    passes = forward_passes(tokens, tokens_per_forward, packing)
+    return Share(
+        batch,
+        [[tokenizer.pad([tokens[i] for i in block]) for block in blocks] for blocks in passes],
+        np.argsort([i for blocks in passes for block in blocks for i in block]),
+        np.random.SeedSequence([*seed, rank]).generate_state(len(passes)).tolist(),
+        sum(len(text.ids) for text in tokens),
+    )
+
+
+class OptimizerSteps(Dataset):
+    """All optimiser steps of a run, as one rank needs them: item i is the list of its shares.
+
+    An epoch's steps are grouped by `accumulation`; its last group may be smaller. Any item can be
+    asked for at any time, so a run that goes on in a later epoch passes over nothing.
+
+    Args:
+        records: The training records that the plan deals.
+        plan: Which of them share a step.
+        tokenizer: The encoder's.
+        prompts: By data set.
+        objective: How many positives and negatives are drawn.
+        seed: Of plan, draws and dropout.
+        epochs: How often the plan is gone through.
+        accumulation: Batches of an optimiser step.
+        max_steps: Optimiser steps at most; 0: all.
+        tokens_per_forward: Padded tokens of a forward pass, a bound on memory.
+        packing: How texts go into forward passes: the encoder's.
+        rank, world_size: Which process this is, of how many.
+    """
+
+    def __init__(
+        self,
+        records: Sequence[Record],
+        plan: SingleTaskPlan | MixedTaskPlan,
+        tokenizer: TextTokenizer,
+        prompts: Mapping[str, DatasetSettings],
+        objective: ObjectiveSettings,
+        *,
+        packing: Packing,
+        seed: int,
+        epochs: int = 1,
+        accumulation: int = 1,
+        max_steps: int = 0,
+        tokens_per_forward: int = 2048,
+        rank: int = 0,
+        world_size: int = 1,
+    ):
+        self.records, self.plan, self.tokenizer = records, plan, tokenizer
+        self.prompts, self.objective, self.seed = prompts, objective, seed
+        self.accumulation, self.tokens_per_forward = accumulation, tokens_per_forward
+        self.packing, self.rank, self.world_size = packing, rank, world_size
+        self.per_epoch = -(-plan.length(world_size) // accumulation)
+        self.length = min(epochs * self.per_epoch, max_steps or epochs * self.per_epoch)
+        self._planned: tuple[int, list[Step]] = (-1, [])  # an epoch's plan, until the next is asked
+
+    def __len__(self) -> int:
+        return self.length
+
+    def epoch(self, number: int) -> int:
+        """The epoch of an optimiser step."""
+        return number // self.per_epoch
+
+    def steps(self, number: int) -> list[Step]:
+        """The plan's steps that make up an optimiser step."""
+        epoch = self.epoch(number)
+        if self._planned[0] != epoch:
+            steps = self.plan.steps(epoch, seed=self.seed, world_size=self.world_size)
+            self._planned = (epoch, steps)
+        first = (number % self.per_epoch) * self.accumulation
+        return self._planned[1][first : first + self.accumulation]
+
+    def __getitem__(self, number: int) -> list[Share]:
+        if not 0 <= number < len(self):
+            raise IndexError(f"expected a step below {len(self)}, found {number}.")
+        shares = []
+        for place, step in enumerate(self.steps(number)):
+            seed = [self.seed, number, place]
+            generator = np.random.default_rng(seed)
+            batch = make_batch(step, self.records, self.prompts, self.objective, generator)
+            shares.append(
+                make_share(
+                    batch,
+                    self.tokenizer,
+                    tokens_per_forward=self.tokens_per_forward,
+                    seed=seed,
+                    packing=self.packing,
+                    rank=self.rank,
+                    world_size=self.world_size,
+                )
+            )
+        return shares

@@ -1,0 +1,258 @@
+"""One step: the loss of a batch as a function of its embeddings, and the gradient of the encoder.
+
+The two halves meet in the embeddings. The encoder makes them, in forward passes of a token budget;
+the loss is taken on copies of them that know nothing of the encoder, and its gradient with respect
+to these copies is all that the encoder's backward pass needs. Three things follow:
+
+- every rank computes the loss of the whole batch from gathered copies and keeps its own rows of the
+  gradient: gathered *with* gradient, without any collective operation in the backward pass;
+- a text that stands in several places collects the gradients of all of them, in one backward pass;
+- the gradient can be cached: forward passes without a graph first, then each of them again, with
+  one, and its backward pass at once. Memory is then that of one forward pass, however large the
+  batch (Gao et al., "Scaling deep contrastive learning batch size under memory limited setup",
+  RepL4NLP 2021, arXiv 2101.06983).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.nn import functional
+
+from codiemb_lib.core import ObjectiveSettings
+from codiemb_lib.train import objectives
+from codiemb_lib.train.batches import Batch, Share
+
+
+class Loss(NamedTuple):
+    """The loss of one batch, and its components before weighting."""
+
+    total: Tensor
+    components: dict[str, Tensor]
+
+
+def needs_middle(batch: Batch, settings: ObjectiveSettings, sts_objective: str) -> bool:
+    """Whether the loss of a batch looks at the middle layer."""
+    return batch.step.task == "sts" and sts_objective == "codiemb" and settings.info_nce_mid > 0
+
+
+def batch_loss(
+    batch: Batch,
+    final: Tensor,
+    middle: Tensor | None = None,
+    *,
+    settings: ObjectiveSettings,
+    sts_objective: str = "codiemb",
+) -> Loss:
+    """The loss of a batch (METHOD, "Objectives").
+
+    Retrieval and mixed batches: multi-positive InfoNCE over the whole global batch. Similarity
+    batches: the mean over the ranks' shards, which are not gathered, of the weighted sum of
+    middle-layer InfoNCE, Pearson, RankKL and PRO, or of a pairwise baseline. With
+    `settings.matryoshka`, the mean over the full length D and each number of leading dimensions
+    (Kusupati et al., NeurIPS 2022, arXiv 2205.13147); the components are those at the full length.
+
+    Args:
+        batch: m distinct texts and how they meet.
+        final: (m, D), their embeddings.
+        middle: (m, D), pooled from the middle layer; None where `needs_middle` is false.
+        settings: Weights and temperatures.
+        sts_objective: `codiemb`, `cosent` or `angle`.
+
+    Raises:
+        ValueError: A Matryoshka dimension is not below D.
+    """
+    D = final.shape[1]
+    if any(d >= D for d in settings.matryoshka):
+        raise ValueError(
+            f"matryoshka: expected dimensions below the encoder's {D}, which counts anyway, "
+            f"found {[*settings.matryoshka]}."
+        )
+    losses = []
+    for d in (D, *settings.matryoshka):
+        states = [functional.normalize(s[:, :d], dim=1) for s in (final, middle) if s is not None]
+        if batch.step.task == "sts":
+            losses.append(_sts_loss(batch, *states, settings=settings, objective=sts_objective))
+        else:
+            losses.append(_ir_loss(batch, *states, settings=settings))
+    return Loss(torch.stack([loss.total for loss in losses]).mean(), losses[0].components)
+
+
+def _ir_loss(batch: Batch, final: Tensor, *, settings: ObjectiveSettings) -> Loss:
+    if not len(batch.queries):  # a mixed batch with nothing to pull together
+        zero = final.sum() * 0
+        return Loss(zero, {"info_nce": zero})
+    same = torch.from_numpy(batch.queries[:, None] == batch.queries)
+    loss = objectives.multi_positive_info_nce(
+        final[batch.queries],
+        final[batch.positives],  # (B, P, D)
+        final[batch.negatives].unsqueeze(1),  # (K, 1, D): the pool
+        temperature=settings.temperature,
+        same=same.to(final.device) if len({*batch.queries.tolist()}) < len(same) else None,
+    )
+    return Loss(loss, {"info_nce": loss})
+
+
+def _sts_loss(
+    batch: Batch,
+    final: Tensor,
+    middle: Tensor | None = None,
+    *,
+    settings: ObjectiveSettings,
+    objective: str,
+) -> Loss:
+    soft = {"temperature": settings.rank_temperature}
+    shards: list[dict[str, Tensor]] = []
+    pairs = (batch.queries, batch.positives[:, 0], batch.scores)
+    for queries, passages, gold in zip(
+        *(np.array_split(side, len(batch.step.shards)) for side in pairs), strict=True
+    ):
+        left, right = final[queries], final[passages]
+        scores = torch.from_numpy(gold).to(final.device)
+        similarities = (left * right).sum(1)
+        if objective == "cosent":
+            parts = {"cosent": objectives.cosent_loss(similarities, scores, **soft)}
+        elif objective == "angle":
+            parts = {"angle": objectives.angle_loss(left, right, scores, **soft)}
+        else:
+            parts = {
+                "pearson": objectives.pearson_loss(similarities, scores),
+                "rank_kl": objectives.rank_kl_loss(similarities, scores, **soft),
+                "pro": objectives.pro_loss(similarities, scores, **soft),
+            }
+        if middle is not None:
+            parts["info_nce_mid"] = objectives.middle_layer_info_nce(
+                middle[queries],
+                middle[passages],
+                scores,
+                temperature=settings.temperature,
+                anchor_score=settings.anchor_score,
+            )
+        shards.append(parts)
+    components = {name: torch.stack([s[name] for s in shards]).mean() for name in shards[0]}
+    weights = {name: getattr(settings, name, 1.0) for name in components}
+    return Loss(sum(weights[name] * part for name, part in components.items()), components)
+
+
+def lean_embeddings(accelerator: Accelerator, encoder: nn.Module) -> None:
+    """Let forward passes share one dense gradient of the vocabulary's embeddings.
+
+    Each pass would otherwise fill, and add, one of the size of the whole vocabulary, for the few
+    tokens that it has, which small encoders feel on a CPU. This is left alone on several ranks,
+    which exchange dense gradients, and on accelerators, whose memory is fast.
+    """
+    if accelerator.distributed_type == "NO" and accelerator.device.type == "cpu":
+        encoder.backbone.get_input_embeddings().sparse = True
+
+
+def _dense_gradients(model: nn.Module) -> None:
+    """Give sparse gradients a dense one to be added to."""
+    for module in model.modules():
+        if isinstance(module, nn.Embedding) and module.sparse:
+            weight = module.weight
+            if weight.requires_grad and weight.grad is None:
+                weight.grad = torch.zeros_like(weight)
+
+
+def backward(
+    accelerator: Accelerator,
+    model: nn.Module,
+    share: Share,
+    loss_of: Callable[..., Loss],
+    *,
+    middle: bool = False,
+    scale: float = 1.0,
+    gradient_cache: bool = False,
+    synchronise: bool = True,
+) -> Loss:
+    """Add the gradient of a batch's loss to the parameters, and return the loss.
+
+    Args:
+        accelerator: Knows the ranks; a backward pass goes through it.
+        model: The encoder, prepared by the accelerator.
+        share: What this rank encodes of the batch.
+        loss_of: Takes (batch, final) or (batch, final, middle), embeddings of all its texts.
+        middle: Whether the middle layer is pooled too.
+        scale: The gradient's factor; 1 / n for n batches of an optimiser step.
+        gradient_cache: Two passes, for the memory of one forward pass.
+        synchronise: Whether ranks average their gradients; at the last batch of an optimiser step.
+    """
+    forwards = _as_many_everywhere(accelerator, share)
+    _dense_gradients(model)
+    cached = gradient_cache and len(forwards) > 1
+
+    def forward(number: int) -> tuple[Tensor, ...]:
+        torch.manual_seed(share.seeds[number % len(share.seeds)])  # a replay repeats its dropout
+        return model(share.forwards[number % len(share.forwards)], middle=middle)
+
+    def synchronised(at: bool):
+        return nullcontext() if at else accelerator.no_sync(model)
+
+    with synchronised(synchronise and not cached):
+        with torch.set_grad_enabled(not cached):
+            outputs = [forward(number) for number in forwards]
+        states = [torch.cat(parts).float() for parts in zip(*outputs, strict=True)]  # (m_rank, D)
+        copies = [_gather(accelerator, state.detach(), share).requires_grad_() for state in states]
+        loss = loss_of(share.batch, *copies)
+        gradients = torch.autograd.grad(loss.total * scale, copies, materialize_grads=True)
+        own = [_own_rows(accelerator, g, share, len(states[0])) for g in gradients]
+        if not cached:
+            accelerator.backward(_product(states, own))
+    if cached:
+        sizes = [len(parts[0]) for parts in outputs]
+        pieces = zip(*(g.split(sizes) for g in own), strict=True)
+        for number, piece in zip(forwards, pieces, strict=True):
+            with synchronised(synchronise and number == forwards[-1]):
+                accelerator.backward(_product(forward(number), piece))
+    return loss
+
+
+def _product(states, gradients) -> Tensor:
+    """A scalar whose gradient with respect to the states is `gradients`."""
+    return sum((state * gradient).sum() for state, gradient in zip(states, gradients, strict=True))
+
+
+def _as_many_everywhere(accelerator: Accelerator, share: Share) -> range:
+    """Numbers of forward passes, as many on all ranks: those of a sharded model are collective.
+
+    A rank with fewer repeats its first ones; nobody looks at the result.
+    """
+    count = len(share.forwards)
+    if accelerator.num_processes > 1:
+        own = torch.tensor([count], device=accelerator.device)
+        count = int(accelerator.gather(own).max())
+    return range(count)
+
+
+def _gather(accelerator: Accelerator, state: Tensor, share: Share) -> Tensor:
+    """(m, D): the states of all ranks in the order of the batch's texts.
+
+    Text i lies at rank i % W, row i // W of its share.
+    """
+    state = state[share.order]
+    if accelerator.num_processes == 1:
+        return state
+    total, ranks = len(share.batch.texts), accelerator.num_processes
+    rows = -(-total // ranks)
+    padded = functional.pad(state, (0, 0, 0, rows - len(state)))
+    gathered = accelerator.gather(padded).unflatten(0, (ranks, rows))  # (W, rows, D)
+    return gathered.transpose(0, 1).flatten(0, 1)[:total]
+
+
+def _own_rows(accelerator: Accelerator, gradient: Tensor, share: Share, rows: int) -> Tensor:
+    """(m_rank, D): a rank's rows of a gradient (m, D), in the order of its forward passes.
+
+    They are multiplied by the number of ranks, whose gradients will be averaged. Rows beyond those
+    of its texts, of passes repeated for company, are zero.
+    """
+    ranks = accelerator.num_processes
+    mine = gradient[accelerator.process_index :: ranks] * ranks
+    own = gradient.new_zeros(rows, gradient.shape[1])
+    own[torch.from_numpy(share.order[: len(mine)])] = mine
+    return own

@@ -1,0 +1,97 @@
+"""Intervals against normal theory, and against the spread over many samples."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from codiemb_lib.core.intervals import jackknife_intervals, mean_interval
+from codiemb_lib.space.geometry import anisotropy, anisotropy_by_text, spectrum
+
+
+def test_interval_is_that_of_normal_theory_for_many_values():
+    values = np.random.default_rng(0).normal(3, 2, size=2000)
+    mean, low, high = mean_interval(values)
+    error = values.std() / np.sqrt(2000)
+    assert mean == values.mean()
+    assert (low, high) == pytest.approx((mean - 1.96 * error, mean + 1.96 * error), abs=error / 10)
+
+
+def test_less_confidence_is_a_shorter_interval():
+    values = np.random.default_rng(0).normal(size=50)
+    (_, low, high), (_, inner_low, inner_high) = (
+        mean_interval(values, confidence=c) for c in (0.95, 0.5)
+    )
+    assert low < inner_low < inner_high < high
+
+
+def test_same_seed_same_interval():
+    values = np.random.default_rng(0).normal(size=30)
+    assert mean_interval(values) == mean_interval(values)
+    assert mean_interval(values, seed=1) != mean_interval(values)
+
+
+def test_equal_values_leave_no_doubt():
+    assert mean_interval([2.0] * 5) == (2, 2, 2)
+
+
+def test_pairwise_interval_has_the_spread_of_other_samples():
+    # The mean of one text's cosines moves with that text and with all others: naive
+    # resampling of the n terms would give half the true spread.
+    samples = np.random.default_rng(0).normal(0.5, 1, size=(400, 100, 4))
+    true = np.std([anisotropy(rows) for rows in samples])
+    _, low, high = np.mean(
+        [
+            mean_interval(anisotropy_by_text(rows), pairwise=True, resamples=500)
+            for rows in samples[:20]
+        ],
+        axis=0,
+    )
+    assert (high - low) / (2 * 1.96) == pytest.approx(true, rel=0.15)
+
+
+@pytest.mark.parametrize("values", [[1.0], [[1.0, 2.0]], []])
+def test_too_few_values_are_refused(values):
+    with pytest.raises(ValueError, match=r"n >= 2, found \("):
+        mean_interval(values)
+
+
+def test_values_that_are_not_finite_are_refused():
+    with pytest.raises(ValueError, match="found NaN or infinity"):
+        mean_interval([1, np.inf, 2])
+
+
+def test_jackknife_of_a_mean_is_that_of_normal_theory():
+    values = np.random.default_rng(0).normal(3, 2, size=(2000, 1))
+    value, low, high = jackknife_intervals(
+        lambda rows: [rows.mean()], values, groups=200, confidence=0.95
+    )
+    error = values.std() / np.sqrt(2000)
+    assert value == values.mean()
+    assert high - low == pytest.approx(2 * 1.96 * error, rel=0.2)
+    assert value - low == pytest.approx(high - value)
+
+
+def test_jackknife_of_an_effective_rank_has_the_spread_of_other_samples():
+    def rank(rows):
+        return [spectrum(rows).effective_rank]
+
+    scales = np.linspace(3, 0.1, 20)
+    samples = np.random.default_rng(0).normal(size=(200, 100, 20)) * scales
+    true = np.std([rank(rows) for rows in samples])
+    found = [jackknife_intervals(rank, rows) for rows in samples[:30]]
+    half = np.mean([high - value for value, _, high in found])
+    assert half / 2.262 == pytest.approx(true, rel=0.25)  # Student's quantile, 9 degrees
+
+
+def test_jackknife_needs_groups_with_rows():
+    with pytest.raises(ValueError, match="expected from 2 to 4 groups of 4 rows, found 10"):
+        jackknife_intervals(np.mean, np.ones((4, 2)))
+
+
+@pytest.mark.parametrize("confidence", [95, 1, 0, -0.5, float("nan")])
+def test_a_confidence_that_is_no_share_is_refused(confidence):
+    with pytest.raises(ValueError, match="confidence between 0 and 1"):
+        mean_interval([1.0, 2.0, 3.0], confidence=confidence)
+    with pytest.raises(ValueError, match="confidence between 0 and 1"):
+        jackknife_intervals(lambda x: [x.mean()], np.ones((20, 2)), confidence=confidence)

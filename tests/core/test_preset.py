@@ -1,0 +1,229 @@
+"""Presets: those that we ship load; those that cannot be run are refused with the remedy."""
+
+import pytest
+import yaml
+from accelerate.commands.config.config_args import ClusterConfig
+
+from codiemb_lib.core.files import data_root, project_root
+from codiemb_lib.core.merge import FusionSettings
+from codiemb_lib.core.preset import PresetError, load_preset, preset_path
+
+SHIPPED = sorted(path.stem for path in preset_path("x").parent.glob("*.yaml"))
+ACCELERATE = preset_path("x").parent / "accelerate"
+
+
+def variation(tmp_path, change) -> str:
+    content = yaml.safe_load(preset_path("smoke").read_text())
+    change(content)
+    path = tmp_path / "smoke.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return str(path)
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_presets_load(name):
+    preset = load_preset(name)
+    assert preset.name == name
+    assert preset.models[0] == "base"
+
+
+def test_drawn_models_are_those_named_or_else_the_base_and_three_variants(tmp_path):
+    def named(content):
+        content["geometry"]["umap_variants"] = ["codiemb", "base"]
+
+    assert load_preset(variation(tmp_path, named)).drawn_models == ["codiemb", "base"]
+
+    def unnamed(content):
+        del content["geometry"]
+        content["variants"] |= {name: {} for name in ("b", "a", "d", "c")}
+
+    preset = load_preset(variation(tmp_path, unnamed))
+    assert preset.drawn_models == preset.models[:4]
+    one = preset.model_copy(update={"variants": {"b": preset.variants["b"]}})
+    assert one.drawn_models == ["base", "b"]
+
+
+PAPER = {
+    "bge": ("cls", "no", 5e-5, 5, 64, 32, 512),
+    "e5": ("mean", "no", 5e-5, 5, 64, 32, 512),
+    "minicpm": ("mean", "bf16", 4e-5, 4, 28, 32, 1024),
+}
+
+
+@pytest.mark.parametrize("encoder", PAPER)
+def test_presets_of_the_paper_have_its_settings(encoder):
+    preset = load_preset(f"cmteb-{encoder}")
+    training, sizes = preset.training, preset.training.batch_sizes
+    accelerate = yaml.safe_load((ACCELERATE / f"{training.accelerate}.yaml").read_text())
+    assert PAPER[encoder] == (
+        preset.encoder.pooling,
+        accelerate["mixed_precision"],
+        training.learning_rate,
+        training.epochs,
+        sizes.ir,
+        sizes.sts,
+        preset.encoder.max_length,
+    )
+    assert (training.warmup, training.weight_decay, preset.seeds) == (0.03, 0, (49,))
+    assert training.gradient_checkpointing
+    assert (preset.objective.positives, preset.objective.negatives) == (2, 4)
+    assert preset.encoder.trust_remote_code == (encoder == "minicpm")
+
+
+RETRIEVAL = "T2 MMarco Du Covid Cmedqa Ecom Medical Video"
+SIMILARITY = "AFQMC ATEC BQ LCQMC PAWSX STSB QBQTC"
+
+
+@pytest.mark.parametrize("encoder", PAPER)
+def test_presets_of_the_paper_prompt_its_fifteen_tasks(encoder):
+    preset = load_preset(f"cmteb-{encoder}")
+    retrieval = [f"{name}Retrieval" for name in RETRIEVAL.split()]
+    assert list(preset.benchmark) == retrieval + SIMILARITY.split()
+    assert not any(prompts.passage_prompt for prompts in preset.benchmark.values())
+    start, end = {
+        "bge": ("为这个句子", "相关文章\N{FULLWIDTH COLON}"),
+        "e5": ("Instruct: ", "\nQuery: "),
+        "minicpm": ("Instruction: ", " Query: "),
+    }[encoder]
+    for task, prompts in preset.benchmark.items():
+        if encoder == "bge" and task not in retrieval:
+            assert prompts.query_prompt == ""
+        else:
+            assert prompts.query_prompt.startswith(start), task
+            assert prompts.query_prompt.endswith(end), task
+    trained = {dataset.name: dataset.query_prompt for dataset in preset.datasets}
+    for name in ("afqmc", "bq", "lcqmc", "pawsx", "stsb"):
+        assert trained[f"cmteb-{name}"] == preset.benchmark[name.upper()].query_prompt
+    assert trained["cmteb-t2-reranking"] == preset.benchmark["T2Retrieval"].query_prompt
+
+
+@pytest.mark.parametrize("file", sorted(ACCELERATE.glob("*.yaml")), ids=lambda file: file.stem)
+def test_accelerate_reads_its_configurations(file):
+    config = ClusterConfig.from_yaml_file(file)
+    assert (config.num_processes > 1) == (file.stem != "gpu-bf16")
+    assert config.use_cpu == file.stem.startswith("cpu")
+    assert (config.mixed_precision == "bf16") == file.stem.endswith("bf16")
+
+
+def test_configurations_of_accelerate_are_no_presets():
+    with pytest.raises(PresetError) as refused:
+        load_preset("gpu-ddp")
+    assert "'smoke'" in str(refused.value)
+    assert "cpu-2" not in str(refused.value)
+
+
+def test_a_preset_cannot_be_changed():
+    with pytest.raises(ValueError, match="frozen"):
+        load_preset("smoke").seeds = (1,)
+
+
+def test_unknown_preset_names_the_nearest():
+    with pytest.raises(PresetError, match="Did you mean 'mini'"):
+        load_preset("minni")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c["training"].update(learning_rat=1), "Did you mean 'learning_rate'"),
+        (lambda c: c.update(seed=[0]), "Did you mean 'seeds'"),
+        (lambda c: c["training"].update(learning_rate=-1), "learning_rate.*found -1"),
+        (lambda c: c["training"].update(learning_rate=float("nan")), "learning_rate"),
+        (lambda c: c["variants"]["codiemb"].update(ir_share=0.5), "need each other"),
+        (lambda c: c["variants"]["codiemb"].update(tasks=["irr"]), "tasks.*found 'irr'"),
+        (lambda c: c["fusion"]["soup"].update(ingredients=["codiem"]), "found .'codiem'"),
+        (lambda c: c["fusion"]["soup"].update(keep={"*": "codiem"}), "keep: .*found .'codiem'"),
+        (lambda c: c["variants"].update(base={}), "'base' is taken"),
+        (lambda c: c["datasets"].append(c["datasets"][0]), "every data set once"),
+        (lambda c: c["encoder"].update(trust_remote_code=True), "pinned"),
+        (lambda c: c["encoder"].update(lora={"rnk": 4}), "Did you mean 'rank'"),
+        (lambda c: c["encoder"].update(lora={"targets": []}), "targets.*at least 1 item"),
+        (lambda c: c["encoder"].update(attention="causal"), "attention.*found 'causal'"),
+        (lambda c: c["encoder"].update(max_length=3), "max_length.*found 3"),
+        (lambda c: c.update(benchmark={"STSB": {"prompt": "x"}}), "Did you mean 'query_prompt'"),
+        (lambda c: c["geometry"].update(umap_variants=["other"]), "umap_variants"),
+        (lambda c: c.update(name="other"), "expected `name: smoke`"),
+        (lambda c: c.pop("seeds"), "seeds: Field required"),
+        (lambda c: c.update(seeds=[0, 1, 0]), "seeds: expected different numbers from 0"),
+        (lambda c: c.update(seeds=[-1]), "seeds: expected different numbers from 0"),
+        (lambda c: c["variants"].update({"ir and sts": {}}), "the name 'ir and sts': expected"),
+        (lambda c: c["fusion"].update({"../x": c["fusion"]["soup"]}), "the name '../x': expected"),
+        (
+            lambda c: c["variants"]["codiemb"].update(objective={"temprature": 1}),
+            r"variant 'codiemb': objective\.temprature: .*Did you mean 'temperature'\?$",
+        ),
+        (
+            lambda c: c["variants"]["codiemb"].update(
+                sts_objective="angle", objective={"matryoshka": [63]}
+            ),
+            r"variant 'codiemb': objective\.matryoshka: expected even dimensions.* found \[63\]",
+        ),
+    ],
+)
+def test_what_cannot_be_run_is_refused(tmp_path, change, message):
+    with pytest.raises(PresetError, match=message):
+        load_preset(variation(tmp_path, change))
+
+
+def test_a_file_that_is_no_yaml_or_no_mapping_is_refused(tmp_path):
+    path = tmp_path / "broken.yaml"
+    path.write_text("a: [1")
+    with pytest.raises(PresetError, match="expected YAML"):
+        load_preset(str(path))
+    path.write_text("name: broken\nvariants:\n  a: {}\n  b: &b {}\n  a: {<<: *b}")
+    with pytest.raises(PresetError, match="the key 'a' a second time"):
+        load_preset(str(path))
+    path.write_text("- 1")
+    with pytest.raises(PresetError, match="expected a mapping"):
+        load_preset(str(path))
+
+
+def test_the_variable_goes_before_the_data_root_of_a_preset(monkeypatch):
+    monkeypatch.delenv("CODIEMB_DATA", raising=False)
+    assert data_root() is None
+    assert data_root("../sets") == project_root() / "../sets"
+    monkeypatch.setenv("CODIEMB_DATA", "/elsewhere")
+    assert str(data_root("../sets")) == "/elsewhere"
+
+
+def test_the_english_presets_differ_in_size_alone():
+    small, full = load_preset("english"), load_preset("english-full")
+    assert [d.name for d in small.datasets] == [d.name for d in full.datasets]
+    assert small.variants == full.variants
+    assert small.fusion == full.fusion
+    assert (len(small.seeds), len(full.seeds)) == (3, 5)
+    assert small.remove_leaks
+    assert full.remove_leaks
+    for dataset in full.datasets:  # all there is
+        assert (dataset.train, dataset.dev, dataset.test, dataset.corpus) == (None,) * 4
+
+
+def test_models_of_a_preset_and_their_seeds():
+    preset = load_preset("mini")
+    assert preset.models == ["base", *preset.variants, *preset.fusion]
+    assert preset.model_seeds("base") == [preset.seeds[0]]
+    assert preset.model_seeds("delta") == list(preset.seeds)
+
+
+def test_options_of_a_fusion_are_keywords_of_fuse():
+    ingredients = ("codiemb", "codiemb_ir75")
+    assert FusionSettings(ingredients=ingredients).options() == {"method": "delta", "scale": 1.0}
+    settings = FusionSettings(
+        ingredients=ingredients,
+        method="ties",
+        density=0.5,
+        keep={"*embeddings*": "base", "*norm*": "codiemb_ir75"},
+    )
+    assert settings.options() == {
+        "method": "ties",
+        "scale": 1.0,
+        "density": 0.5,
+        "keep": {"*embeddings*": "base", "*norm*": 1},
+    }
+
+
+def test_unknown_variant_and_fusion_name_the_nearest():
+    with pytest.raises(PresetError, match="Did you mean 'codiemb'"):
+        load_preset("mini").variant("codiembb")
+    with pytest.raises(PresetError, match="Did you mean 'soup'"):
+        load_preset("mini").fused("soap")

@@ -1,0 +1,679 @@
+"""Readers: every form as users have it, and what is refused with its line."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import logging
+import sys
+from pathlib import Path
+
+import pytest
+
+from codiemb_lib.data.formats import (
+    MissingSourceError,
+    is_beir,
+    read_aligned,
+    read_beir,
+    read_beir_corpus,
+    read_hub,
+    read_pairs,
+    read_path,
+    read_records,
+    read_sts_table,
+)
+from codiemb_lib.data.records import Record, RecordError, write_jsonl
+
+SHARED = Path(__file__).parents[2] / "shared" / "data"
+real_files = pytest.mark.skipif(not SHARED.is_dir(), reason=f"no real files in {SHARED}")
+
+
+def write(path: Path, *rows, pack: bool = False) -> Path:
+    """A file of these lines; what is no string is written as JSON."""
+    lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
+    data = ("\n".join(lines) + "\n").encode()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(gzip.compress(data) if pack else data)
+    return path
+
+
+@pytest.fixture
+def said(caplog):
+    """What the readers log, without the path."""
+    caplog.set_level(logging.INFO, logger="codiemb_lib.data.formats")
+    return lambda: [message.split(": ", 1)[1] for message in caplog.messages]
+
+
+# --- JSON ---
+
+
+def test_the_layout_of_the_authors(tmp_path):
+    instruction = "Represent the sentence"
+    pair = {
+        "task_type": "sts",
+        "query": [instruction, "", "cup"],
+        "positives": [[instruction, "", "mug"]],
+        "negatives": [],
+        "positive_scores": [0.9],
+        "negative_scores": [],
+    }
+    search = {
+        "task_type": "ir",
+        "query": [instruction, "In Python: ", "mean"],
+        "positives": [["", "", "The average."]],
+        "negatives": [["", "", "The median."]],
+    }
+    path = write(tmp_path / "train.json", pair, search)
+    assert read_records(path, dataset="demo") == [
+        Record("sts", "cup", ("mug",), positive_scores=(0.9,), dataset="demo"),
+        Record("ir", "In Python: mean", ("The average.",), ("The median.",), dataset="demo"),
+    ]
+    path.write_text(json.dumps([pair, search]), encoding="utf-8")
+    assert [record.task for record in read_records(path)] == ["sts", "ir"]
+
+
+def test_graded_texts_become_pairs_whichever_side_they_stand_on(tmp_path):
+    row = {"query": "a", "pos": ["b", "c"], "pos_scores": [1, 0.5]}
+    row |= {"neg": ["d"], "neg_scores": [0.1]}
+    pairs = read_records(write(tmp_path / "train.json", row), task="sts")
+    assert [(pair.query, pair.positives, pair.score) for pair in pairs] == [
+        ("a", ("b",), 1),
+        ("a", ("c",), 0.5),
+        ("a", ("d",), 0.1),
+    ]
+
+
+@pytest.mark.parametrize("scores", [{}, {"pos_scores": [1.0]}])
+def test_ungraded_texts_are_no_pairs(tmp_path, scores):
+    path = write(tmp_path / "sts.jsonl", {"query": "a", "pos": ["b"], "neg": ["c"]} | scores)
+    with pytest.raises(RecordError, match=r":1: .*a score for each of 2 texts.*task 'ir'"):
+        read_records(path, task="sts")
+
+
+def test_the_layout_of_flagembedding(tmp_path):
+    row = {
+        "query": "q",
+        "pos": ["p"],
+        "neg": ["n", "m"],
+        "pos_scores": [98.6],
+        "neg_scores": [85.5, 86.25],
+        "prompt": "Retrieve",
+        "type": "normal",
+    }
+    path = write(tmp_path / "nq.jsonl", row, {"query": "q", "pos": ["p"], "neg": []})
+    assert read_records(path, task="ir") == [
+        Record("ir", "q", ("p",), ("n", "m"), (98.6,), (85.5, 86.25)),
+        Record("ir", "q", ("p",)),
+    ]
+    with pytest.raises(RecordError, match=r"nq\.jsonl:1: field 'task_type'.*prepare .*--task ir"):
+        read_records(path)
+
+
+def test_a_positive_among_the_negatives_goes_with_its_score(tmp_path, said):
+    row = {"query": "q", "pos": ["p"], "neg": ["n", "p", "m"], "neg_scores": [1, 2, 3]}
+    (record,) = read_records(write(tmp_path / "nq.jsonl", row), task="ir")
+    assert record == Record("ir", "q", ("p",), ("n", "m"), negative_scores=(1, 3))
+    assert said() == ["1 negatives left out, for they are positives of the same query"]
+
+
+def test_unified_rows_are_read_strictly_and_may_be_packed(tmp_path):
+    record = Record("ir", "q", ("p",), ("n",), id="7", dataset="old")
+    write_jsonl(tmp_path / "plain.jsonl", [record])
+    packed = tmp_path / "packed.jsonl.gz"
+    packed.write_bytes(gzip.compress((tmp_path / "plain.jsonl").read_bytes()))
+    assert read_records(packed) == [record]
+    assert read_records(packed, dataset="new")[0].dataset == "new"
+    row = {"task": "ir", "query": "q", "positives": ["p"], "negatives": ["p"]}
+    with pytest.raises(RecordError, match=r":1: field 'negatives': expected texts that are no"):
+        read_records(write(tmp_path / "bad.jsonl", row))
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"query": "q", "answer": "a"}, r"'positives' or 'pos', found \['answer', 'query'\]"),
+        ({"query": ["", "text"], "pos": ["p"]}, r"'query': expected a string, or \["),
+        ({"query": 3, "pos": ["p"]}, r"'query': expected a string, or \["),
+        ({"query": "q", "pos": [["", "", None]]}, r"'positives': expected a string, or \["),
+        ({"query": "q", "pos": "p"}, "'positives': expected a list of texts"),
+        ({"query": "q", "pos": []}, "'positives': expected a non-empty list"),
+        ({"query": "q", "pos": ["p"], "neg": ["n"], "neg_scores": [1, 2]}, "a list of 1 scores"),
+        ({"query": "q", "pos": ["p"], "pos_scores": 1}, "a list of 1 scores, or none"),
+        ({"query": "q", "pos": ["p"], "pos_scores": ["1"]}, "a list of finite numbers"),
+    ],
+)
+def test_a_bad_row_is_refused_with_its_line(tmp_path, row, message):
+    path = write(tmp_path / "bad.jsonl", {"query": "q", "pos": ["p"]}, row)
+    with pytest.raises(RecordError, match=rf"bad\.jsonl:2: field .*{message}"):
+        read_records(path, task="ir")
+
+
+# --- Tables of rated pairs ---
+
+
+def test_a_table_without_header_is_read_by_position(tmp_path):
+    path = write(tmp_path / "sts.csv", '"A plane, taking off.","A ""plane"".",5.0', "", "a,b,1")
+    assert read_sts_table(path, scale=(0, 5), dataset="demo") == [
+        Record("sts", "A plane, taking off.", ('A "plane".',), (), (1.0,), dataset="demo"),
+        Record("sts", "a", ("b",), (), (0.2,), dataset="demo"),
+    ]
+    (record, _) = read_sts_table(path, scale=(0, 5), columns=(1, 0, 2))
+    assert record.positives == ("A plane, taking off.",)
+
+
+def test_a_table_with_header_is_read_by_name_or_by_position(tmp_path):
+    path = write(tmp_path / "sick.txt.gz", "id\tA\tB\tscore", '1\ta "b\tc\t4.5', pack=True)
+    expected = [Record("sts", 'a "b', ("c",), positive_scores=(0.875,))]
+    assert read_sts_table(path, scale=(1, 5), columns=("A", "B", "score")) == expected
+    assert read_sts_table(path, scale=(1, 5), columns=(1, 2, 3)) == expected
+
+
+def test_rated_pairs_in_json_lines_or_with_another_delimiter(tmp_path):
+    expected = [Record("sts", "a", ("b",), positive_scores=(0.5,))]
+    path = write(tmp_path / "pairs.jsonl", {"x": "a", "y": " b ", "gold": "2.5"})
+    assert read_sts_table(path, scale=(0, 5), columns=("x", "y", "gold")) == expected
+    path = write(tmp_path / "pairs.csv", "a;b;2.5")
+    assert read_sts_table(path, scale=(0, 5), delimiter=";") == expected
+    assert read_path(path, scale=(0, 5), delimiter=";") == {"train": expected}
+
+
+def test_a_row_without_text_is_left_out(tmp_path, said):
+    path = write(tmp_path / "sts.csv", "a,b,1", "a, ,1", ",b,1")
+    assert len(read_sts_table(path, scale=(0, 1))) == 1
+    assert said() == ["2 rows left out, for they lack a text"]
+
+
+def test_a_name_that_stands_twice_in_the_header_is_free_if_nobody_asks_for_it(tmp_path):
+    path = write(tmp_path / "sts.csv", "id,A,B,score,id", "1,a,b,1,x")
+    expected = [Record("sts", "a", ("b",), positive_scores=(1.0,))]
+    assert read_sts_table(path, scale=(0, 1), columns=("A", "B", "score")) == expected
+
+
+@pytest.mark.parametrize("name", ["score", "Label", "relatedness_score", " gold ", "score2"])
+def test_a_header_is_known_by_what_it_calls_the_rating(tmp_path, name):
+    path = write(tmp_path / "sts.csv", f"x,y,{name}", "a,b,1")
+    assert read_sts_table(path, scale=(0, 1)) == [
+        Record("sts", "a", ("b",), positive_scores=(1.0,))
+    ]
+
+
+@pytest.mark.parametrize("score", ["n/a", "", "nan", "1_0", '"0,5"', "good", "unlabelled"])
+def test_a_rating_in_the_first_row_is_not_taken_for_a_header(tmp_path, score):
+    path = write(tmp_path / "sts.csv", f"a,b,{score}", "c,d,1")
+    with pytest.raises(RecordError, match=r"sts\.csv:1: expected a number, or a header .*by name"):
+        read_sts_table(path, scale=(0, 5))
+
+
+def test_the_row_below_a_header_given_by_name_is_no_header(tmp_path):
+    path = write(tmp_path / "sts.csv", "x,y,z", "a,b,score", "c,d,1")
+    with pytest.raises(RecordError, match=r"sts\.csv:2: .*a score in \[0, 5\], found 'score'"):
+        read_sts_table(path, scale=(0, 5), columns=("x", "y", "z"))
+
+
+@pytest.mark.parametrize("score", [True, "1_0", "inf", None, 10**400])
+def test_what_only_python_takes_for_a_number_is_no_score(tmp_path, score):
+    path = write(tmp_path / "sts.jsonl", {"a": "x", "b": "y", "s": score})
+    with pytest.raises(RecordError, match=r":1: field 's': expected a score in \[0, 20\], found"):
+        read_sts_table(path, scale=(0, 20), columns=("a", "b", "s"))
+
+
+@pytest.mark.parametrize("score", ["5.1", "-0.1", "nan", "good", "", "1_0"])
+def test_a_score_off_the_scale_is_refused_with_its_line(tmp_path, score):
+    path = write(tmp_path / "sts.csv", '"two\nlines",b,1', f"a,b,{score}")
+    with pytest.raises(RecordError, match=rf"sts\.csv:3: .*a score in \[0, 5\], found '{score}'"):
+        read_sts_table(path, scale=(0, 5))
+
+
+@pytest.mark.parametrize(
+    ("lines", "options", "message"),
+    [
+        (["a,b,1", "a,b"], {}, r"sts\.csv:2: expected 3 cells separated by ',', .*found 2"),
+        (["a,b,1", "a, or b,c,1"], {}, r":2: expected 3 cells .* found 4\. .*quotation marks"),
+        (["a, or b,2,1", "a,b,1"], {}, r":2: expected 4 cells .* in the first row, found 3"),
+        (["x\ty\tscore", "a\t1"], {}, r":2: expected 3 cells separated by '\\t'.*remove it"),
+        (["x\ty\tscore", "a\tb\tc\t1"], {}, r":2: .*a score in \[0, 5\], found 'c'"),
+        (["a;b;1"], {}, r":1: .*\[0, 1, 2\], found \['a;b;1'\] separated by ','.*--delimiter ';'"),
+        (["x,y,z", "a,b,1"], {"columns": ("x", "q", "z")}, r":1: .*found .*Correct 'q'"),
+        (["x;y;z", "a;b;1"], {"columns": ("x", "y", "z")}, r"by ','\. .*--delimiter ';', or delim"),
+        (["a;b;1"], {"delimiter": ""}, "expected one character that separates cells, found ''"),
+        (["a;b;1"], {"delimiter": ";;"}, "expected one character that separates cells, found ';;'"),
+        (["x,x,z", "a,b,1"], {"columns": ("x", "y", "z")}, "Correct 'y'"),
+        (["x,y,x,z", "a,b,c,1"], {"columns": ("x", "y", "z")}, r":1: .* once .*found 'x' 2 times"),
+        (["x,y,z", "a,b,1"], {"columns": ("x", "x", "z")}, "none of them twice"),
+        (["a,b,1"], {"columns": (0, 0, 2)}, "none of them twice"),
+        (["a,b,1", '"a,b,1'], {}, r":2: expected cells separated by ',', found: unexpected end"),
+        (["a,b,1"], {"scale": (5, 0)}, "LOW < HIGH"),
+        (["a,b,1"], {"scale": (0, float("inf"))}, "LOW < HIGH"),
+        (["a,b,1"], {"columns": (0, 1)}, "two texts and their score"),
+        (["a,b,1"], {"columns": (0, 1, "score")}, "all names or all positions"),
+        ([""], {}, "found an empty file"),
+        (["x,y,score"], {}, "expected at least one record, found none"),
+    ],
+)
+def test_a_bad_table_is_refused(tmp_path, lines, options, message):
+    path = write(tmp_path / "sts.csv", *lines)
+    with pytest.raises(RecordError, match=message):
+        read_sts_table(path, **{"scale": (0, 5)} | options)
+
+
+def test_a_header_above_questions_is_no_record(tmp_path):
+    header = write(tmp_path / "qa.csv", "id,question,Answer_1", "1,who?,me", "2,why?,text")
+    found = [(r.query, r.positives) for r in read_pairs(header, columns=(1, 2))]
+    assert found == [("who?", ("me",)), ("why?", ("text",))]
+    none = write(tmp_path / "none.csv", "question,a word in French", "who?,me")
+    assert len(read_pairs(none, columns=(0, 1))) == 2
+
+
+def test_notes_behind_the_columns_of_tsv_are_passed_over(tmp_path):
+    """The STS Benchmark's own files name sources behind some pairs."""
+    first = "main-captions\tMSRvid\t2012\t1\t5.0\ta\tb"
+    path = write(tmp_path / "sts-train.csv", first, "main-news\tx\t2014\t2\t2.5\tc\td\turl\turl")
+    found = read_sts_table(path, columns=(5, 6, 4), scale=(0, 5))
+    assert [(r.query, *r.positives, r.score) for r in found] == [("a", "b", 1.0), ("c", "d", 0.5)]
+
+
+def test_rows_in_json_are_read_by_their_keys_and_hold_one_text_a_side(tmp_path):
+    path = write(
+        tmp_path / "sts.jsonl", {"a": "x", "b": ["z"], "s": 1}, {"a": ["x", "y"], "b": "z", "s": 1}
+    )
+    with pytest.raises(RecordError, match=r"expected the names .*found \[0, 1, 2\].*--columns KEY"):
+        read_sts_table(path, scale=(0, 5))
+    with pytest.raises(RecordError, match=r":2: field 'a': expected one text, found"):
+        read_sts_table(path, scale=(0, 5), columns=("a", "b", "s"))
+
+
+# --- Queries and answers ---
+
+
+def test_equal_questions_become_one_record(tmp_path, said):
+    path = write(
+        tmp_path / "qa.jsonl.gz",
+        {"question": "what?", "answer": "this", "wrong": ["that", "never"]},
+        {"question": "who?", "answer": ["me", "you", ""], "wrong": None},
+        {"question": " what?", "answer": "that", "wrong": "none"},
+        {"question": "", "answer": "nobody asked", "wrong": []},
+        {"question": "why?", "answer": None, "wrong": []},
+        pack=True,
+    )
+    columns = ("question", "answer", "wrong")
+    assert read_pairs(path, columns=columns, dataset="qa") == [
+        Record("ir", "what?", ("this", "that"), ("never", "none"), dataset="qa"),
+        Record("ir", "who?", ("me", "you"), dataset="qa"),
+    ]
+    assert set(said()) == {
+        "2 rows left out, for they lack a text",
+        "1 rows merged with an earlier one of the same query",
+        "1 negatives left out, for they are positives of the same query",
+    }
+    assert read_pairs(path, columns=columns[:2])[0].negatives == ()
+
+
+def test_questions_in_a_table(tmp_path):
+    path = write(tmp_path / "qa.tsv", "id\tq\ta", "1\twhat?\tthis", "2\twho?\tme")
+    expected = [Record("ir", "what?", ("this",)), Record("ir", "who?", ("me",))]
+    assert read_pairs(path, columns=("q", "a")) == expected
+    assert read_pairs(path, columns=(1, 2))[1:] == expected
+    path = write(tmp_path / "train.csv", "q;a", "what?;this", "who?;me")
+    splits = read_path(tmp_path / "train.csv", task="ir", columns=("q", "a"), delimiter=";")
+    assert splits == {"train": expected}
+
+
+def test_a_comma_in_an_answer_is_no_further_column(tmp_path):
+    path = write(tmp_path / "qa.csv", "q,a,n", "what?,this, or that,never", "who?,me,you")
+    with pytest.raises(RecordError, match=r"qa\.csv:2: expected 3 cells .* found 4"):
+        read_pairs(path, columns=("q", "a", "n"))
+    with pytest.raises(RecordError, match="none of them twice"):
+        read_pairs(path, columns=("q", "q"))
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"q": "what?"}, r"expected the columns \['q', 'a'\], found \['q'\]"),
+        ({"q": "what?", "a": 7}, "field 'a': expected a text, or a list of texts, found 7"),
+        ({"q": "what?", "a": ["x", {}]}, "field 'a': expected a text, or a list of texts"),
+        ({"q": "half \ud800", "a": "x"}, "field 'query': expected a string that is not empty"),
+        ({"q": ["what?", "who?"], "a": "x"}, "field 'q': expected one text"),
+    ],
+)
+def test_a_bad_answer_is_refused_with_its_line(tmp_path, row, message):
+    path = write(tmp_path / "qa.jsonl", {"q": "who?", "a": "me"}, row)
+    with pytest.raises(RecordError, match=rf"qa\.jsonl:2: {message}"):
+        read_pairs(path, columns=("q", "a"))
+
+
+# --- Aligned files ---
+
+
+def test_aligned_files_become_records_without_tokens_of_the_treebank(tmp_path):
+    queries = write(tmp_path / "tgt.txt", "who won ?", "what is `` super bowl l '' ?")
+    passages = write(tmp_path / "src.txt", "broncos -lrb- afc -rrb- won . ", "a -lsb- 1 -rsb- name")
+    assert read_aligned(queries, passages, dataset="d") == [
+        Record("ir", "who won ?", ("broncos ( afc ) won .",), dataset="d", id="1"),
+        Record("ir", 'what is " super bowl l " ?', ("a [ 1 ] name",), dataset="d", id="2"),
+    ]
+
+
+def test_aligned_files_that_do_not_fit_are_refused(tmp_path):
+    queries = write(tmp_path / "tgt.txt", "who ?", "what ?")
+    with pytest.raises(RecordError, match=r"tgt\.txt and .*src\.txt: expected .*found 2 and 1"):
+        read_aligned(queries, write(tmp_path / "src.txt", "him"))
+
+
+@pytest.mark.parametrize("blank", ["tgt.txt", "src.txt"])
+def test_a_blank_line_is_refused_with_the_file_that_has_it(tmp_path, blank):
+    for name in ("tgt.txt", "src.txt"):
+        write(tmp_path / name, "one", " " if name == blank else "two")
+    with pytest.raises(RecordError) as error:
+        read_aligned(tmp_path / "tgt.txt", tmp_path / "src.txt")
+    assert str(error.value).startswith(f"{tmp_path / blank}:2: expected a text, found a blank line")
+
+
+# --- BEIR ---
+
+
+@pytest.fixture
+def beir(tmp_path):
+    """A BEIR folder with a header, grades, a document without text and a query without positive."""
+    write(
+        tmp_path / "corpus.jsonl",
+        {"_id": "d1", "title": "Mean", "text": "An average."},
+        {"_id": "d2", "title": "", "text": "A median."},
+        {"_id": 3, "text": "A mode."},
+        {"_id": "d4", "title": None, "text": ""},
+    )
+    write(tmp_path / "queries.jsonl", *({"_id": f"q{i}", "text": f"query {i}"} for i in range(3)))
+    write(
+        tmp_path / "qrels" / "train.tsv",
+        "query-id\tcorpus-id\tscore",
+        "q1\td2\t1",
+        "q0\td1\t1",
+        "q1\td1\t0",
+        "q1\t3\t1",
+        "q0\td4\t1",
+        "q2\td1\t0",
+    )
+    write(tmp_path / "qrels" / "validation.tsv", "q2\td1\t2", "q2\t3\t1", "q2\td2\t-1")
+    return tmp_path
+
+
+def test_a_beir_folder(beir, said):
+    splits = read_beir(beir, dataset="demo")
+    assert splits == {
+        "train": [
+            Record(
+                "ir",
+                "query 1",
+                ("A median.", "A mode."),
+                ("Mean An average.",),
+                (),
+                (),
+                "demo",
+                "q1",
+            ),
+            Record("ir", "query 0", ("Mean An average.",), dataset="demo", id="q0"),
+        ],
+        "dev": [
+            Record(
+                "ir",
+                "query 2",
+                ("Mean An average.", "A mode."),
+                ("A median.",),
+                positive_scores=(2, 1),
+                dataset="demo",
+                id="q2",
+            )
+        ],
+    }
+    assert said() == [
+        "1 judgements left out, for a text is empty",
+        "1 queries left out, for nothing is relevant to them",
+    ]
+    corpus = {"d1": "Mean An average.", "d2": "A median.", "3": "A mode."}
+    assert read_beir_corpus(beir) == read_beir_corpus(beir / "corpus.jsonl") == corpus
+    assert read_path(beir) == read_beir(beir)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("q9\td1\t1", r"field 'query-id': expected one of the 3 ids there are, found 'q9'"),
+        ("q1\td9\t1", r"field 'corpus-id': expected one of the 4 ids there are, found 'd9'"),
+        ("q1\td1\tyes", "field 'score': expected a number, found 'yes'"),
+        ("q1 d1 1", r"expected 3 cells separated by '\\t', .*found 1"),
+    ],
+)
+def test_a_bad_judgement_is_refused_with_its_line(beir, line, message):
+    write(beir / "qrels" / "test.tsv", "query-id\tcorpus-id\tscore", "q1\td1\t1", line)
+    with pytest.raises(RecordError, match=rf"test\.tsv:3: {message}"):
+        read_beir(beir)
+
+
+def test_a_bad_first_judgement_is_no_header(beir):
+    write(beir / "qrels" / "test.tsv", "q1\td1\tyes", "q1\td2\t1")
+    with pytest.raises(RecordError, match=r"test\.tsv:1: expected a number, or .*found 'yes'"):
+        read_beir(beir)
+    write(beir / "qrels" / "test.tsv", "q1 d1 1")
+    with pytest.raises(RecordError, match=r"test\.tsv:1: .* separated by '\\t'\. Correct 1 or"):
+        read_beir(beir)
+
+
+@pytest.mark.parametrize(
+    "row", [{"_id": "d2", "text": "twice"}, {"text": "none"}, {"_id": None, "text": "none"}]
+)
+def test_ids_of_a_corpus_are_there_and_distinct(beir, row):
+    write(beir / "corpus.jsonl", {"_id": "d2", "text": "once"}, row)
+    with pytest.raises(RecordError, match=r"corpus\.jsonl:2: field '_id': expected an id that no"):
+        read_beir_corpus(beir)
+
+
+def test_half_a_surrogate_pair_in_a_corpus_is_refused_with_its_line(beir):
+    write(beir / "corpus.jsonl", {"_id": "1", "text": "once"}, {"_id": "2", "text": "x \ud83d"})
+    with pytest.raises(RecordError, match=r"corpus\.jsonl:2: field 'text': expected text without"):
+        read_beir_corpus(beir)
+
+
+def test_a_beir_folder_that_lacks_a_file(beir):
+    (beir / "queries.jsonl").unlink()
+    with pytest.raises(MissingSourceError, match=r"expected the file queries\.jsonl of BEIR"):
+        read_beir(beir)
+    write(beir / "queries.jsonl", {"_id": "q1", "text": "query"})
+    for file in (beir / "qrels").iterdir():
+        file.unlink()
+    with pytest.raises(MissingSourceError, match=r"qrels: expected train\.tsv"):
+        read_beir(beir)
+    write(beir / "qrels" / "test.tsv", "q1\td1\t0")
+    with pytest.raises(RecordError, match=r"test\.tsv: expected at least one record, found none"):
+        read_beir(beir)
+
+
+# --- Paths ---
+
+
+def test_a_folder_of_splits_in_several_forms(tmp_path):
+    write(tmp_path / "train.jsonl.gz", {"query": "q", "pos": ["p"]}, pack=True)
+    write(tmp_path / "validation.json", json.dumps([{"query": "q", "pos": ["p"]}]))
+    write(tmp_path / "README.md", "what this is")
+    splits = read_path(tmp_path, task="ir")
+    assert [*splits] == ["train", "dev"]
+    assert splits["train"] == splits["dev"] == [Record("ir", "q", ("p",))]
+    write(tmp_path / "dev.jsonl", {"query": "q", "pos": ["p"]})
+    with pytest.raises(RecordError, match=r"expected one file, found dev\.jsonl and validation"):
+        read_path(tmp_path, task="ir")
+
+
+def test_a_folder_of_tables(tmp_path):
+    for split in ("train", "test"):
+        write(tmp_path / f"{split}.csv", "a,b,2")
+    expected = [Record("sts", "a", ("b",), positive_scores=(0.4,))]
+    assert read_path(tmp_path, scale=(0, 5)) == {"train": expected, "test": expected}
+    pairs = {"train": [Record("ir", "a", ("b",))], "test": [Record("ir", "a", ("b",))]}
+    assert read_path(tmp_path, task="ir", columns=(0, 1)) == pairs
+
+
+@pytest.mark.parametrize(
+    ("name", "split"),
+    [("test.csv", "test"), ("validation.tsv.gz", "dev"), ("my.dev.csv", "train")],
+)
+def test_a_lone_file_is_the_split_it_is_named_after(tmp_path, name, split):
+    path = write(tmp_path / name, "a\tb\t2", pack=name.endswith(".gz"))
+    assert [*read_path(path, scale=(0, 5))] == [split]
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        {},
+        {"task": "sts"},
+        {"task": "ir"},
+        {"columns": (0, 1)},
+        {"task": "sts", "columns": (0, 1, 2)},
+        {"task": "ir", "columns": (0, 1), "scale": (0, 5)},
+    ],
+)
+def test_what_a_table_does_not_say_is_asked_for(tmp_path, form):
+    path = write(tmp_path / "table.csv", "a,b,2")
+    with pytest.raises(RecordError, match=r"table\.csv: expected to be told.*--scale LOW HIGH, or"):
+        read_path(path, **form)
+
+
+def test_a_path_with_nothing_known(tmp_path, beir):
+    with pytest.raises(MissingSourceError, match="found nothing"):
+        read_path(tmp_path / "nowhere")
+    (tmp_path / "other").mkdir()
+    write(tmp_path / "other" / "notes.md", "")
+    with pytest.raises(MissingSourceError, match=r"found notes\.md"):
+        read_path(tmp_path / "other")
+    for form in ({"scale": (0, 1)}, {"delimiter": ";"}):
+        with pytest.raises(RecordError, match="expected no columns, scale, delimiter or STS task"):
+            read_path(beir, **form)
+    path = write(tmp_path / "train.jsonl", {"query": "q", "pos": ["p"]})
+    with pytest.raises(RecordError, match=r"train\.jsonl: expected no delimiter for JSON"):
+        read_path(path, task="ir", delimiter=";")
+
+
+# --- The Hub ---
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """Writes a folder as a data set of the Hub is laid out: one Parquet file a split."""
+    datasets = pytest.importorskip("datasets", reason="the optional package of the Hub")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+    def make(**splits) -> str:
+        for split, columns in splits.items():
+            file = tmp_path / "hub" / "data" / f"{split}-00000-of-00001.parquet"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            datasets.Dataset.from_dict(columns).to_parquet(file)
+        return str(tmp_path / "hub")
+
+    return make
+
+
+def test_rated_pairs_of_the_hub(hub):
+    columns = {"sentence1": ["a", "c"], "sentence2": ["b", "d"], "score": [0, 1], "idx": [7, 8]}
+    name = hub(train=columns, validation=columns)
+    options = {"task": "sts", "columns": ("sentence1", "sentence2", "score"), "scale": (0, 1)}
+    expected = [
+        Record("sts", "a", ("b",), positive_scores=(0,), dataset="demo"),
+        Record("sts", "c", ("d",), positive_scores=(1,), dataset="demo"),
+    ]
+    assert read_hub(name, split="train", dataset="demo", **options) == expected
+    assert read_hub(name, split="validation[1:]", dataset="demo", **options) == expected[1:]
+
+
+def test_ranked_passages_of_the_hub(hub):
+    name = hub(dev={"query": ["q"], "positive": [["p", "r"]], "negative": [["n", "p"]]})
+    records = read_hub(name, task="ir", columns=("query", "positive", "negative"), split="dev")
+    assert records == [Record("ir", "q", ("p", "r"), ("n",))]
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"split": "test"}, MissingSourceError, r"hub\[test\]: .*Unknown split"),
+        ({"config": "other"}, MissingSourceError, "'other' not found"),
+        ({"columns": ("q", "b")}, RecordError, r"\[train\]:1: expected the columns .* found \['a"),
+        ({"columns": ("a",)}, RecordError, "the columns of query, positive"),
+        ({"name": "/no/such/folder"}, MissingSourceError, r"folder\[train\]: .*Check name"),
+        ({"name": "nobody/knows"}, MissingSourceError, "Hub"),  # the tests are offline
+    ],
+)
+def test_what_the_hub_lacks_is_named(hub, change, error, message):
+    name = hub(train={"a": ["x"], "b": ["y"]})
+    options = {"name": name, "task": "ir", "columns": ("a", "b"), "split": "train"} | change
+    with pytest.raises(error, match=message):
+        read_hub(**options)
+
+
+def test_the_missing_library_names_its_command(monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(MissingSourceError, match="pip install datasets"):
+        read_hub("C-MTEB/STSB", task="ir", columns=("a", "b"), split="train")
+
+
+# --- Real files ---
+
+
+@real_files
+def test_real_beir_folders():
+    splits = read_beir(SHARED / "scifact")
+    assert {split: len(records) for split, records in splits.items()} == {"train": 809, "test": 300}
+    assert sum(len(record.positives) for record in splits["train"]) == 919
+    assert len(read_beir_corpus(SHARED / "scifact")) == 5183
+    squad = read_path(SHARED / "squad-nqg")
+    assert {split: len(records) for split, records in squad.items()} == {
+        "train": 11877,
+        "dev": 10570,
+    }
+
+
+@real_files
+@pytest.mark.parametrize(("split", "size"), [("train", 5749), ("dev", 1500), ("test", 1379)])
+def test_real_sts_without_header(split, size):
+    records = read_sts_table(SHARED / "stsb-en" / f"stsb-en-{split}.csv", scale=(0, 5))
+    assert len(records) == size
+    assert {min(r.score for r in records), max(r.score for r in records)} == {0, 1}
+
+
+@real_files
+@pytest.mark.parametrize(
+    ("name", "size"), [("SICK_train", 4500), ("SICK_trial", 500), ("SICK_test_annotated", 4927)]
+)
+def test_real_sts_with_header(name, size):
+    columns = ("sentence_A", "sentence_B", "relatedness_score")
+    records = read_sts_table(SHARED / "sick" / f"{name}.txt", columns=columns, scale=(1, 5))
+    assert len(records) == size
+    assert max(record.score for record in records) == 1
+
+
+@real_files
+def test_real_questions_and_answers():
+    path = SHARED / "medquad" / "medquad_qa.jsonl.gz"
+    records = read_pairs(path, columns=("question", "answer"))
+    assert len(records) == len({record.query for record in records}) == 14979
+    assert 15809 <= sum(len(record.positives) for record in records) <= 16407
+
+
+@real_files
+@pytest.mark.parametrize(("name", "negatives"), [("nq", 979), ("msmarco", 250), ("sts", 280)])
+def test_real_flagembedding(name, negatives):
+    path = SHARED / "flagembedding-format" / f"{name}.jsonl"
+    records = read_records(path, task="ir")
+    assert len(records) == 10
+    assert sum(len(record.negatives) for record in records) == negatives
+    with pytest.raises(RecordError, match=":1: field 'task_type'"):
+        read_records(path)
+    with pytest.raises(RecordError, match=":1: field 'positive"):
+        read_records(path, task="sts")
+
+
+def test_a_folder_with_a_corpus_is_one_of_beir(tmp_path):
+    assert not is_beir(tmp_path)
+    write(tmp_path / "corpus.jsonl", {"_id": "1", "text": "a"}, pack=False)
+    assert is_beir(tmp_path)
+    write(tmp_path / "test.jsonl", {"task": "ir", "query": "q", "positives": ["p"]}, pack=False)
+    assert not is_beir(tmp_path)  # unified records with a corpus
+    (tmp_path / "qrels").mkdir()
+    assert is_beir(tmp_path)

@@ -1,0 +1,272 @@
+"""Scores of a benchmark against those of the runs' tables; failures; what is kept."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from codiemb_lib.core.files import UnwritableError, data_root
+from codiemb_lib.core.preset import DatasetSettings, EncoderSettings, Prompts
+from codiemb_lib.data.datasets import UnknownDatasetError
+from codiemb_lib.data.records import Record, RecordError, write_jsonl
+from codiemb_lib.evaluate import benchmark
+from codiemb_lib.evaluate.benchmark import (
+    COLUMNS,
+    BenchmarkError,
+    Store,
+    check_rows,
+    load_task,
+    local_task,
+    own_prompts,
+    run_tasks,
+    score_records,
+)
+from codiemb_lib.evaluate.scores import EvaluationError, encode_dataset, score_dataset
+from codiemb_lib.evaluate.search import SearchError
+from codiemb_lib.model.store import Embedder
+from tests.made_up import ir_records, sts_records
+
+ROOT = data_root("../shared/data")
+
+
+@pytest.fixture
+def store(make_encoder, tmp_path):
+    folder = make_encoder(prompts={"query": "query: "}).save(tmp_path / "model")
+    return Store(Embedder(EncoderSettings(name=str(folder)), tmp_path / "c" / "e"), tmp_path / "c")
+
+
+@pytest.fixture
+def data(tmp_path):
+    """A folder of records by task."""
+    write_jsonl(tmp_path / "ir" / "test.jsonl", ir_records(20))
+    write_jsonl(tmp_path / "sts" / "test.jsonl", sts_records(20))
+    return tmp_path
+
+
+# --- Scores ---
+
+
+@pytest.mark.parametrize("records", [ir_records(30), sts_records(30)])
+def test_scores_are_those_of_the_runs_tables(store, records):
+    prompts = Prompts(query_prompt="find ", passage_prompt="the ")
+    corpus = ["old car", "new bus", "old car"] if records[0].task == "ir" else []
+    settings = DatasetSettings(name="d", **prompts.model_dump())
+    encoded = encode_dataset(store.embedder.encoder, settings, records, corpus)
+    expected = score_dataset(encoded).set_index("metric")["value"]
+    found = score_records(store.embedder, records, corpus, prompts)
+    assert {row["metric"]: row["value"] for row in found} == pytest.approx(dict(expected), abs=1e-6)
+    assert {row["n"] for row in found} == {30}
+    assert {row["passages"] for row in found} == {
+        len(encoded.passages) if records[0].task == "ir" else None
+    }
+
+
+def test_equal_passages_rank_as_in_the_runs_tables(store):
+    """Upper case is another text with the same tokens."""
+    texts = [f"a {'CAT'[:i]}{'cat'[i:]}" for i in range(4)]
+    for text in texts:
+        record = Record("ir", "a cat", (text,), tuple(t for t in texts if t != text))
+        encoded = encode_dataset(store.embedder.encoder, DatasetSettings(name="d"), [record])
+        expected = score_dataset(encoded).set_index("metric")["value"]
+        found = {row["metric"]: row["value"] for row in score_records(store.embedder, [record])}
+        assert found == dict(expected)
+
+
+def test_whole_scores_are_grades_and_a_teachers_are_none(store):
+    texts = ("a cat", "the old cat is red", "a dog")
+    graded = Record("ir", "a cat", texts, positive_scores=(1, 3, 2))
+    plain, taught = (
+        replace(graded, positive_scores=()),
+        replace(graded, positive_scores=(1, 3, 0.5)),
+    )
+    others = ir_records(5)
+    ndcg = {
+        name: score_records(store.embedder, [record, *others])[0]["value"]
+        for name, record in {"graded": graded, "plain": plain, "taught": taught}.items()
+    }
+    assert ndcg["graded"] != ndcg["plain"]
+    assert ndcg["taught"] == ndcg["plain"]
+
+
+@pytest.mark.parametrize(
+    ("task", "value"),
+    [("ir", math.nan), ("ir", 1.01), ("ir", -0.1), ("sts", -1.1), ("sts", math.nan)],
+)
+def test_a_value_that_is_no_score_fails_loudly(task, value):
+    with pytest.raises(EvaluationError, match=f"expected a score from .* to 1, found {value}"):
+        check_rows([{"task": task, "metric": "m", "value": value}])
+    check_rows([{"task": "sts", "metric": "m", "value": -1.0}])
+
+
+def test_nan_embeddings_fail_loudly(store, monkeypatch):
+    monkeypatch.setattr(Embedder, "embed", lambda _, texts, **__: np.full((len(texts), 4), np.nan))
+    with pytest.raises(SearchError, match="finite"):
+        score_records(store.embedder, ir_records(3))
+    with pytest.raises(EvaluationError, match="NaN"):
+        score_records(store.embedder, sts_records(3))
+    with pytest.raises(EvaluationError, match="found none"):
+        score_records(store.embedder, [])
+
+
+# --- Tasks ---
+
+
+def test_tables_and_folders_are_loaded_with_the_split_that_there_is(data):
+    table = data / "rated.tsv"
+    table.write_text("x\ta cat\ta dog\t5\nx\ta bus\ta cat\t1\n")
+    dataset, split = load_task(str(table), columns=(1, 2, 3), scale=(1, 5))
+    assert (dataset.task, split) == ("sts", "train")
+    assert [record.score for record in dataset.split(split)] == [1.0, 0.0]
+    again, _ = load_task(str(table), columns=(2, 1, 3), scale=(1, 5))
+    assert again.content_hash != dataset.content_hash
+    answers, _ = load_task(str(table), columns=(1, 2))
+    assert answers.task == "ir"
+    table.write_text("a cat;a dog;5\na bus;a cat;1\n")
+    semicolons, _ = load_task(str(table), scale=(1, 5), delimiter=";")
+    assert semicolons.splits["train"][0].positives == ("a dog",)
+    table.write_text("x\ta cat\ta dog\t5\nx\ta bus\ta cat\t1\n")
+    assert load_task(str(data / "ir"), "dev")[1] == "test"
+    assert load_task("wordsim-353", "dev")[1] == "dev"
+    with pytest.raises(RecordError, match="--scale LOW HIGH"):
+        load_task(str(table))
+    with pytest.raises(UnknownDatasetError, match="Did you mean 'wordsim-353'"):
+        load_task("wordsim353")
+
+
+def test_a_beir_folder_is_searched_in_its_corpus_with_its_grades(store, tmp_path):
+    folder = tmp_path / "beir"
+    (folder / "qrels").mkdir(parents=True)
+    corpus = [{"_id": str(i), "title": "a", "text": t} for i, t in enumerate(("cat", "dog", "bus"))]
+    (folder / "corpus.jsonl").write_text("\n".join(map(json.dumps, corpus)))
+    (folder / "queries.jsonl").write_text('{"_id": "q", "text": "a cat"}')
+    qrels = "query-id\tcorpus-id\tscore\nq\t0\t2\nq\t1\t1\n"
+    (folder / "qrels" / "test.tsv").write_text(qrels)
+    [ndcg, *_] = rows = local_task(store, DatasetSettings(name=str(folder)), Prompts())
+    assert {(row["n"], row["passages"]) for row in rows} == {(1, 3)}
+    vectors = store.embedder.encoder.encode(["a cat", "a dog", "a bus"])
+    order = np.argsort(-(vectors @ vectors[0]))
+    gains = [[2, 1, 0][i] for i in order]
+    dcg = sum(gain / math.log2(rank + 2) for rank, gain in enumerate(gains))
+    assert ndcg["value"] == pytest.approx(dcg / (2 + 1 / math.log2(3)))
+
+
+def test_prompts_are_the_models_own_unless_they_are_given(store, data):
+    named = {"query": "q: ", "passage": "p: ", "document": "d: ", "STS": "s: "}
+    assert own_prompts(named, "ir") == Prompts(query_prompt="q: ", passage_prompt="d: ")
+    assert own_prompts(named, "sts") == Prompts(query_prompt="s: ")
+    assert own_prompts({"passage": "p: "}, "ir") == Prompts(passage_prompt="p: ")
+    trained = named | {"mine": "m: ", "mine-passage": "n: ", "bare": ""}
+    assert own_prompts(trained, "ir", "mine") == Prompts(query_prompt="m: ", passage_prompt="n: ")
+    assert own_prompts(trained, "ir", "bare") == Prompts()  # trained without
+    assert own_prompts(trained, "sts", "another") == Prompts(query_prompt="s: ")
+    assert own_prompts(trained, "sts", default="d: ") == Prompts(query_prompt="s: ")
+    assert own_prompts({}, "sts", default="d: ") == Prompts(query_prompt="d: ")
+    assert own_prompts({}, "ir", default="d: ") == Prompts()
+    settings = DatasetSettings(name=str(data / "ir"))
+    own = local_task(store, settings)
+    assert {row["query_prompt"] for row in own} == {"query: "}
+    given = local_task(store, settings, Prompts(query_prompt="find "))
+    assert {row["query_prompt"] for row in given} == {"find "}
+    assert [row["value"] for row in given] != [row["value"] for row in own]
+    one_side = local_task(store, settings, sides={"passage_prompt": "the "})
+    assert {(row["query_prompt"], row["passage_prompt"]) for row in one_side} == {
+        ("query: ", "the ")
+    }
+
+
+def test_a_finished_task_is_not_computed_again_until_something_changes(
+    store, data, monkeypatch, make_encoder
+):
+    computed = []
+    real = score_records
+    monkeypatch.setattr(
+        benchmark, "score_records", lambda *a, **o: computed.append(1) or real(*a, **o)
+    )
+    settings = DatasetSettings(name=str(data / "ir"))
+    first = local_task(store, settings, Prompts())
+    again = local_task(Store(Embedder(store.embedder.settings), store.folder), settings, Prompts())
+    assert again == first
+    assert len(computed) == 1
+    local_task(store, settings, Prompts(passage_prompt="the "))
+    local_task(store, settings.model_copy(update={"test": 10}), Prompts())
+    write_jsonl(data / "ir" / "test.jsonl", ir_records(21))
+    local_task(store, settings, Prompts())
+    other = make_encoder(seed=3).save(data / "other")
+    local_task(Store(Embedder(EncoderSettings(name=str(other))), store.folder), settings, Prompts())
+    assert len(computed) == 5
+
+
+def test_repeated_calls_without_a_cache_give_the_same_bits(store, data):
+    for records in (ir_records(20), sts_records(20)):
+        first, second = (
+            score_records(Embedder(store.embedder.settings), records) for _ in range(2)
+        )
+        assert first == second
+
+
+def test_failing_tasks_are_named_at_the_end_and_the_others_are_done(store, data, caplog):
+    def broken():
+        raise ZeroDivisionError("of all things")
+
+    tasks = {
+        "first": broken,
+        "mine": lambda: local_task(store, DatasetSettings(name=str(data / "sts")), Prompts()),
+        "none": lambda: local_task(store, DatasetSettings(name="nowhere"), Prompts()),
+    }
+    out = data / "out" / "scores.csv"
+    with pytest.raises(BenchmarkError) as caught:
+        run_tasks(tasks, store, out, model="tiny")
+    message = str(caught.value)
+    assert message.startswith("2 of 3 tasks failed")
+    assert "first: ZeroDivisionError: of all things" in message
+    assert "none: UnknownDatasetError: unknown data set 'nowhere'" in message
+    assert isinstance(caught.value.__cause__, ZeroDivisionError)
+    assert "Traceback" in caplog.text  # of what nobody expected
+    rows = pd.read_csv(out)
+    assert list(rows.columns) == COLUMNS
+    assert set(rows["dataset"]) == set(caught.value.scores["dataset"]) == {"mine"}
+    assert set(rows["metric"]) == {"spearman", "pearson"}
+    assert (rows["model"] == "tiny").all()
+    assert (rows["seconds"] > 0).all()
+    with pytest.raises(BenchmarkError, match=r"1 of 1 .*scores\.csv is left as it was"):
+        run_tasks({"first": broken}, store, out, model="tiny")
+    assert pd.read_csv(out).equals(rows)  # there is nothing better
+    with pytest.raises(UnwritableError, match="expected the name of a table to write"):
+        run_tasks({"first": lambda: pytest.fail("it began")}, store, out.parent, model="tiny")
+
+
+@pytest.mark.parametrize("first", [ir_records, sts_records])
+def test_records_of_both_tasks_are_refused(store, first):
+    records = [*first(2), *ir_records(2), *sts_records(2)]
+    with pytest.raises(EvaluationError, match="expected records of one task"):
+        score_records(store.embedder, records)
+
+
+def test_an_interrupt_is_no_failing_task_and_leaves_what_is_done(store, data):
+    def interrupted():
+        raise KeyboardInterrupt
+
+    settings = DatasetSettings(name=str(data / "ir"))
+    tasks = {"mine": lambda: local_task(store, settings, Prompts()), "then": interrupted}
+    with pytest.raises(KeyboardInterrupt):
+        run_tasks(tasks, store, data / "scores.csv", model="tiny")
+    assert set(pd.read_csv(data / "scores.csv")["dataset"]) == {"mine"}
+
+
+# --- The real model ---
+
+
+@pytest.mark.skipif(
+    not (ROOT / "stsb-en").is_dir(), reason=f"no stsb-en in {ROOT}: set CODIEMB_DATA"
+)
+def test_minilm_scores_on_stsb_what_is_known_of_it(tmp_path, no_network):
+    store = Store(Embedder(EncoderSettings(name="minilm-l6")), tmp_path)
+    settings = DatasetSettings(name="stsb")
+    [spearman, _] = local_task(store, settings, Prompts(), root=str(ROOT))
+    assert (spearman["metric"], spearman["n"]) == ("spearman", 1379)
+    assert round(100 * spearman["value"], 2) == 82.03

@@ -1,0 +1,416 @@
+"""Paired comparisons against slow loops, SciPy and what chance really does."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from codiemb_lib.core.intervals import mean_interval, t_interval
+from codiemb_lib.evaluate.compare import (
+    Comparison,
+    ComparisonError,
+    TextScores,
+    bootstrap_p,
+    bootstrap_scores,
+    compare,
+    directions,
+    holm,
+    resample,
+    text_scores,
+)
+from codiemb_lib.evaluate.scores import EncodedDataset, score_dataset, texts_of
+from codiemb_lib.space.geometry import anisotropy, anisotropy_by_text
+
+IR = {"c": [Comparison("a", "b", "ir")]}
+BOTH = {"c": [Comparison("a", "b", "ir"), Comparison("a", "b", "sts")]}
+SWAPPED = {"c": [Comparison("b", "a", "ir"), Comparison("b", "a", "sts")]}
+
+
+def unit(generator, *shape):
+    vectors = generator.normal(size=shape)
+    return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
+
+
+def one_run(seed, *, texts=40, gain=0.0):
+    """Two retrieval sets and a similarity set, with chance of their own for each run."""
+    chance = np.random.default_rng(seed)
+    gold = np.random.default_rng(99).integers(0, 6, size=texts) / 5
+    return [
+        TextScores(
+            "ir", "docs", [f"q{i}" for i in range(texts)], chance.random(texts) + gain, None
+        ),
+        TextScores("ir", "news", ["q", "r", "s"], chance.random(3) + gain, None),
+        TextScores(
+            "sts",
+            "words",
+            [(f"s{i}", "t") for i in range(texts)],
+            (0.1 + gain) * gold + 0.1 * chance.random(texts),
+            gold,
+        ),
+    ]
+
+
+def runs(models="ab", seeds=2, **gains):
+    return {
+        (model, seed): one_run(10 * place + seed, gain=gains.get(model, 0))
+        for place, model in enumerate(models)
+        for seed in range(seeds)
+    }
+
+
+def test_text_scores_are_what_a_data_sets_score_is_made_of():
+    generator = np.random.default_rng(0)
+    ir = EncodedDataset(
+        "docs", "ir", list("abc"), list("vwxyz"), unit(generator, 3, 4), unit(generator, 5, 4),
+        [[0], [1, 2], [4]],
+    )  # fmt: skip
+    gold = generator.random(6)
+    sts = EncodedDataset(
+        "words", "sts", list("abcdef"), list("uvwxyz"), *unit(generator, 2, 6, 4), gold
+    )
+    docs, words = text_scores([ir, sts])
+    rows = score_dataset(ir).set_index("metric")["value"]
+    assert docs.values.shape == (3,)
+    assert docs.values.mean() == pytest.approx(rows["ndcg@10"])
+    rows = score_dataset(sts).set_index("metric")["value"]
+    assert stats.spearmanr(words.values, words.gold).statistic == pytest.approx(rows["spearman"])
+    assert words.texts[0] == ("a", "u")
+
+
+def drawn_rows(n, resamples, seed):
+    """The numbers of the texts that SciPy draws from this seed, (resamples, n)."""
+    return stats.bootstrap(
+        (np.arange(n),),
+        lambda rows, axis: np.atleast_2d(rows).T.astype(float),
+        vectorized=True,
+        n_resamples=resamples,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    ).bootstrap_distribution.T.astype(int)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_correlations_of_resamples_are_those_of_scipy_on_the_texts_drawn(tied):
+    generator = np.random.default_rng(1)
+    values = generator.integers(0, 5, (3, 30)) if tied else generator.normal(size=(3, 30))
+    gold = generator.integers(0, 4, 30)
+    drawn = bootstrap_scores(values, gold, resamples=50, seed=5)
+    assert drawn.shape == (3, 51)
+    rows = drawn_rows(30, 50, seed=5)
+    for i in range(3):
+        slow = [stats.spearmanr(values[i], gold).statistic]
+        slow += [stats.spearmanr(values[i, row], gold[row]).statistic for row in rows]
+        np.testing.assert_allclose(drawn[i], slow, atol=1e-12)
+        means = bootstrap_scores(values, resamples=50, seed=5)[i]
+        np.testing.assert_allclose(means[1:], [values[i, row].mean() for row in rows])
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_isotropy_of_resamples_is_that_of_a_loop_over_pairs_of_different_texts(dtype):
+    generator = np.random.default_rng(8)
+    models = unit(generator, 2, 12, 5).astype(dtype)
+    drawn = bootstrap_scores(models, resamples=30, seed=5)
+    rows = [np.arange(12), *drawn_rows(12, 30, seed=5)]
+    for units, found in zip(models, drawn, strict=True):
+        for row, value in zip(rows, found, strict=True):
+            cosines = [units[i] @ units[j] for i in row for j in row if i != j]
+            assert value == pytest.approx(-np.mean(cosines), abs=1e-6)
+
+
+def test_interval_of_isotropy_is_about_that_of_anisotropy():
+    texts = unit(np.random.default_rng(9), 300, 20) + 0.2
+    units = texts / np.linalg.norm(texts, axis=1, keepdims=True)
+    found = -bootstrap_scores(units[None], resamples=2000)[0]
+    mean, low, high = mean_interval(anisotropy_by_text(units), pairwise=True)
+    assert found[0] == pytest.approx(mean)
+    # Copies that counted as pairs would lift the resamples by (1 - mean) / n.
+    assert found[1:].mean() == pytest.approx(mean, abs=0.1 * (1 - mean) / 300 + 0.05 * (high - low))
+    assert np.ptp(np.quantile(found[1:], [0.025, 0.975])) == pytest.approx(high - low, rel=0.1)
+
+
+def test_directions_are_of_the_distinct_texts_of_a_task():
+    generator = np.random.default_rng(10)
+    words = EncodedDataset("a", "sts", ["x", "y"], ["y", "z"], *unit(generator, 2, 2, 4), [0, 1])
+    other = EncodedDataset("b", "sts", ["v"], ["x"], *unit(generator, 2, 1, 4), [0])
+    (texts,) = directions([words, other])
+    assert texts.task == "sts_isotropy"
+    assert texts.values.shape == (4, 4)
+    (found,) = resample({("a", 0): [texts]}, resamples=20)
+    assert found.n == 4
+    score = found.by_run["a", 0][0]
+    assert score == pytest.approx(-anisotropy(texts_of([words, other])["sts"]))
+    renamed = EncodedDataset("b", "sts", ["v"], ["w"], other.queries, other.passages, [0])
+    with pytest.raises(ComparisonError, match=r"texts of \('a', 0\) in 'all' for \('b', 0\)"):
+        resample({("a", 0): [texts], ("b", 0): directions([words, renamed])})
+
+
+def test_the_model_with_the_wider_space_is_better():
+    generator = np.random.default_rng(11)
+    narrow, wide = unit(generator, 40, 8) + 0.5, unit(generator, 40, 8)
+    runs = {
+        (name, 0): [
+            TextScores("ir_isotropy", "all", [], x / np.linalg.norm(x, axis=1)[:, None], None)
+        ]
+        for name, x in {"narrow": narrow, "wide": wide}.items()
+    }
+    claim = {"c": [Comparison("wide", "narrow", "ir_isotropy")]}
+    row = compare(resample(runs, resamples=200), claim).iloc[-1]
+    assert row["difference"] == pytest.approx(anisotropy(narrow) - anisotropy(wide))
+    assert row["low"] > 0
+
+
+def test_interval_of_a_mean_is_that_of_scipys_paired_bootstrap():
+    a, b = np.random.default_rng(2).normal(size=(2, 200))
+    drawn = bootstrap_scores([a, b])
+    ours = np.quantile(drawn[0, 1:] - drawn[1, 1:], [0.025, 0.975])
+    theirs = stats.bootstrap(
+        (a, b),
+        lambda a, b, axis: (a - b).mean(axis),
+        paired=True,
+        method="percentile",
+        rng=np.random.default_rng(0),
+    ).confidence_interval
+    assert ours == pytest.approx(theirs, abs=0.01)
+
+
+def test_p_is_near_that_of_an_exchange_of_the_models_for_each_query():
+    a, b = np.random.default_rng(3).normal([[0.25], [0]], 1, size=(2, 150))
+    drawn = bootstrap_scores([a, b])
+    exchanged = stats.permutation_test(
+        (a, b),
+        lambda a, b, axis: (a - b).mean(axis),
+        permutation_type="samples",
+        vectorized=True,
+        rng=np.random.default_rng(0),
+    ).pvalue
+    assert 0.01 < exchanged < 0.5
+    assert bootstrap_p(drawn[0, 1:] - drawn[1, 1:]) == pytest.approx(exchanged, abs=0.02)
+
+
+def test_interval_holds_the_true_difference_of_correlations_as_often_as_it_says():
+    generator = np.random.default_rng(4)
+    mix = np.linalg.cholesky([[1, 0.6, 0.5], [0.6, 1, 0.5], [0.5, 0.5, 1]])
+    held = 0
+    for trial in range(300):
+        a, b, gold = mix @ generator.normal(size=(3, 150))  # both correlate alike with gold
+        drawn = bootstrap_scores([a, b], gold, resamples=400, seed=trial)
+        low, high = np.quantile(drawn[0, 1:] - drawn[1, 1:], [0.025, 0.975])
+        held += low < 0 < high
+    assert held / 300 == pytest.approx(0.95, abs=0.03)
+
+
+def test_same_seed_same_scores_and_another_seed_others():
+    values = np.random.default_rng(0).normal(size=(2, 20))
+    drawn = bootstrap_scores(values, resamples=20)
+    np.testing.assert_array_equal(drawn, bootstrap_scores(values, resamples=20))
+    assert (drawn != bootstrap_scores(values, resamples=20, seed=1))[:, 1:].any()
+
+
+def test_rows_by_hand():
+    measured = runs(a=0.2)
+    rows = compare(resample(measured, resamples=500), BOTH).set_index(["task", "dataset"])
+    assert [*rows.index] == [
+        ("ir", "docs"),
+        ("ir", "news"),
+        ("ir", "mean"),
+        ("sts", "words"),
+        ("sts", "mean"),
+    ]
+
+    def by_seed(place, score):
+        return np.array(
+            [score(measured["a", s][place]) - score(measured["b", s][place]) for s in (0, 1)]
+        )
+
+    def mean(scores):
+        return scores.values.mean()
+
+    def correlation(scores):
+        return stats.spearmanr(scores.values, scores.gold).statistic
+
+    docs, news, words = by_seed(0, mean), by_seed(1, mean), by_seed(2, correlation)
+    for at, expected in {
+        ("ir", "docs"): docs,
+        ("ir", "mean"): (docs + news) / 2,
+        ("sts", "words"): words,
+        ("sts", "mean"): words,
+    }.items():
+        row = rows.loc[at]
+        assert row["difference"] == pytest.approx(expected.mean())
+        interval = stats.ttest_1samp(expected, 0).confidence_interval()
+        assert (row["seeds_low"], row["seeds_high"]) == pytest.approx(tuple(interval))
+        assert row["low"] < row["difference"] < row["high"]
+        assert row["seeds"] == 2
+    assert rows["n"].tolist() == [40, 3, 43, 40, 40]
+
+
+def test_means_are_resampled_within_each_test_set():
+    measured = runs(seeds=1)
+    ir = [s for s in resample(measured, resamples=4000) if s.task == "ir"]
+    one, other = (s.by_run["a", 0][1:] for s in ir)
+    assert abs(np.corrcoef(one, other)[0, 1]) < 0.05
+    row = compare(ir, IR).set_index("dataset").loc["mean"]
+    spread = [np.std(s.by_run["a", 0][1:] - s.by_run["b", 0][1:]) for s in ir]
+    expected = 2 * 1.96 * np.sqrt(np.square(spread).sum()) / 2
+    assert row["high"] - row["low"] == pytest.approx(expected, rel=0.05)
+
+
+def test_models_that_change_places_change_the_sign():
+    sets = resample(runs(a=0.1), resamples=300)
+    there, back = compare(sets, BOTH), compare(sets, SWAPPED)
+    np.testing.assert_allclose(there["difference"], -back["difference"])
+    np.testing.assert_allclose(
+        there[["low", "seeds_low"]], -back[["high", "seeds_high"]].to_numpy()
+    )
+    np.testing.assert_array_equal(there[["p", "p_holm"]], back[["p", "p_holm"]])
+
+
+def test_order_of_texts_and_increasing_maps_of_cosines_change_no_score():
+    generator = np.random.default_rng(6)
+    values, gold = generator.normal(size=(2, 25)), generator.integers(0, 4, 25)
+    drawn = bootstrap_scores(values, gold, resamples=30)
+    np.testing.assert_allclose(drawn, bootstrap_scores(np.exp(values), gold, resamples=30))
+    order = generator.permutation(25)
+    again = bootstrap_scores(values[:, order], gold[order], resamples=30)
+    np.testing.assert_allclose(drawn[:, 0], again[:, 0])
+
+
+def test_the_base_stands_against_each_seed_and_no_trained_model_of_one_seed_does():
+    measured = runs(seeds=3)
+    for seed in (1, 2):
+        del measured["b", seed]
+    with pytest.raises(ComparisonError, match=r"with the same seeds, found .*'b': \[0\]"):
+        compare(resample(measured, resamples=50), IR)
+    measured["base", 0] = measured.pop(("b", 0))
+    against = {"c": [Comparison("a", "base", "ir")]}
+    row = compare(resample(measured, resamples=50), against).iloc[0]
+    score = {run: scores[0].values.mean() for run, scores in measured.items()}
+    each = [score["a", seed] - score["base", 0] for seed in range(3)]
+    assert row["seeds"] == 3
+    assert row["difference"] == pytest.approx(np.mean(each))
+    assert row["seeds_high"] == pytest.approx(t_interval(each)[1])
+
+
+def test_equal_models_differ_by_nothing():
+    measured = runs(seeds=1)
+    measured["b", 0] = measured["a", 0]
+    row = compare(resample(measured, resamples=50), IR).iloc[0]
+    assert (row["difference"], row["low"], row["high"], row["p"]) == (0, 0, 0, 1)
+
+
+def test_one_seed_says_nothing_about_others():
+    assert t_interval([0.3]) == (-np.inf, np.inf)
+
+
+def test_p_tests_the_bound_and_agrees_with_the_interval():
+    drawn = np.linspace(-0.1, 0.9, 9999)
+    assert bootstrap_p(drawn) == pytest.approx(0.2, abs=1e-3)
+    assert bootstrap_p(drawn, -0.2) == 2 / 10_000
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    for bound in (low, high):
+        assert bootstrap_p(drawn, bound) == pytest.approx(0.05, abs=1e-3)
+    assert bootstrap_p(-drawn) == bootstrap_p(drawn)
+    comparison = {"c": [Comparison("a", "b", "ir", 0.1)]}
+    sets = resample(runs(seeds=1), resamples=999)
+    drawn = np.mean([s.by_run["a", 0] - s.by_run["b", 0] for s in sets[:2]], axis=0)[1:]
+    row = compare(sets, comparison).set_index("dataset").loc["mean"]
+    assert row["p"] == bootstrap_p(drawn, 0.1) != bootstrap_p(drawn)
+
+
+def test_holm_by_his_own_words():
+    """Reject the least p under alpha / m, the next under alpha / (m - 1), ... until one fails."""
+    generator = np.random.default_rng(7)
+    for _ in range(50):
+        p = generator.random(6) ** 3
+        alpha = generator.random()
+        rejected = np.zeros(6, dtype=bool)
+        for step, i in enumerate(np.argsort(p)):
+            if p[i] > alpha / (6 - step):
+                break
+            rejected[i] = True
+        np.testing.assert_array_equal(holm(p) <= alpha, rejected)
+    assert holm([0.01, 0.04, 0.03]).tolist() == pytest.approx([0.03, 0.06, 0.06])
+
+
+def test_means_and_single_sets_are_families_of_their_own():
+    rows = compare(resample(runs(a=0.1), resamples=200), BOTH)
+    for _, family in rows.groupby(rows["dataset"] == "mean"):
+        np.testing.assert_array_equal(family["p_holm"], holm(family["p"]))
+
+
+def test_runs_on_different_texts_are_refused():
+    measured = runs(seeds=1)
+    measured["b", 0] = one_run(1, texts=41)
+    with pytest.raises(ComparisonError, match=r"texts of \('a', 0\) in 'docs' for \('b', 0\)"):
+        resample(measured)
+    measured["b", 0] = measured["a", 0][:2]
+    with pytest.raises(ComparisonError, match=r"the 3 test sets of .* found 2"):
+        resample(measured)
+
+
+def test_runs_with_different_gold_scores_are_refused():
+    measured = runs(seeds=1)
+    words = measured["b", 0][2]
+    other = TextScores("sts", "words", words.texts, words.values, 1 - words.gold)
+    measured["b", 0] = [*measured["b", 0][:2], other]
+    with pytest.raises(ComparisonError, match="others in 'words'"):
+        resample(measured)
+
+
+def test_queries_searched_in_other_passages_are_refused():
+    measured = runs(seeds=1)
+    docs = measured["b", 0][0]
+    measured["b", 0] = [dataclasses.replace(docs, among=[["other"], []]), *measured["b", 0][1:]]
+    with pytest.raises(ComparisonError, match=f"others in '{docs.dataset}'"):
+        resample(measured)
+
+
+@pytest.mark.filterwarnings("ignore:The BCa")  # SciPy meets it first
+def test_a_resample_without_correlation_is_refused():
+    measured = {
+        ("a", 0): [TextScores("sts", "s", list("ab"), np.array([0.1, 0.2]), np.array([0, 1]))]
+    }
+    with pytest.raises(ComparisonError, match="s: expected similarities and gold scores that dif"):
+        resample(measured)
+
+
+def test_models_without_common_seeds_and_tasks_without_sets_are_refused():
+    measured = runs(seeds=3)
+    del measured["b", 2]
+    sets = resample(measured, resamples=20)
+    with pytest.raises(ComparisonError, match=r"same seeds.*'a': \[0, 1, 2\], 'b': \[0, 1\]"):
+        compare(sets, IR)
+    with pytest.raises(ComparisonError, match=r"'x': \[\]"):
+        compare(sets, {"c": [Comparison("a", "x", "ir")]})
+    with pytest.raises(ComparisonError, match="test set of task 'sts', found none"):
+        compare(sets[:2], {"c": [Comparison("a", "a", "sts")]})
+
+
+def test_resamples_without_a_value_give_no_p():
+    with pytest.raises(ComparisonError, match="found NaN in 1 of 3 resamples"):
+        bootstrap_p([0.1, float("nan"), 0.2])
+
+
+@pytest.mark.parametrize(
+    ("values", "gold"),
+    [
+        ([0.1, 0.2], None),
+        ([[0.1]], None),
+        ([[0.1, 0.2]], [1, 2, 3]),
+        ([[0.1, np.nan]], None),
+        ([[0.1, 0.2]], [1, np.inf]),
+    ],
+)
+def test_values_without_a_score_are_refused(values, gold):
+    with pytest.raises(ComparisonError, match="expected"):
+        bootstrap_scores(values, gold, resamples=9)
+
+
+def test_nothing_to_compare_is_refused():
+    with pytest.raises(ComparisonError, match="at least one run, found none"):
+        resample({})
+    with pytest.raises(ComparisonError, match="at least one comparison, found none"):
+        compare([], {"claim": []})

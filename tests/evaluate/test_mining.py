@@ -1,0 +1,188 @@
+"""Mined negatives, with encoders whose vectors are given, and with a tiny real one."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from codiemb_lib.core.preset import EncoderSettings
+from codiemb_lib.data.records import Record
+from codiemb_lib.evaluate.mining import MiningError, mine
+from codiemb_lib.model.store import Embedder
+
+
+class ByAngle:
+    """Encodes a text as a point of the unit circle: its last word in degrees, plus the prompt."""
+
+    def __init__(self):
+        self.calls = []
+
+    def embed(self, texts, *, prompt="", progress=False):
+        self.calls.append((list(texts), prompt))
+        angles = np.radians([float(text.split()[-1]) + float(prompt or 0) for text in texts])
+        return np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
+
+
+def ir(query, *positives, negatives=(), **fields):
+    return Record("ir", query, positives, negatives, **fields)
+
+
+def corpus(*degrees):
+    return [f"passage at {angle}" for angle in degrees]
+
+
+def mined(record, *rest, corpus=(), margin=0.0, **options):
+    return list(
+        mine(ByAngle(), [record, *rest], corpus=corpus, margin=margin, **options)[0].negatives
+    )
+
+
+def test_the_most_similar_passages_come_first():
+    found = mined(ir("q 0", "p 5"), corpus=corpus(80, 20, 60, 30, 40), negatives=3)
+    assert found == corpus(20, 30, 40)
+
+
+def test_the_margin_is_kept_from_the_positive():
+    positive, margin = math.cos(math.radians(20)), 0.1
+    bound = math.degrees(math.acos(positive - margin))
+    near, far = corpus(bound - 0.1, bound + 0.1)
+    assert mined(ir("q 0", "p 20"), corpus=[near, far], margin=margin) == [far]
+    assert mined(ir("q 0", "p 20"), corpus=[near, far], margin=0) == [near, far]
+
+
+def test_of_several_positives_the_least_similar_one_counts():
+    record = ir("q 0", "p 10", "p 50", "p 20")
+    assert mined(record, corpus=corpus(15, 40, 49, 51, 60)) == corpus(51, 60)
+
+
+def test_another_wording_of_the_positive_is_no_negative():
+    record = ir("q 0", "p 30")
+    assert mined(record, corpus=["other 30", "far 60"], margin=0.05) == ["far 60"]
+
+
+def test_no_positive_of_any_record_with_the_same_query_is_a_negative():
+    first, second = ir("q 0", "p 10"), ir("q 0", "p 40", "p 50")
+    other = ir("r 0", "p 60")
+    assert mined(first, second, other, corpus=corpus(70)) == ["p 60", "passage at 70"]
+
+
+def test_the_query_is_no_negative_even_where_the_prompt_parts_it_from_itself():
+    found = mined(ir("q 0", "p -40"), corpus=["q 0", *corpus(20)], passage_prompt="50")
+    assert found == corpus(20)
+
+
+def test_candidates_are_the_passages_of_all_records_and_of_the_corpus():
+    record = ir("q 0", "p 5", negatives=("old 30",), negative_scores=(0.5,))
+    other = ir("r 90", "p 80", negatives=("old 40", "old 50"))
+    found = mine(ByAngle(), [record, other], corpus=["new 60"], margin=0, negatives=9)
+    assert found[0].negatives == ("old 30", "old 40", "old 50", "new 60", "p 80")
+    assert found[1].negatives == ("new 60", "old 50", "old 40", "old 30", "p 5")
+
+
+def test_former_negatives_go_and_everything_else_stays():
+    record = ir(
+        "q 0",
+        "p 5",
+        "p 6",
+        negatives=("old 30",),
+        positive_scores=(0.9, 0.8),
+        negative_scores=(0.5,),
+        dataset="name",
+        id="7",
+    )
+    (found,) = mine(ByAngle(), [record], corpus=corpus(20, 25), negatives=2)
+    assert found == replace(record, negatives=tuple(corpus(20, 25)), negative_scores=())
+
+
+def test_a_record_with_too_few_candidates_gets_what_there_is():
+    assert mined(ir("q 0", "p 30"), corpus=corpus(10, 20, 40)) == corpus(40)
+    assert mined(ir("q 0", "p 30")) == []
+
+
+def test_depth_counts_what_is_left_out_too():
+    record = ir("q 0", "p 10")
+    assert mined(record, corpus=corpus(5, 20, 30, 40), negatives=2, depth=3) == corpus(20)
+
+
+def test_equal_similarities_stand_in_the_order_of_the_input():
+    record = ir("q 0", "p 10", negatives=("d 40", "b 40"))
+    assert mined(record, corpus=["c 40", "b 40", "a 40"]) == ["d 40", "b 40", "c 40", "a 40"]
+
+
+def test_every_text_is_encoded_once_with_its_side_s_prompt():
+    encoder = ByAngle()
+    records = [ir("q 0", "p 10"), ir("q 0", "p 20"), ir("r 0", "p 10", negatives=("q 0",))]
+    mine(encoder, records, corpus=["p 20"], query_prompt="5", passage_prompt="9")
+    assert encoder.calls == [
+        (["q 0", "r 0"], "5"),
+        (["p 10", "p 20", "q 0"], "9"),
+    ]
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.lists(
+        st.tuples(
+            st.integers(0, 5),
+            st.lists(st.integers(0, 30), min_size=1, max_size=3, unique=True),
+        ),
+        min_size=1,
+        max_size=12,
+    ),
+    st.sampled_from([0.003, 0.05, 0.45]),
+    st.integers(1, 5),
+)
+def test_against_every_candidate_looked_at_in_turn(drawn, margin, negatives):
+    records = [ir(f"{q * 15}", *(f"p {p * 6}" for p in ps)) for q, ps in drawn]
+    texts = list(dict.fromkeys(p for record in records for p in record.positives))
+    embed = ByAngle().embed
+
+    def cosine(a, b):
+        return (embed([a]) @ embed([b]).T).item()
+
+    found = mine(ByAngle(), records, margin=margin, negatives=negatives)
+    for record, actual in zip(records, found, strict=True):
+        ceiling = min(cosine(record.query, p) for p in record.positives) - margin
+        relevant = {p for other in records if other.query == record.query for p in other.positives}
+        allowed = {
+            t: cosine(record.query, t)
+            for t in texts
+            if t not in relevant and cosine(record.query, t) <= ceiling
+        }
+        hardest = sorted(allowed.values(), reverse=True)[:negatives]
+        assert [allowed[t] for t in actual.negatives] == pytest.approx(hardest, abs=1e-6)
+
+
+def test_a_real_encoder_twice(make_encoder, tmp_path):
+    encoder = Embedder(EncoderSettings(name=str(make_encoder().save(tmp_path / "model"))))
+    words = ["the old cat", "a fast car", "red bus", "blue dog", "the new car", "slow bus"]
+    records = [ir(f"find {text}", text) for text in words]
+    # A random encoder ranks its positives anywhere: the widest ceiling that margins allow is 0.
+    first = mine(encoder, records, margin=0, negatives=2)
+    assert first == mine(encoder, records, margin=0, negatives=2)
+    assert any(record.negatives for record in first)
+
+
+@pytest.mark.parametrize(
+    ("records", "options", "message"),
+    [
+        ([], {}, "at least one record"),
+        ([ir("q 0", "p 1"), Record("sts", "a 0", ("b 0",), (), (0.5,))], {}, "'sts' in record 1"),
+        ([ir("q 0", "p 1")], {"corpus": ["p 2", " "]}, "blank text at place 1"),
+        ([ir("q 0", "p 1")], {"negatives": 0}, "found 0 and 100"),
+        ([ir("q 0", "p 1")], {"depth": 3}, "found 4 and 3"),
+        ([ir("q 0", "p 1")], {"margin": -0.1}, "found -0.1"),
+        ([ir("q 0", "p 1")], {"margin": 5}, "found 5"),
+        ([ir("q 0", "p 1")], {"margin": math.nan}, "found nan"),
+    ],
+)
+def test_what_cannot_be_mined_is_refused_before_encoding(records, options, message):
+    encoder = ByAngle()
+    with pytest.raises(MiningError, match=message):
+        mine(encoder, records, **options)
+    assert not encoder.calls

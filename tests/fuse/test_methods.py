@@ -1,0 +1,688 @@
+"""Fusion: its algebra, its weights against loops, and its refusals."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from codiemb_lib.core.words import layer_of
+from codiemb_lib.fuse import methods as fusion
+from codiemb_lib.fuse.methods import (
+    GRANULARITIES,
+    METHODS,
+    WEIGHTINGS,
+    delta_guided_weights,
+    delta_norms,
+    fuse,
+)
+from codiemb_lib.fuse.tensors import FusionError
+from tests.made_up import shown
+
+SHAPES = {
+    "embeddings.word_embeddings.weight": (5, 3),
+    "encoder.layer.0.dense.weight": (3, 3),
+    "encoder.layer.0.dense.bias": (3,),
+    "encoder.layer.1.dense.weight": (3, 3),
+    "pooler.scale": (),
+}
+
+
+def make_model(seed, base=None, size=1.0, dtype=torch.float64):
+    """A random model, or a random walk of step `size` away from `base`."""
+    generator = torch.Generator().manual_seed(seed)
+    model = {
+        name: size * torch.randn(shape, generator=generator, dtype=dtype)
+        for name, shape in SHAPES.items()
+    }
+    return model if base is None else {name: base[name] + model[name] for name in SHAPES}
+
+
+BASE = make_model(0)
+CHECKPOINTS = [make_model(j, BASE, size=0.1 * j) for j in (1, 2, 3)]
+DELTA_OPTIONS = [
+    {"granularity": granularity, "weighting": weighting, option: value}
+    for granularity in GRANULARITIES
+    for weighting, option, values in (
+        ("power", "power", (-1.0, 0.0, 1.0, 2.0)),
+        ("softmax", "temperature", (-0.5, 1.0)),
+    )
+    for value in values
+]
+
+
+def score_of(model):
+    """Made up: how near a model is to a point beside the checkpoints."""
+    return -sum(
+        (model[name] - CHECKPOINTS[0][name] - 0.02).square().sum().item() for name in SHAPES
+    )
+
+
+# What is asked of every method, and which methods rightly differ: a laid-down order of the models
+# (weights, random numbers, the ends of an arc), sums instead of means, entries left out.
+EVERY_METHOD = [
+    *DELTA_OPTIONS,
+    {"method": "uniform"},
+    {"method": "linear", "weights": [1, 2, 3]},
+    {"method": "greedy", "score": score_of},
+    {"method": "task_arithmetic"},
+    {"method": "task_arithmetic", "weights": [0.5, 0.25, 1]},
+    {"method": "ties"},
+    {"method": "ties", "density": 1.0, "weights": [1, 2, 3]},
+    {"method": "dare", "density": 0.5},
+    {"method": "slerp", "t": 0.3},
+    {"method": "model_stock"},
+]
+DIFFERS = {
+    "permuted": {"dare", "slerp"},
+    "alone": {"dare", "slerp", "model_stock", "ties trimmed"},
+    "equal": {"dare", "task_arithmetic", "ties trimmed"},
+}
+
+
+def name_of(options):
+    trimmed = " trimmed" if options.get("method") == "ties" and "density" not in options else ""
+    return options.get("method", "delta") + trimmed
+
+
+def every_method(but=None):
+    chosen = [o for o in EVERY_METHOD if name_of(o) not in DIFFERS.get(but, ())]
+    return pytest.mark.parametrize("options", chosen, ids=shown)
+
+
+def fuse_some(checkpoints, options, **more):
+    """Fuse as many checkpoints as a method takes."""
+    count = 2 if options.get("method") == "slerp" else len(checkpoints)
+    options = options | more
+    if "weights" in options:
+        options = options | {"weights": options["weights"][:count]}
+    return fuse(BASE, checkpoints[:count], **options)
+
+
+def assert_equal_models(actual, expected, **tolerance):
+    assert list(actual) == list(expected)
+    for name in expected:
+        torch.testing.assert_close(actual[name], expected[name], **tolerance)
+
+
+# Weights
+
+
+def slow_weights(group_of, power):
+    """Weights by group of names, from the formula, in Python floats."""
+    weights = {}
+    for group in {group_of(name) for name in SHAPES}:
+        norms = [
+            math.sqrt(
+                sum(
+                    ((checkpoint[name] - BASE[name]) ** 2).sum().item()
+                    for name in SHAPES
+                    if group_of(name) == group
+                )
+            )
+            for checkpoint in CHECKPOINTS
+        ]
+        total = sum(norm**power for norm in norms)
+        weights[group] = torch.tensor([norm**power / total for norm in norms], dtype=torch.float64)
+    return {name: weights[group_of(name)] for name in SHAPES}
+
+
+@pytest.mark.parametrize("power", [-1.0, 0.5, 1.0, 2.0])
+@pytest.mark.parametrize(
+    ("granularity", "group_of"),
+    [
+        ("model", lambda name: "all"),
+        ("layer", lambda name: name.split(".dense")[0]),
+        ("tensor", lambda name: name),
+    ],
+)
+def test_weights_follow_the_norm_of_their_group(granularity, group_of, power):
+    actual = delta_guided_weights(BASE, CHECKPOINTS, granularity=granularity, power=power)
+    assert_equal_models(actual, slow_weights(group_of, power))
+
+
+def test_weights_by_element_follow_each_element():
+    name = "embeddings.word_embeddings.weight"
+    weights = delta_guided_weights(BASE, CHECKPOINTS, granularity="element", power=2.0)[name]
+    assert weights.shape == (3, 5, 3)
+    moved = [abs(checkpoint[name][4, 1] - BASE[name][4, 1]).item() for checkpoint in CHECKPOINTS]
+    expected = [v**2 / sum(u**2 for u in moved) for v in moved]
+    assert weights[:, 4, 1].tolist() == pytest.approx(expected)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    granularity=st.sampled_from(GRANULARITIES),
+    weighting=st.sampled_from(WEIGHTINGS),
+    power=st.floats(-30, 30),
+    temperature=st.floats(-10, 10).filter(bool),
+    sizes=st.lists(st.sampled_from([0.0, 1e-6, 0.1, 1.0, 1e4]), min_size=1, max_size=4),
+)
+def test_weights_are_proportions_whatever_the_options(sizes, **options):
+    checkpoints = [make_model(j, BASE, size=size) for j, size in enumerate(sizes)]
+    for weights in delta_guided_weights(BASE, checkpoints, **options).values():
+        assert (weights >= 0).all()
+        torch.testing.assert_close(weights.sum(dim=0), torch.ones_like(weights[0]))
+
+
+def test_softmax_is_over_norms_in_units_of_their_mean():
+    name = "encoder.layer.0.dense.weight"
+    norms = delta_norms(BASE, CHECKPOINTS)[name].tolist()
+    powers = [math.exp(norm / (0.5 * sum(norms) / 3)) for norm in norms]
+    weights = delta_guided_weights(BASE, CHECKPOINTS, weighting="softmax", temperature=0.5)[name]
+    assert weights.tolist() == pytest.approx([power / sum(powers) for power in powers])
+
+
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+@pytest.mark.parametrize("power", [-1.0, 0.0, 1.0])
+def test_deltas_of_zero_get_equal_weights(granularity, power):
+    for weights in delta_guided_weights(
+        BASE, [BASE, BASE], granularity=granularity, power=power
+    ).values():
+        assert (weights == 0.5).all()
+
+
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+def test_who_did_not_move_takes_all_under_a_negative_power_and_nothing_under_a_positive(
+    granularity,
+):
+    ingredients = [CHECKPOINTS[0], BASE, CHECKPOINTS[1], BASE]
+    for power, still in ((-1.0, 0.5), (1.0, 0.0)):
+        for weights in delta_guided_weights(
+            BASE, ingredients, granularity=granularity, power=power
+        ).values():
+            assert (weights[[1, 3]] == still).all()
+            if power < 0:
+                assert (weights[[0, 2]] == 0).all()
+
+
+def test_delta_norms():
+    norms = delta_norms(BASE, CHECKPOINTS)
+    assert list(norms) == list(SHAPES)
+    for name in SHAPES:
+        expected = [float((checkpoint[name] - BASE[name]).norm()) for checkpoint in CHECKPOINTS]
+        assert norms[name].tolist() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "layer"),
+    [
+        ("embeddings.word_embeddings.weight", -1),
+        ("model.embed_tokens.weight", -1),
+        ("encoder.layer.11.attention.self.query.weight", 11),
+        ("layers.3.mlp.down_proj.weight", 3),
+        ("h.2.attn.c_proj.weight", 2),
+        ("model.layers.3.self_attn.q_proj.weight", 3),
+        ("roberta.encoder.layer.5.intermediate.dense.bias", 5),
+        ("roberta.embeddings.LayerNorm.weight", -1),
+        ("wte.weight", -1),
+        ("0.auto_model.encoder.layer.4.output.dense.bias", 4),
+        ("pooler.dense.weight", None),
+        ("norm.weight", None),
+        ("2_Dense/linear.weight", None),
+    ],
+)
+def test_layer_of(name, layer):
+    assert layer_of(name) == layer
+
+
+# Algebra of merging
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    options=st.sampled_from([o for o in EVERY_METHOD if name_of(o) not in DIFFERS["permuted"]]),
+    sizes=st.lists(st.sampled_from([0.0, 1e-3, 0.1, 3.0]), min_size=2, max_size=4),
+    data=st.data(),
+)
+def test_order_of_ingredients_does_not_matter(options, sizes, data):
+    count = len(sizes)
+    models = [make_model(j, BASE, size=size) for j, size in enumerate(sizes)]
+    order = data.draw(st.permutations(range(count)))
+    turned = dict(options)
+    if "weights" in options:  # they go with their models
+        options = options | {"weights": [*options["weights"], 1.5][:count]}
+        turned["weights"] = [options["weights"][j] for j in order]
+    expected = fuse(BASE, models, **options)
+    assert_equal_models(fuse(BASE, [models[j] for j in order], **turned), expected)
+
+
+@settings(max_examples=100, deadline=None)
+@given(options=st.sampled_from(DELTA_OPTIONS), seeds=st.lists(st.integers(1, 9), max_size=4))
+def test_a_mean_of_deltas_lies_among_its_ingredients(options, seeds):
+    models = [make_model(seed, BASE) for seed in (1, *seeds)]
+    merged = fuse(BASE, models, **options)
+    for name in SHAPES:
+        values = torch.stack([model[name] for model in models])
+        assert (merged[name] >= values.amin(dim=0) - 1e-9).all()
+        assert (merged[name] <= values.amax(dim=0) + 1e-9).all()
+
+
+@every_method(but="alone")
+def test_one_ingredient_is_itself(options):
+    if "weights" in options:
+        options = options | {"weights": [1.0]}
+    assert_equal_models(fuse(BASE, CHECKPOINTS[:1], **options), CHECKPOINTS[0])
+
+
+@every_method(but="equal")
+def test_equal_ingredients_are_themselves(options):
+    assert_equal_models(fuse_some(CHECKPOINTS[:1] * 3, options), CHECKPOINTS[0])
+
+
+@every_method()
+def test_zero_deltas_and_scale_zero_are_the_base(options):
+    assert_equal_models(fuse_some([BASE] * 3, options), BASE)
+    exactly = {"rtol": 0, "atol": 0}
+    assert_equal_models(fuse_some(CHECKPOINTS, options, scale=0.0), BASE, **exactly)
+
+
+@every_method()
+def test_scale_is_the_length_of_the_merged_delta(options):
+    whole = fuse_some(CHECKPOINTS, options)
+    half = fuse_some(CHECKPOINTS, options, scale=0.5)
+    assert_equal_models(half, {name: (BASE[name] + whole[name]) / 2 for name in SHAPES})
+
+
+@every_method()
+def test_kept_tensors_are_taken_as_they_are(options):
+    keep = {"embeddings.*": "base", "*.layer.1.*": 1, "encoder.*.weight": 0}
+    merged = fuse_some(CHECKPOINTS, options, keep=keep, scale=0.5)
+    exactly = {"rtol": 0, "atol": 0}
+    for name, source in {
+        "embeddings.word_embeddings.weight": BASE,
+        "encoder.layer.0.dense.weight": CHECKPOINTS[0],
+        "encoder.layer.1.dense.weight": CHECKPOINTS[1],  # the first pattern that fits
+    }.items():
+        torch.testing.assert_close(merged[name], source[name], **exactly)
+    others = ["encoder.layer.0.dense.bias", "pooler.scale"]
+    if options.get("method") != "greedy":  # whose score sees the whole model
+        small_base, *small = ({name: m[name] for name in others} for m in (BASE, *CHECKPOINTS))
+        count = 2 if options.get("method") == "slerp" else 3
+        expected = fuse(small_base, small[:count], scale=0.5, **options)
+        assert_equal_models({name: merged[name] for name in others}, expected)
+
+
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+@pytest.mark.parametrize("temperature", [1e9, -1e9])
+def test_a_hot_softmax_is_the_soup(granularity, temperature):
+    options = {"weighting": "softmax", "granularity": granularity, "temperature": temperature}
+    soup = fuse(BASE, CHECKPOINTS, method="uniform")
+    assert_equal_models(fuse(BASE, CHECKPOINTS, **options), soup)
+
+
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+def test_power_zero_is_the_soup(granularity):
+    soup = fuse(BASE, CHECKPOINTS, method="uniform")
+    assert_equal_models(soup, {n: sum(c[n] for c in CHECKPOINTS) / 3 for n in SHAPES})
+    assert_equal_models(fuse(BASE, CHECKPOINTS, granularity=granularity, power=0.0), soup)
+
+
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+def test_merge_is_base_plus_scaled_weighted_deltas(granularity):
+    weights = delta_guided_weights(BASE, CHECKPOINTS, granularity=granularity, power=2.0)
+    expected = {
+        name: BASE[name]
+        + 0.7
+        * sum(w * (c[name] - BASE[name]) for w, c in zip(weights[name], CHECKPOINTS, strict=True))
+        for name in SHAPES
+    }
+    options = {"granularity": granularity, "power": 2.0, "scale": 0.7}
+    assert_equal_models(fuse(BASE, CHECKPOINTS, **options), expected)
+
+
+def test_a_new_method_is_one_function(monkeypatch):
+    monkeypatch.setitem(METHODS, "first", lambda base, models: models[0])
+    assert_equal_models(fuse(BASE, CHECKPOINTS, method="first"), CHECKPOINTS[0])
+
+
+# Types
+
+
+# Each method against its paper, in loops over numbers
+
+
+def slow_ties(base, values, density, weights):
+    """Trim, elect, disjoint mean: arXiv 2306.01708, algorithm 1, for one tensor as a list."""
+    trimmed = []
+    for row in values:
+        deltas = [value - start for value, start in zip(row, base, strict=True)]
+        count = max(1, int(density * len(deltas)))
+        least = sorted(map(abs, deltas), reverse=True)[count - 1]
+        trimmed.append([d if abs(d) >= least else 0.0 for d in deltas])
+    merged = []
+    for start, column in zip(base, zip(*trimmed, strict=True), strict=True):
+        elected = sum(w * d for w, d in zip(weights, column, strict=True))
+        agree = [(w, d) for w, d in zip(weights, column, strict=True) if d * elected > 0]
+        total = sum(w for w, _ in agree)
+        merged.append(start + (sum(w * d for w, d in agree) / total if total else 0.0))
+    return merged
+
+
+def slow_slerp(first, second, t):
+    cosine = sum(a * b for a, b in zip(first, second, strict=True))
+    cosine /= math.hypot(*first) * math.hypot(*second)
+    if abs(cosine) > 0.9995:
+        return [(1 - t) * a + t * b for a, b in zip(first, second, strict=True)]
+    angle = math.acos(cosine)
+    left, right = math.sin((1 - t) * angle), math.sin(t * angle)
+    return [(left * a + right * b) / math.sin(angle) for a, b in zip(first, second, strict=True)]
+
+
+def slow_model_stock(base, values):
+    """arXiv 2403.19522: the ratio t from the mean angle between the models, seen from the base."""
+    deltas = [[v - start for v, start in zip(row, base, strict=True)] for row in values]
+    count, cosines = len(values), []
+    for i in range(count):
+        for j in range(i):
+            product = sum(a * b for a, b in zip(deltas[i], deltas[j], strict=True))
+            cosines.append(product / (math.hypot(*deltas[i]) * math.hypot(*deltas[j])))
+    cosine = sum(cosines) / len(cosines)
+    t = count * cosine / ((count - 1) * cosine + 1)
+    means = [sum(column) / count for column in zip(*values, strict=True)]
+    return [t * mean + (1 - t) * start for mean, start in zip(means, base, strict=True)]
+
+
+@pytest.fixture(params=[4, 1 << 17], ids=["many blocks", "one block"])
+def blocks(request, monkeypatch):
+    """Tensors are gone through in one block, or in several."""
+    monkeypatch.setattr(fusion, "_BLOCK", request.param)
+
+
+@pytest.mark.usefixtures("blocks")
+@pytest.mark.parametrize(
+    ("options", "slow"),
+    [
+        ({"method": "ties"}, lambda b, v: slow_ties(b, v, 0.2, [1, 1, 1])),
+        ({"method": "ties", "density": 0.7}, lambda b, v: slow_ties(b, v, 0.7, [1, 1, 1])),
+        (
+            {"method": "ties", "density": 1.0, "weights": [0, 2, 0.5]},
+            lambda b, v: slow_ties(b, v, 1.0, [0, 2, 0.5]),
+        ),
+        ({"method": "model_stock"}, slow_model_stock),
+        (
+            {"method": "linear", "weights": [3, -1, 2]},
+            lambda b, v: [(3 * x - y + 2 * z) / 4 for x, y, z in zip(*v, strict=True)],
+        ),
+        (
+            {"method": "task_arithmetic", "weights": [3, -1, 2]},
+            lambda b, v: [
+                s + 3 * (x - s) - (y - s) + 2 * (z - s) for s, x, y, z in zip(b, *v, strict=True)
+            ],
+        ),
+        ({"method": "slerp", "t": 0.3}, lambda b, v: slow_slerp(v[0], v[1], 0.3)),
+    ],
+    ids=shown,
+)
+@pytest.mark.parametrize("size", [0.1, 3.0])
+def test_methods_are_what_their_papers_say(options, slow, size):
+    checkpoints = [make_model(j, BASE, size=size) for j in (1, 2, 3)]
+    checkpoints = checkpoints[: 2 if options["method"] == "slerp" else 3]
+    merged = fuse(BASE, checkpoints, **options)
+    for name, shape in SHAPES.items():
+        values = [checkpoint[name].reshape(-1).tolist() for checkpoint in checkpoints]
+        expected = torch.tensor(slow(BASE[name].reshape(-1).tolist(), values), dtype=torch.float64)
+        torch.testing.assert_close(merged[name], expected.view(shape))
+
+
+@pytest.mark.usefixtures("blocks")
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+def test_blocks_change_no_weight(granularity, monkeypatch):
+    options = {"granularity": granularity, "weighting": "softmax"}
+    actual = delta_guided_weights(BASE, CHECKPOINTS, **options)
+    monkeypatch.setattr(fusion, "_BLOCK", 1 << 20)
+    assert_equal_models(actual, delta_guided_weights(BASE, CHECKPOINTS, **options))
+
+
+def test_ties_keeps_all_that_equal_the_last_kept_and_elects_no_sign_from_a_draw():
+    base = {"x": torch.zeros(6)}
+    models = [
+        {"x": torch.tensor([1.0, -1, 1, 0, 0, 0])},
+        {"x": torch.tensor([1.0, 1, -2, 0, 0, 0])},
+    ]
+    merged = fuse(base, models, method="ties", density=2 / 6)["x"]
+    assert merged.tolist() == [1, 0, -2, 0, 0, 0]
+    delta = torch.randn(1000, generator=torch.Generator().manual_seed(0))
+    base, models = {"x": torch.zeros(1000)}, [{"x": delta}, {"x": -delta}]
+    for weights in ([1, 1], [0.3, 0.3], [1 / 3, 1 / 3]):
+        drawn = fuse(base, models, method="ties", density=1.0, weights=weights)["x"]
+        assert not drawn.any()  # w d - w d is zero, however it is rounded
+
+
+@pytest.mark.usefixtures("blocks")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=shown)
+@pytest.mark.parametrize(
+    "values",
+    [
+        torch.randn(1003, generator=torch.Generator().manual_seed(0)),
+        torch.zeros(1003),
+        torch.ones(1003),
+        torch.arange(1003) % 3 - 1,
+        torch.arange(1003.0) * (torch.arange(1003) % 10 == 0),  # mostly zeros
+        torch.arange(1003.0) * (torch.arange(1003) % 5 == 0),  # what the sample sees is unlike all
+        torch.arange(1003.0) * (torch.arange(1003) % 5 != 0),
+        torch.tensor([-2.0]),
+    ],
+    ids=["normal", "zeros", "ones", "three", "few", "sampled", "unsampled", "one"],
+)
+def test_the_kth_largest_magnitude_is_exact_whatever_a_sample_says(values, dtype, monkeypatch):
+    monkeypatch.setattr(fusion, "_SAMPLE", 200)  # every fifth number
+    values = values.to(dtype)
+    moves = fusion.Moves("x", {"x": torch.zeros_like(values)}, [{"x": values}])
+    ranked = values.abs().sort(descending=True).values
+    for k in {1, 2, len(values) // 5, len(values) // 2, len(values) - 1, len(values)} - {0}:
+        if k <= len(values):
+            assert fusion._kth_largest(moves, k) == ranked[k - 1]
+
+
+@pytest.mark.usefixtures("blocks")
+def test_dare_drops_at_random_without_bias():
+    base = {name: torch.zeros(1000, dtype=torch.float64) for name in "ab"}
+    models = [{name: torch.full((1000,), v, dtype=torch.float64) for name in "ab"} for v in (1, 3)]
+    runs = [fuse(base, models, method="dare", density=0.25, seed=seed) for seed in range(40)]
+    assert {*runs[0]["a"].tolist()} == {0, 2, 6, 8}  # none, one, the other, both of 4 v / 2
+    assert not torch.equal(runs[0]["a"], runs[0]["b"])
+    assert not torch.equal(runs[0]["a"], runs[1]["a"])
+    every = torch.cat([run["a"] for run in runs])
+    deviation = math.sqrt((1 + 9) / 4 * 0.75 / 0.25)  # of the mean of two scaled Bernoulli numbers
+    assert every.mean().item() == pytest.approx(2, abs=4 * deviation / math.sqrt(len(every)))
+
+
+def test_dare_does_not_depend_on_the_order_of_reading():
+    options = {"method": "dare", "density": 0.5, "seed": 3}
+    merged = fusion.merge(BASE, CHECKPOINTS, **options)
+    backwards = {name: merged[name] for name in reversed(SHAPES)}
+    for name, tensor in fuse(BASE, CHECKPOINTS, **options).items():
+        assert torch.equal(tensor, backwards[name])
+
+
+def test_slerp_of_two_directions_keeps_the_length_and_halves_the_angle():
+    models = [{"x": torch.tensor([1.0, 0.0])}, {"x": torch.tensor([0.0, 1.0])}]
+    base = {"x": torch.zeros(2)}
+    assert fuse(base, models, method="slerp")["x"].tolist() == pytest.approx([0.5**0.5] * 2)
+    assert fuse(base, models, method="slerp", t=0.0)["x"].tolist() == pytest.approx([1, 0])
+    nearly = [models[0], {"x": torch.tensor([2.0, 0.001])}]
+    assert fuse(base, nearly, method="slerp")["x"].tolist() == pytest.approx([1.5, 0.0005])
+    with pytest.raises(FusionError, match="exactly two models, found 3"):
+        fuse(BASE, CHECKPOINTS, method="slerp")
+
+
+def test_model_stock_where_no_angle_is_defined():
+    base = {"x": torch.zeros(2)}
+    opposite = [{"x": torch.tensor([1.0, 0.0])}, {"x": torch.tensor([-1.0, 0.0])}]
+    assert fuse(base, opposite, method="model_stock")["x"].tolist() == [0, 0]
+    one_still = [base, opposite[0]]
+    assert fuse(base, one_still, method="model_stock")["x"].tolist() == [0, 0]
+    equal = [opposite[0]] * 2
+    assert fuse(base, equal, method="model_stock")["x"].tolist() == [1, 0]
+    near = fuse(base, [{"x": m["x"] * 1e-4} for m in equal], method="model_stock", floor=1e-6)
+    assert 0 < near["x"][0] < 0.1e-4  # as mergekit has it
+    with pytest.raises(FusionError, match="two models or more, found one"):
+        fuse(BASE, CHECKPOINTS[:1], method="model_stock")
+
+
+def test_greedy_soup_keeps_whom_it_is_not_worse_for():
+    models = [{"x": torch.tensor([v])} for v in (4.0, 1.0, -8.0, -2.0)]
+    seen = []
+
+    def score(model):
+        seen.append(model["x"].item())
+        return -abs(model["x"].item())
+
+    soup = fusion.merge({"x": torch.zeros(1)}, models, method="greedy", score=score)
+    assert seen[:4] == [4, 1, -8, -2]
+    assert seen[4:] == [-0.5, 1, -3]  # 1 and -2; with 4 worse; so with -8
+    assert soup.kept == [1, 3]
+    assert soup["x"].item() == -0.5
+    with pytest.raises(FusionError, match="score: expected a number for every model, found NaN"):
+        fuse(BASE, CHECKPOINTS, method="greedy", score=lambda model: math.nan)
+    with pytest.raises(FusionError, match="greedy: expected the option 'score', found none"):
+        fuse(BASE, CHECKPOINTS, method="greedy")
+
+
+# Types, values, refusals
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_accumulates_in_float32(dtype):
+    # In half precision the mean of these would lose the small deltas on the way.
+    base = {"w": torch.zeros(1, dtype=dtype)}
+    values = [1024.0, *[1.0] * 15]
+    merged = fuse(base, [{"w": torch.full((1,), v, dtype=dtype)} for v in values], method="uniform")
+    assert merged["w"].dtype == dtype
+    assert merged["w"] == torch.tensor([sum(values) / 16]).to(dtype)
+
+
+def test_numbers_that_their_type_does_not_hold_are_refused():
+    base = {"w": torch.zeros(2, dtype=torch.float16)}
+    runs = [{"w": torch.full((2,), 40_000.0, dtype=torch.float16)}] * 2
+    assert fuse(base, runs, method="uniform")["w"].tolist() == [40_000.0, 40_000.0]
+    with pytest.raises(FusionError, match=r"w: .*float16 holds, found up to 8e\+04"):
+        fuse(base, runs, method="task_arithmetic")
+
+
+@pytest.mark.parametrize(
+    "options", [{"keep": {"*": "base"}}, {"scale": 0.5}, {"scale": 0}], ids=shown
+)
+def test_what_no_method_reads_must_be_finite_too(options):
+    base = {"w": torch.tensor([1.0, math.nan])}
+    with pytest.raises(FusionError, match="w: expected finite weights"):
+        fuse(base, [{"w": torch.ones(2)}], method="uniform", **options)
+
+
+@pytest.mark.parametrize("method", ["slerp", "model_stock", "ties", "delta"])
+def test_a_tensor_without_elements_is_merged(method):
+    base = {"w": torch.ones(0, 3)}
+    assert fuse(base, [base, base], method=method)["w"].shape == (0, 3)
+
+
+def test_the_type_is_that_of_the_first_checkpoint():
+    base = {"w": torch.zeros(2, dtype=torch.float16)}
+    assert fuse(base, [{"w": torch.ones(2)}])["w"].dtype == torch.float32
+
+
+def test_integer_tensors_are_copied_and_must_be_equal():
+    base, one, other = (
+        model | {"positions": torch.arange(4)} for model in (BASE, *CHECKPOINTS[:2])
+    )
+    merged = fuse(base, [one, other])
+    assert merged["positions"].tolist() == [0, 1, 2, 3]
+    assert "positions" not in delta_guided_weights(base, [one, other])
+    other["positions"] = torch.arange(4).flip(0)
+    with pytest.raises(ValueError, match=r"checkpoint 1: .* integers .* positions"):
+        fuse(base, [one, other])
+
+
+def test_ingredients_are_left_alone():
+    before = [{name: tensor.clone() for name, tensor in model.items()} for model in CHECKPOINTS]
+    for tensor in fuse(BASE, CHECKPOINTS).values():
+        tensor.zero_()
+    for model, copy in zip(CHECKPOINTS, before, strict=True):
+        assert_equal_models(model, copy, rtol=0, atol=0)
+
+
+# Refusals
+
+
+def test_other_names_and_shapes_are_listed():
+    wrong = dict(CHECKPOINTS[0])
+    del wrong["pooler.scale"]
+    wrong["encoder.layer.0.dense.bias"] = torch.zeros(4)
+    with pytest.raises(ValueError, match=r"checkpoint 1: .* 2 that differ") as caught:
+        fuse(BASE, [CHECKPOINTS[0], wrong])
+    assert "encoder.layer.0.dense.bias (floating [4] beside floating [3])" in str(caught.value)
+    assert "pooler.scale (missing beside floating [])" in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+def test_values_that_are_not_finite_are_named(value, granularity):
+    broken = {name: tensor.clone() for name, tensor in CHECKPOINTS[0].items()}
+    broken["encoder.layer.1.dense.weight"][0, 0] = value
+    with pytest.raises(ValueError, match=r"checkpoint 1: .* encoder\.layer\.1\.dense\.weight"):
+        fuse(BASE, [CHECKPOINTS[0], broken], granularity=granularity)
+    with pytest.raises(ValueError, match=r"base: .* encoder\.layer\.1\.dense\.weight"):
+        delta_norms(broken, CHECKPOINTS)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"method": "unifrom"}, "delta, uniform, .*, found 'unifrom'. Did you mean 'uniform'"),
+        ({"method": "???"}, "delta, uniform, .*, found '\\?\\?\\?'.$"),
+        ({"granularity": "tensors"}, "model, layer, tensor, element.*mean 'tensor'"),
+        ({"power": math.nan}, "power: expected a finite number"),
+        ({"scale": math.inf}, "scale: expected a finite number"),
+        ({"power": "1"}, "power: expected a finite number, found '1'"),
+        ({"weighting": "softmin"}, "one of power, softmax, found 'softmin'.*mean 'softmax'"),
+        ({"weighting": "softmax", "temperature": 0}, "temperature: expected .* other than zero"),
+        ({"method": "ties", "density": 1.1}, "density: expected a number above 0, at most 1"),
+        ({"method": "ties", "weights": [1, 1, -1]}, "expected none below zero"),
+        ({"method": "ties", "weights": [0, 0, 0]}, "and one above, found"),
+        ({"method": "ties", "weights": np.ones((3, 2))}, "weights: expected a list of finite"),
+        ({"method": "linear", "weights": np.ones(2)}, "expected one for each of 3 models"),
+        ({"scale": np.array([1.0, 2.0])}, "scale: expected a finite number"),
+        ({"method": "linear"}, "linear: expected the option 'weights'"),
+        ({"method": "linear", "weights": None}, "linear: expected the option 'weights'"),
+        ({"method": "linear", "weights": [1, 2]}, "expected one for each of 3 models"),
+        ({"method": "linear", "weights": [1, -1, 0]}, "expected a sum other than zero"),
+        ({"method": "dare", "seed": 0.5}, "seed: expected a whole number"),
+        ({"keep": {"*embedings*": "base"}}, "'embeddings.word_embeddings.weight'.*fits none"),
+        ({"keep": {"*": 3}}, "keep: expected 'base' or .* 0 to 2, found 3"),
+        ({"output": "somewhere"}, "returns a mapping when they are mappings"),
+    ],
+)
+def test_unusable_options_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        fuse(BASE, CHECKPOINTS, **options)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"method": "linear", "weights": np.array([0.5, 0.25, 0.25])},
+        {"method": "task_arithmetic", "weights": np.float32([0.5, 0.25, 0.25])},
+        {"method": "ties", "weights": np.array([1, 2, 1]), "density": np.float32(0.5)},
+        {"method": "dare", "seed": np.int64(3), "density": np.float64(0.5)},
+        {"method": "delta", "power": np.float32(2), "scale": np.array(0.5)},
+        {"method": "slerp", "t": np.float32(0.25)},
+    ],
+    ids=lambda options: options["method"],
+)
+def test_numbers_of_numpy_are_taken_as_those_of_python(options):
+    models = CHECKPOINTS[: 2 if options["method"] == "slerp" else 3]
+    plain = {n: v.tolist() if n != "method" else v for n, v in options.items()}
+    assert_equal_models(fuse(BASE, models, **options), fuse(BASE, models, **plain), rtol=0, atol=0)
+
+
+def test_unusable_lists_are_refused():
+    with pytest.raises(ValueError, match="one model or more, found none"):
+        fuse(BASE, [])
+    with pytest.raises(TypeError, match="found a single one"):
+        fuse(BASE, CHECKPOINTS[0])
+    with pytest.raises(ValueError, match=r"found 'powr'\. Did you mean 'power'"):
+        fuse(BASE, CHECKPOINTS, powr=2.0)
