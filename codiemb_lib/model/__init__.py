@@ -1,4 +1,9 @@
-"""Texts to unit vectors: the encoder, and a store of its embeddings."""
+"""Texts to unit vectors.
+
+`Encoder.load("minilm-l6")` finds a model's files and checks them (`loading`, `saved`). It cuts
+texts into tokens, packs these into forward passes (`tokens`, `blocks`), pools and scales.
+`Embedder` keeps its embeddings on disk. Models are saved as sentence-transformers folders.
+"""
 
 import lazy_loader
 
@@ -10,17 +15,9 @@ NUMERICS = 1
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "encoder": [
-            "Encoder",
-            "PACKAGED",
-            "Packing",
-            "Padded",
-            "TextTokenizer",
-            "forward_passes",
-            "locate",
-            "model_hash",
-            "packaged_folder",
-        ],
+        "encoder": ["Encoder"],
+        "loading": ["PACKAGED", "locate", "model_hash", "packaged_folder"],
         "store": ["Embedder"],
+        "tokens": ["Packing", "Padded", "TextTokenizer", "forward_passes"],
     },
 )

@@ -5,9 +5,9 @@ blocks, are rows of one matrix: layers that look at a token alone (projections, 
 take them all at once, as few large products, and attention goes block by block. So texts need not
 be padded to the length of the longest in the pass, nor passes be small to avoid it.
 
-On a CPU, dropout is a good part of a training step where products are fast: its random numbers are
-drawn one by one, and attention with dropout falls back to an unfused chain of operations. Here
-random bits come by the word, and attention has its gradient in closed form.
+On a CPU dropout is a good part of a training step: its random numbers are drawn one by one, and
+attention with dropout falls back to an unfused chain of operations. Here random bits come by the
+word, and attention has its gradient in closed form.
 """
 
 from __future__ import annotations
@@ -49,8 +49,6 @@ class Block(NamedTuple):
 def prepare(backbone: nn.Module) -> bool:
     """Let a backbone drop out cheaply, and take blocks if it is of an architecture that can.
 
-    A model with code of its own does not take them, even if it calls itself by such a name.
-
     On a GPU cuDNN's attention is switched off, in the whole process: it plans anew for each shape,
     which takes longer than a step, and texts bring new shapes all the time.
 
@@ -62,11 +60,19 @@ def prepare(backbone: nn.Module) -> bool:
     for module in backbone.modules():
         if type(module) is nn.Dropout:
             module.__class__ = Dropout
+    # A model with code of its own takes no blocks, even if it calls itself by such a name.
     of_transformers = type(backbone).__module__.startswith("transformers.models.")
     takes_blocks = of_transformers and backbone.config.model_type in ARCHITECTURES
     if takes_blocks:  # of this object alone: configurations are saved without it
         backbone.config._attn_implementation = _NAME
     return takes_blocks
+
+
+def first_position(backbone: nn.Module) -> int:
+    """The position of a text's first token: RoBERTa's lies behind that of the padding."""
+    table = getattr(getattr(backbone, "embeddings", None), "position_embeddings", None)
+    padding = getattr(table, "padding_idx", None)
+    return 0 if padding is None else padding + 1
 
 
 def keep_mask(

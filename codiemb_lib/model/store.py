@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,65 +13,55 @@ from tqdm.auto import tqdm
 
 from codiemb_lib.core import EncoderSettings, atomic_path, sha256_text, versions
 from codiemb_lib.model import NUMERICS
-from codiemb_lib.model.encoder import (
-    Encoder,
-    EncoderError,
-    check_texts,
-    locate,
-    model_hash,
-    saved_prompts,
-)
+from codiemb_lib.model.encoder import Encoder, check_texts
+from codiemb_lib.model.errors import EncoderError
+from codiemb_lib.model.loading import as_settings, locate, model_hash
+from codiemb_lib.model.saved import read_saved
 
 CHUNK = 16_384  # texts that are tokenised, encoded and kept together
-
-_TOKENS = {"cpu": 2048}  # of a forward pass
-_TOKENS_ELSEWHERE = 32_768
 
 
 class Embedder:
     """An encoder, loaded when a text is not in the store.
 
     Args:
-        settings: Which encoder; it runs on the accelerator, if there is one.
-        store: A folder for embeddings, or None. Its files are named after the content of the model,
-            the settings and the texts, so that nothing in it is ever out of date, and all of it may
-            be deleted at any time.
+        source: Which encoder, as `Encoder.load`; it runs on the accelerator, if there is one.
+        store: A folder for embeddings, or None. Its files are named after all that decides them, so
+            that nothing in it is ever out of date, and all of it may be deleted at any time.
 
     Attributes:
-        key: SHA-256 of all that decides a text's embedding, but for prompt and text: the model's
-            files, the settings, our code.
+        key: SHA-256 of the model's files, the settings and our code; prompt and texts come on top.
     """
 
-    def __init__(self, settings: EncoderSettings, store: str | Path | None = None):
-        self.settings = settings
-        self.model_hash = model_hash(settings)
+    def __init__(self, source: EncoderSettings | str | Path, store: str | Path | None = None):
+        self.settings = as_settings(source)
+        self.model_hash = model_hash(self.settings)
         self.key = sha256_text(
             self.model_hash,
-            settings.model_dump_json(exclude={"name", "revision", "lora"}),
+            self.settings.model_dump_json(exclude={"name", "revision", "lora"}),
             f"{NUMERICS} {versions()}",
         )
         self.store = Path(store) / self.key[:16] if store else None
 
     @cached_property
     def encoder(self) -> Encoder:
-        """The loaded encoder.
-
-        Raises:
-            EncoderError: As for `Encoder.load`.
-        """
+        """The loaded encoder."""
         loaded = Encoder.load(self.settings).eval()
         return loaded.to(torch.accelerator.current_accelerator(check_available=True) or "cpu")
 
     @cached_property
+    def _saved(self) -> dict[str, Any]:
+        return read_saved(locate(self.settings))
+
+    @property
     def prompts(self) -> dict[str, str]:
         """The named prompts of a sentence-transformers folder, without loading its weights."""
-        return saved_prompts(locate(self.settings))[0]
+        return self._saved["prompts"]
 
-    @cached_property
+    @property
     def default_prompt(self) -> str:
         """The prompt that such a folder has for texts without one; "" if it has none."""
-        prompts, default = saved_prompts(locate(self.settings))
-        return prompts.get(default, "")
+        return self.prompts.get(self._saved["default_prompt_name"], "")
 
     def embed(
         self, texts: Sequence[str], *, prompt: str | None = None, progress: bool = False
@@ -80,30 +71,28 @@ class Embedder:
         Beside the result, memory holds those of one chunk of texts, and its tokens.
 
         Raises:
-            EncoderError: There is nothing to encode, something is no text, the encoder cannot be
-                loaded, or a file of the store is damaged.
+            EncoderError: As `Encoder.load` and `encode`, or a file of the store is damaged.
         """
         check_texts(texts)
         prompt = self.default_prompt if prompt is None else prompt
-        distinct = list(dict.fromkeys(texts))
-        starts = range(0, max(1, len(distinct)), CHUNK)
+        rows: dict[str, int] = {}  # of distinct texts
+        places = [rows.setdefault(text, len(rows)) for text in texts]
+        distinct = list(rows)
+        starts = range(0, len(distinct), CHUNK)
         output = None
-        bar = tqdm(starts, desc="chunks", disable=not progress or len(starts) < 2, leave=False)
-        for start in bar:
+        quiet = not progress or len(starts) < 2
+        for start in tqdm(starts, desc="chunks", disable=quiet, leave=False):
             chunk = self._chunk(distinct[start : start + CHUNK], prompt, progress)
             if output is None:
                 output = np.empty((len(distinct), chunk.shape[1]), np.float32)
             output[start : start + CHUNK] = chunk
-        if len(distinct) == len(texts):
-            return output
-        row = {text: i for i, text in enumerate(distinct)}
-        return output[[row[text] for text in texts]]
+        return output if len(distinct) == len(texts) else output[places]
 
     def _chunk(self, texts: list[str], prompt: str, progress: bool) -> np.ndarray:
         file = self.store and self.store / f"{sha256_text(prompt, *texts)}.npy"
         if file and file.is_file():
             return _kept(file, len(texts))
-        tokens = _TOKENS.get(self.encoder.device.type, _TOKENS_ELSEWHERE)
+        tokens = 2048 if self.encoder.device.type == "cpu" else 32_768  # of a forward pass
         vectors = self.encoder.encode(
             texts, prompt=prompt, tokens_per_forward=tokens, progress=progress
         )

@@ -44,9 +44,9 @@ def measures_by_layer(
     smoothing, pooled = [], []
     for start in range(0, len(order), BATCH):
         block = encoder.tokenizer.pad([tokens[i] for i in order[start : start + BATCH]])
-        layers, mask = _states(encoder, block)
+        layers, mask = encoder.token_states(block)
         smoothing.append(over_smoothing_by_layer(layers, block.lengths))
-        pooled.append(torch.stack([encoder._pool(states, mask) for states in layers]).numpy())
+        pooled.append(torch.stack([encoder.pool(states, mask) for states in layers]).numpy())
     of_texts = OverSmoothing(*(np.concatenate(parts, 1) for parts in zip(*smoothing, strict=True)))
     sentences = np.concatenate(pooled, axis=1)  # (L, n, D)
     rows = []
@@ -60,18 +60,6 @@ def measures_by_layer(
         rows.append(("sentence", layer, "effective_rank", rank, np.nan, np.nan))
     columns = ["level", "layer", "measure", "value", "low", "high"]
     return pd.DataFrame(rows, columns=columns).assign(n=len(tokens))
-
-
-@torch.no_grad()
-def _states(encoder: Encoder, block) -> tuple[list[torch.Tensor], torch.Tensor]:
-    """Token states of each layer, (B, T, D), and which tokens count in pooling, (B, T)."""
-    ids, lengths, prompts = (torch.from_numpy(part).to(encoder.device) for part in block)
-    positions = torch.arange(ids.shape[1], device=ids.device)
-    mask = positions < lengths[:, None]
-    output = encoder.backbone(input_ids=ids, attention_mask=mask.long(), output_hidden_states=True)
-    if not encoder.include_prompt and encoder.pooling == "mean":
-        mask = mask & (positions >= prompts[:, None])
-    return [states.float().cpu() for states in output.hidden_states], mask.cpu()
 
 
 def _mean(values: np.ndarray, pairwise: bool = False) -> tuple[float, float, float]:

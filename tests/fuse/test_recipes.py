@@ -15,7 +15,7 @@ from codiemb_lib.fuse import recipes
 from codiemb_lib.fuse.methods import fuse
 from codiemb_lib.fuse.recipes import RecipeError, fuse_recipe, load_recipe
 from codiemb_lib.fuse.tensors import FusionError
-from codiemb_lib.model.encoder import Encoder, model_hash
+from codiemb_lib.model import Encoder, model_hash
 
 TEXTS = ["find the old red car", "a new blue bus"]
 

@@ -12,7 +12,9 @@ import torch
 
 from codiemb_lib.core.preset import EncoderSettings
 from codiemb_lib.model.blocks import Block, block_attention, keep_mask
-from codiemb_lib.model.encoder import Encoder, Packing, Tokens, forward_passes, model_hash
+from codiemb_lib.model.encoder import Encoder
+from codiemb_lib.model.loading import model_hash
+from codiemb_lib.model.tokens import Packing, Tokens, forward_passes
 from tests.conftest import ARCHITECTURES, tiny_architecture
 from tests.golden import check, summary
 

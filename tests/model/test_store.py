@@ -7,7 +7,8 @@ import pytest
 
 from codiemb_lib.core.preset import EncoderSettings
 from codiemb_lib.model import store as embeddings
-from codiemb_lib.model.encoder import Encoder, EncoderError
+from codiemb_lib.model.encoder import Encoder
+from codiemb_lib.model.errors import EncoderError
 from codiemb_lib.model.store import Embedder
 
 TEXTS = ["a cat", "the dog", "a cat", "red bus", "old car", "the dog", "new car is fast"]
@@ -109,11 +110,6 @@ def test_the_key_is_that_of_the_content(make_encoder, settings, tmp_path):
     assert Embedder(EncoderSettings(name=str(other))).key != key
     assert Embedder(settings.model_copy(update={"max_length": 8})).key != key
     assert Embedder(settings.model_copy(update={"pooling": "cls"})).key != key
-
-
-def test_nothing_to_encode_is_refused(settings):
-    with pytest.raises(EncoderError, match="found none"):
-        Embedder(settings).embed([])
 
 
 def test_prompts_are_read_without_the_weights(make_encoder, settings, monkeypatch, tmp_path):

@@ -7,7 +7,7 @@ import pytest
 
 from codiemb_lib.core.preset import DatasetSettings, ObjectiveSettings
 from codiemb_lib.data.records import Record
-from codiemb_lib.model.encoder import Packing
+from codiemb_lib.model.tokens import Packing
 from codiemb_lib.train import batches
 from codiemb_lib.train.batches import OptimizerSteps, make_batch, make_share
 from codiemb_lib.train.sampling import MixedTaskPlan, SingleTaskPlan, Step

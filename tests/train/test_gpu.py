@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from codiemb_lib.model.encoder import forward_passes
+from codiemb_lib.model.tokens import forward_passes
 from tests.train.test_step import assert_close, gradient, make
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU at hand")
