@@ -15,13 +15,7 @@ from tqdm.auto import tqdm
 from codiemb_lib.core import EncoderSettings, atomic_path, unknown
 from codiemb_lib.model.blocks import Block, first_position, prepare
 from codiemb_lib.model.errors import EncoderError, refuse
-from codiemb_lib.model.loading import (
-    as_settings,
-    locate,
-    quiet_transformers,
-    read_model,
-    without_adapters,
-)
+from codiemb_lib.model.loading import as_settings, locate, read_model, write_model
 from codiemb_lib.model.saved import POOLING_KEYS, read_saved, write_saved
 from codiemb_lib.model.tokens import Packing, Padded, TextTokenizer, forward_passes
 
@@ -211,8 +205,7 @@ class Encoder(nn.Module):
         Without a `prompt` the model's default one is taken, if it has one; "" is none.
 
         Raises:
-            EncoderError: There is nothing to encode, something is no text, or no room beside the
-                prompt.
+            EncoderError: There is nothing to encode, or something is no text.
         """
         check_texts(texts)
         if prompt is None:
@@ -250,10 +243,8 @@ class Encoder(nn.Module):
             f"{folder}: expected a new or an empty folder, or a model to replace, found "
             f"{found[:8]}. Choose another folder.",
         )
-        weights = without_adapters(self.backbone, weights or self.backbone.state_dict())
-        with atomic_path(folder) as temporary, quiet_transformers():
-            self.backbone.save_pretrained(temporary, state_dict=weights)
-            self.tokenizer.base.save_pretrained(temporary)
+        with atomic_path(folder) as temporary:
+            write_model(temporary, self.backbone, self.tokenizer.base, weights)
             write_saved(temporary, self)
         return folder
 

@@ -14,14 +14,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from codiemb_lib.core import (
-    EncoderSettings,
-    LoraSettings,
-    project_root,
-    sha256_file,
-    sha256_folder,
-    unknown,
-)
+from codiemb_lib.core import EncoderSettings, project_root, sha256_file, sha256_folder, unknown
 from codiemb_lib.model.errors import EncoderError, refuse
 from codiemb_lib.model.saved import LENGTH_FILE, PROMPTS_FILE, stated
 
@@ -115,7 +108,7 @@ def read_model(settings: EncoderSettings, folder: Path):
     )
     options = {"trust_remote_code": settings.trust_remote_code}
     try:
-        with quiet_transformers():
+        with _quiet_transformers():
             config = AutoConfig.from_pretrained(folder, **options)
             if settings.layers:
                 refuse(
@@ -136,10 +129,7 @@ def read_model(settings: EncoderSettings, folder: Path):
     except Exception as error:  # of the library, of Rust below it, of code that is the model's own
         remedy = "Copy or download its files again."
         if code and not settings.trust_remote_code:
-            remedy = (
-                "Read the code that comes with it; if you trust it, write `trust_remote_code: "
-                "true` and its `revision` into the preset."
-            )
+            remedy = "If you trust its code, set `trust_remote_code: true` and its `revision`."
         raise EncoderError(
             f"{folder}: expected a model that transformers {transformers.__version__} reads, found "
             f"{_cause(error)}. {remedy}"
@@ -200,7 +190,7 @@ def _looks_ahead(backbone: nn.Module) -> bool:
     return not torch.allclose(first[0], first[1], rtol=1e-4)
 
 
-def _add_adapters(backbone: nn.Module, settings: LoraSettings) -> None:
+def _add_adapters(backbone: nn.Module, settings) -> None:
     """Put LoRA's adapters beside linear layers; they alone train (Hu et al., 2106.09685)."""
     missing = util.find_spec("peft") is None
     refuse(missing, "lora: expected the package peft, found none. Run `pip install peft`.")
@@ -224,7 +214,15 @@ def _add_adapters(backbone: nn.Module, settings: LoraSettings) -> None:
     inject_adapter_in_model(config, backbone)
 
 
-def without_adapters(backbone: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def write_model(folder: Path, backbone, tokenizer, weights: Mapping[str, Tensor] | None) -> None:
+    """Write a model for transformers, with adapters added to the weights that they adapt."""
+    weights = _without_adapters(backbone, weights or backbone.state_dict())
+    with _quiet_transformers():
+        backbone.save_pretrained(folder, state_dict=weights)
+        tokenizer.save_pretrained(folder)
+
+
+def _without_adapters(backbone: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Weights as the backbone has them without adapters, which are added: W + alpha / rank B A.
 
     By hand, since peft merges the live weights of a module: here they stay as they are, and of
@@ -247,8 +245,8 @@ def _cause(error: Exception) -> str:
 
 
 @contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """No bars and reports of transformers: what they would tell is checked when a model is read."""
+def _quiet_transformers() -> Iterator[None]:
+    """No bars and reports of transformers: what they would tell, we check."""
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()

@@ -5,7 +5,6 @@ import json
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 from transformers import MambaConfig, MambaModel
 
@@ -67,14 +66,6 @@ def test_something_of_every_text_counts(make_architecture, architecture):
 
 
 @every_architecture
-def test_padding_changes_nothing(make_architecture, architecture):
-    encoder = make_architecture(architecture)
-    together = torch.cat(forward(encoder, TEXTS, middle=True), dim=1)
-    alone = [torch.cat(forward(encoder, [text], middle=True), dim=1) for text in TEXTS]
-    torch.testing.assert_close(together, torch.cat(alone), atol=1e-5, rtol=0)
-
-
-@every_architecture
 def test_the_gradient_reaches_every_layer(make_architecture, architecture):
     encoder = make_architecture(architecture).train()
     target = torch.randn(16, generator=torch.Generator().manual_seed(0))
@@ -117,9 +108,9 @@ def test_middle_is_at_half_depth(make_architecture, tmp_path, architecture, laye
     torch.testing.assert_close(encoder([tokens], middle=True)[1], expected)
 
 
-def first_states(model, folder, texts):
+def first_states(library, folder, texts):
     """State of the first token of each text, by the named library; (n, D)."""
-    if model == "ours":
+    if library == "ours":
         return load(folder, pooling="cls", max_length=32).encode(texts)
     model = SentenceTransformer(str(folder), device="cpu")
     model[1].pooling_mode = "cls"
@@ -127,22 +118,15 @@ def first_states(model, folder, texts):
 
 
 @pytest.mark.parametrize("library", ["ours", "theirs"])
-@pytest.mark.parametrize("others", [[], ["the old dog is slow and the bus"]])
-def test_a_decoder_looks_ahead_where_the_preset_says_so(
-    make_architecture, tmp_path, library, others
-):
+def test_a_decoder_looks_ahead_where_the_preset_says_so(make_architecture, tmp_path, library):
     causal = make_architecture("qwen").save(tmp_path / "causal")
-    opened = load(causal, attention="bidirectional")
-    assert not json.loads((opened.save(tmp_path / "opened") / "config.json").read_text())[
-        "is_causal"
-    ]
-
-    def moved(folder):
-        before, after = (first_states(library, folder, [t, *others]) for t in ("a cat", "a dog"))
-        return np.abs(before - after)[0].max()
-
-    assert moved(causal) < 1e-6
-    assert moved(tmp_path / "opened") > 1e-3
+    opened = load(causal, attention="bidirectional").save(tmp_path / "opened")
+    assert not json.loads((opened / "config.json").read_text())["is_causal"]
+    for others in ([], ["the old dog is slow and the bus"]):
+        for folder, sees in ((causal, False), (opened, True)):
+            cat, dog = (first_states(library, folder, [t, *others]) for t in ("a cat", "a dog"))
+            moved = np.abs(cat - dog)[0].max()
+            assert moved > 1e-3 if sees else moved < 1e-6
 
 
 def test_attention_that_stays_causal_is_refused(make_architecture, tmp_path):
@@ -184,18 +168,3 @@ def test_a_tokenizer_without_padding_gets_one(make_architecture, tmp_path):
     encoder = load(folder)
     theirs = SentenceTransformer(str(encoder.save(tmp_path / "again")), device="cpu")
     np.testing.assert_allclose(encoder.encode(TEXTS), theirs.encode(TEXTS), atol=1e-5)
-
-
-@every_architecture
-def test_the_same_weights_are_written_from_a_whole_that_is_given(
-    make_architecture, tmp_path, architecture
-):
-    encoder = make_architecture(architecture)
-    weights = {name: weight.clone() for name, weight in encoder.backbone.state_dict().items()}
-    expected = load_file(encoder.save(tmp_path / "own") / "model.safetensors")
-    with torch.no_grad():
-        for parameter in encoder.parameters():
-            parameter.zero_()
-    found = load_file(encoder.save(tmp_path / "given", weights) / "model.safetensors")
-    assert found.keys() == expected.keys()
-    assert all(torch.equal(found[name], expected[name]) for name in expected)

@@ -10,6 +10,7 @@ from sentence_transformers import SentenceTransformer
 from codiemb_lib.core import EncoderSettings
 from codiemb_lib.model import Encoder
 from codiemb_lib.model.errors import EncoderError
+from tests.model.conftest import edit_json
 
 TEXTS = ["the cat", "a", "the old dog is slow and the bus is fast", "the cat", "x " * 60]
 
@@ -31,17 +32,13 @@ def test_output_has_unit_length_and_leaves_the_mode_alone(make_encoder):
 
 
 def test_a_model_need_not_name_the_unit_length(saved):
-    expected = Encoder.load(EncoderSettings(name=str(saved))).eval().encode(TEXTS)
+    expected = Encoder.load(saved).encode(TEXTS)
     modules = json.loads((saved / "modules.json").read_text())
     (saved / "modules.json").write_text(json.dumps(modules[:2]))
-    encoder = Encoder.load(EncoderSettings(name=str(saved))).eval()
+    encoder = Encoder.load(saved)
     np.testing.assert_array_equal(encoder.encode(TEXTS), expected)
     modules = json.loads((encoder.save(saved) / "modules.json").read_text())
     assert modules[-1]["type"].endswith("Normalize")
-
-
-def edit_json(file, **changes):
-    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
 
 
 @pytest.mark.parametrize(
@@ -56,7 +53,7 @@ def test_texts_without_prompt_get_the_default_as_in_sentence_transformers(
     edit_json(saved / "1_Pooling" / "config.json", include_prompt=True)
     ours = Encoder.load(EncoderSettings(name=str(saved), include_prompt=True)).eval()
     theirs = SentenceTransformer(str(saved), device="cpu")
-    again = Encoder.load(EncoderSettings(name=str(ours.save(tmp_path / "again")))).eval()
+    again = Encoder.load(ours.save(tmp_path / "again"))
     expected = theirs.encode(TEXTS)
     for encoder in (ours, again):
         np.testing.assert_allclose(encoder.encode(TEXTS), expected, atol=1e-6)
@@ -72,8 +69,8 @@ def test_saving_replaces_a_model_and_nothing_else(make_encoder, saved, tmp_path)
     for folder in (saved, tmp_path / "empty"):
         encoder.save(folder)
         assert not (folder / "stale.json").exists()
-        again = Encoder.load(EncoderSettings(name=str(folder)))
-        np.testing.assert_allclose(again.eval().encode(TEXTS), encoder.encode(TEXTS), atol=1e-6)
+        again = Encoder.load(folder).encode(TEXTS)
+        np.testing.assert_allclose(again, encoder.encode(TEXTS), atol=1e-6)
     notes = tmp_path / "mine" / "notes.txt"
     notes.parent.mkdir()
     notes.write_text("of years")
@@ -83,21 +80,14 @@ def test_saving_replaces_a_model_and_nothing_else(make_encoder, saved, tmp_path)
     assert notes.read_text() == "of years"
 
 
-@pytest.mark.parametrize(
-    ("stated", "asked", "expected"),
-    [
-        (None, None, True),
-        (False, None, False),
-        (True, None, True),
-        (True, False, False),
-        (False, True, True),
-    ],
-)
-def test_prompts_count_as_asked_or_else_as_the_files_say(saved, stated, asked, expected):
+@pytest.mark.parametrize("stated", [None, False, True])
+@pytest.mark.parametrize("asked", [None, False, True])
+def test_prompts_count_as_asked_or_else_as_the_files_say(saved, stated, asked):
     file = saved / "1_Pooling" / "config.json"
-    pooling = json.loads(file.read_text())
-    del pooling["include_prompt"]
-    file.write_text(json.dumps(pooling if stated is None else pooling | {"include_prompt": stated}))
+    edit_json(file, include_prompt=stated)
+    if stated is None:
+        file.write_text(file.read_text().replace('"include_prompt"', '"else"'))
+    expected = next(said for said in (asked, stated, True) if said is not None)
     settings = EncoderSettings(name=str(saved), include_prompt=asked)
     assert Encoder.load(settings).include_prompt is expected
 
@@ -123,8 +113,7 @@ def test_token_states_pooled_are_what_forward_gives(make_architecture):
         block = encoder.tokenizer.pad(encoder.tokenizer(TEXTS, ["query: "] * len(TEXTS)))
         layers, mask = encoder.token_states(block)
         assert len(layers) == 4
-        for states, expected in zip(
-            (layers[-1], layers[1]), encoder([block], middle=True), strict=True
-        ):
+        vectors = encoder([block], middle=True)
+        for states, expected in zip((layers[-1], layers[1]), vectors, strict=True):
             found = torch.nn.functional.normalize(encoder.pool(states, mask), dim=-1)
             torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
