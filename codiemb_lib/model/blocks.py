@@ -1,13 +1,12 @@
 """Blocks of texts of unlike lengths in one forward pass, and dropout that costs little.
 
-A block is some texts padded to one length. All its tokens, behind each other with those of other
-blocks, are rows of one matrix: layers that look at a token alone (projections, activations, norms)
-take them all at once, as few large products, and attention goes block by block. So texts need not
-be padded to the length of the longest in the pass, nor passes be small to avoid it.
+A block is some texts padded to one length. The tokens of all blocks are rows of one matrix: layers
+that look at a token alone take them at once, as few large products, and attention goes block by
+block. So texts need not be padded to the longest in the pass, nor passes be small to avoid it.
 
 On a CPU dropout is a good part of a training step: its random numbers are drawn one by one, and
-attention with dropout falls back to an unfused chain of operations. Here random bits come by the
-word, and attention has its gradient in closed form.
+attention with it is an unfused chain of operations. Here random bits come by the word, and
+attention has its gradient in closed form.
 """
 
 from __future__ import annotations
@@ -47,15 +46,12 @@ class Block(NamedTuple):
 
 
 def prepare(backbone: nn.Module) -> bool:
-    """Let a backbone drop out cheaply, and take blocks if it is of an architecture that can.
+    """Let a backbone drop out cheaply, and take blocks if its architecture can; whether it does.
 
-    On a GPU cuDNN's attention is switched off, in the whole process: it plans anew for each shape,
-    which takes longer than a step, and texts bring new shapes all the time.
-
-    Returns:
-        Whether it takes them: its call then has a keyword `blocks`, a list of :class:`Block`,
-        beside `input_ids` and `position_ids` of shape (1, N), those of all blocks in a row.
+    Its call then has a keyword `blocks`, a list of :class:`Block`, beside `input_ids` and
+    `position_ids` of shape (1, N), those of all blocks in a row.
     """
+    # Off in the whole process: cuDNN plans anew for each shape, which takes longer than a step.
     torch.backends.cuda.enable_cudnn_sdp(False)
     for module in backbone.modules():
         if type(module) is nn.Dropout:

@@ -66,9 +66,9 @@ class Encoder(nn.Module):
     def load(cls, source: EncoderSettings | str | Path) -> Encoder:
         """Load an encoder: `Encoder.load("minilm-l6")`, or a local folder, or `"org/model"`.
 
-        What settings leave open, and named prompts, come from the folder's own files. Only
-        safetensors weights are read. A relative folder is looked for in the project's.
-        Code that comes with a model runs where the settings trust it, and none from elsewhere.
+        What settings leave open, and named prompts, come from the folder's own files. A relative
+        folder is looked for in the project's. Weights are read from safetensors alone; code that
+        comes with a model runs only where the settings trust it.
 
         Raises:
             EncoderError: It is unknown, damaged, or says something that cannot be run.
@@ -234,7 +234,6 @@ class Encoder(nn.Module):
 
         Raises:
             EncoderError: Something else stands there.
-            UnwritableError: The folder cannot be written.
         """
         folder = Path(folder)
         found = sorted(os.listdir(folder)) if folder.is_dir() else ["a file"] * folder.exists()
