@@ -1,4 +1,4 @@
-"""Rated word pairs, one a line, separated by tabs: SimLex-999 and WordSim-353, as gensim has them."""
+"""Rated word pairs, a line each: SimLex-999 and WordSim-353, as gensim has them."""
 
 from collections import defaultdict
 from pathlib import Path
