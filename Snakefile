@@ -7,6 +7,7 @@
 # before it runs a rule again: a killed training would lose the checkpoint that it goes on from, and
 # a notebook whose text alone has changed would train anew instead of finding its finished run.
 
+import glob
 import os
 import re
 import shlex
@@ -53,7 +54,7 @@ def root_files():
     first run they are not there. The paths do not hang on where the project lies.
     """
     names, root = {d.name for d in PRESET.datasets}, data_root(PRESET.data_root)
-    files = public_files([entry for entry in list_datasets() if entry.name in names])
+    files = public_files(entry for entry in list_datasets() if entry.name in names)
     paths = [root / file.path for file in files] if root else []
     return sorted(os.path.relpath(path) for path in paths if path.is_file())
 
@@ -64,7 +65,7 @@ def needs(notebook):
     return {
         "notebook": path,
         "preset": f"notebooks/presets/{PRESET.name}.yaml",
-        "registry": "data/registry.yaml",
+        "registry": ["data/registry.yaml", *sorted(glob.glob("data/build/*.py"))],
         "library": [str(file) for file in notebook_files(path, root="codiemb_lib")],
         "local": local_files() + root_files(),
     }

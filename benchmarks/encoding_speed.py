@@ -25,7 +25,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 
 from codiemb_lib.core import EncoderSettings, hardware, versions, write_rows
-from codiemb_lib.data import load_split, read_beir, read_pairs, read_sts_table
+from codiemb_lib.data import load_split, read_beir, read_file
 from codiemb_lib.model import Encoder
 
 GPU = torch.cuda.is_available()
@@ -40,9 +40,9 @@ def mixed_texts(data: str, count: int) -> list[str]:
     if data:
         medquad = Path(data) / "medquad" / "medquad_qa.jsonl.gz"
         sets = [
-            read_pairs(medquad, columns=("question", "answer")),
+            read_file(medquad, columns=("question", "answer")),
             read_beir(Path(data) / "scifact")["train"],
-            read_sts_table(Path(data) / "stsb-en" / "stsb-en-train.csv", scale=(0, 5)),
+            read_file(Path(data) / "stsb-en" / "stsb-en-train.csv", scale=(0, 5)),
         ]
     else:
         sets = [load_split("api-docs", "train"), load_split("simlex-999", "train")]

@@ -49,7 +49,7 @@ from codiemb_lib.core import (
     versions,
     write_rows,
 )
-from codiemb_lib.data import Record, load_split, read_beir, read_pairs, read_sts_table
+from codiemb_lib.data import Record, load_split, read_beir, read_file
 from codiemb_lib.model import Encoder
 from codiemb_lib.train import OptimizerSteps, SingleTaskPlan, backward, batch_loss, lean_embeddings
 
@@ -62,10 +62,10 @@ OBJECTIVE = ObjectiveSettings(positives=1, negatives=1)
 
 def local_sets(folder: Path, count: int) -> dict[str, list[Record]]:
     """`count` records of STS-B, SQuAD sentences and MedQuAD each."""
-    stsb = read_sts_table(folder / "stsb-en" / "stsb-en-train.csv", scale=(0, 5))
+    stsb = read_file(folder / "stsb-en" / "stsb-en-train.csv", scale=(0, 5))
     squad = read_beir(folder / "squad-nqg")["train"]
     columns = ("question", "answer")
-    medquad = read_pairs(folder / "medquad" / "medquad_qa.jsonl.gz", columns=columns)
+    medquad = read_file(folder / "medquad" / "medquad_qa.jsonl.gz", columns=columns)
     return {"stsb": stsb[:count]} | {
         name: next_as_negative(records)[:count]
         for name, records in {"squad": squad, "medquad": medquad}.items()

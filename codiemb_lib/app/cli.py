@@ -282,7 +282,7 @@ def prepare_data(arguments: argparse.Namespace) -> None:
         read_path,
     )
 
-    logging.getLogger("codiemb_lib.data.formats").setLevel(logging.INFO)  # what is left out
+    logging.getLogger("codiemb_lib.data").setLevel(logging.INFO)  # what is left out
     columns = _columns(arguments.columns)
     form = {"task": arguments.task, "columns": columns, "scale": arguments.scale}
     source = _source(arguments.source)

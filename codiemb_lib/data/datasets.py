@@ -10,87 +10,82 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from numbers import Integral
+from importlib import metadata, util
+from itertools import accumulate
 from pathlib import Path
 from statistics import median
-from types import MappingProxyType
+from types import MappingProxyType, ModuleType
 from typing import TypeVar
 
 from codiemb_lib.core import (
-    CodiembError,
+    Preset,
+    PresetError,
     Task,
+    alone,
+    atomic_path,
     data_root,
     normalise,
     project_root,
+    sha256_file,
     sha256_text,
     unknown,
     write_text,
 )
-from codiemb_lib.data.entries import read_entry
-from codiemb_lib.data.formats import SPLITS, find_part, has_corpus, read_beir_corpus, read_path
-from codiemb_lib.data.records import Record, RecordError, to_json
-from codiemb_lib.data.registry import list_datasets
+from codiemb_lib.data import NUMERICS
+from codiemb_lib.data.formats import (
+    SPLITS,
+    find_part,
+    has_corpus,
+    read_beir_corpus,
+    read_file,
+    read_hub,
+    read_path,
+)
+from codiemb_lib.data.leaks import find_leaks, remove_leaks
+from codiemb_lib.data.records import Record, RecordError, SourceError, to_json
+from codiemb_lib.data.registry import (
+    BuildEntry,
+    CutEntry,
+    DatasetError,
+    Entry,
+    HubEntry,
+    find_file,
+    list_datasets,
+    package_folder,
+)
 
 T = TypeVar("T")
-
-
-class UnknownDatasetError(CodiembError, ValueError):
-    """No data set or split of this name."""
+Contents = tuple[Mapping[str, Iterable[Record]], Iterable[str]]  # splits, corpus
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """A data set in memory.
+    """A data set in memory."""
 
-    Attributes:
-        name: As it was asked for; each record carries it.
-        task: The task of all its records.
-        splits: The records of "train", "dev" and "test".
-        licence: What is known of it.
-        provenance: Where the texts come from.
-        content_hash: SHA-256 over the records of all splits, and the corpus.
-        corpus: Passages in which the queries of a retrieval set are searched, beyond those of their
-            own records.
-    """
-
-    name: str
-    task: Task
-    splits: Mapping[str, tuple[Record, ...]]
+    name: str  # as it was asked for; each record carries it
+    task: Task  # of all its records
+    splits: Mapping[str, tuple[Record, ...]]  # "train", "dev", "test", or some of them
     licence: str
     provenance: str
-    content_hash: str
-    corpus: tuple[str, ...] = ()
+    content_hash: str  # SHA-256 over the records of all splits, and the corpus
+    corpus: tuple[str, ...] = ()  # in which queries are searched, beyond passages of their records
 
     def split(self, split: str, *, limit: int | None = None, seed: int = 0) -> list[Record]:
         """The records of one split, or a subsample that `seed` alone decides.
 
         Subsamples of one seed are nested: the first 100 records stay when the limit grows to 200.
-
-        Args:
-            split: "train", "dev" or "test".
-            limit: At most so many records; None: all; 0: none, also where the data set lacks this
-                one of the three.
-            seed: Decides which records a limit keeps.
-
-        Raises:
-            UnknownDatasetError: The data set has no such split; with limit 0: it is none of the
-                three.
-            ValueError: A negative limit.
+        A limit of 0 gives no record, also where the data set lacks this one of the three splits.
         """
         if limit == 0 and split in SPLITS:
             return []
         if split not in self.splits:
             where = f"of data set {self.name!r}"
-            raise UnknownDatasetError(unknown("split", split, self.splits, where))
+            raise DatasetError(unknown("split", split, self.splits, where))
         records = self.splits[split]
         return _sample(records, [r.id or str(i) for i, r in enumerate(records)], limit, seed)
 
     def sample_corpus(self, limit: int | None = None, *, seed: int = 0) -> list[str]:
-        """The corpus, or a nested subsample of it; `limit` and `seed` are those of `split`.
-
-        Raises:
-            ValueError: A negative limit.
-        """
+        """The corpus, or a nested subsample of it; `limit` and `seed` are those of `split`."""
         return _sample(self.corpus, self.corpus, limit, seed)
 
     def without(self, split: str, places: Collection[int]) -> Dataset:
@@ -120,6 +115,35 @@ def _content_hash(splits: Mapping[str, Iterable[Record]], corpus: Iterable[str])
     return sha256_text(*lines, *corpus)
 
 
+# --- By name --------------------------------------------------------------------------------------
+
+
+def load_datasets(preset: Preset) -> dict[str, Dataset]:
+    """The data sets of a preset by name; with `remove_leaks`, train is cleared of dev and test.
+
+    Dev and test are always those that `load_dataset` gives. What is taken out is logged.
+    """
+    datasets = {d.name: load_dataset(d.name, root=preset.data_root) for d in preset.datasets}
+    check_tasks(preset, {name: dataset.task for name, dataset in datasets.items()})
+    return remove_leaks(datasets, find_leaks(datasets)) if preset.remove_leaks else datasets
+
+
+def check_tasks(preset: Preset, tasks: Mapping[str, Task]) -> None:
+    """Refuse a preset without dev records of one of the tasks, given those of its data sets."""
+    if missing := {"ir", "sts"} - {tasks[d.name] for d in preset.datasets if d.dev != 0}:
+        raise PresetError(
+            f"preset {preset.name!r}: expected data sets of both tasks with dev records, found "
+            f"none of {missing.pop()!r}. Add one: every run is scored on both tasks."
+        )
+
+
+def load_split(
+    name: str, split: str, *, limit: int | None = None, seed: int = 0, root: str = ""
+) -> list[Record]:
+    """The records of one split of a data set by name; see `load_dataset` and `Dataset.split`."""
+    return load_dataset(name, root=root).split(split, limit=limit, seed=seed)
+
+
 def load_dataset(
     name: str,
     *,
@@ -130,55 +154,39 @@ def load_dataset(
     """Load a data set of the registry, or local records.
 
     Args:
-        name: A name in the registry, or the path of a file or folder that `readers.read_path`
-            reads.
+        name: A name in the registry, or the path of a file or folder that `read_path` reads.
         root: Where the files of public sets are looked for, a preset's `data_root`; the environment
             variable `CODIEMB_DATA` goes before it. What is not there is fetched.
-        cache: The folder for records that take seconds to build, and for files that were fetched;
-            by default `data/cache`.
+        cache: The folder for records that a script made, and for files that were fetched; by
+            default `data/cache`.
         registry: Another registry than `data/registry.yaml`.
 
     Raises:
-        UnknownDatasetError: Neither the registry nor the disk knows the name.
-        MissingSourceError: The package that carries the data is not installed, the Hub or the
-            address of a file cannot be reached, or the folder holds nothing known.
-        ChecksumError: A source file is not the one that the registry pins.
+        DatasetError: Neither the registry nor the disk knows the name.
+        SourceError: A package or a file is not there, cannot be fetched, or has other bytes than
+            the registry says.
         RecordError: A local file has a line that is no record, or records of both tasks.
     """
     entries = {entry.name: entry for entry in list_datasets(registry)}
     if name in entries:
         entry = entries[name]
         folder = Path(cache) if cache else project_root() / "data" / "cache"
-        splits, corpus = read_entry(entry, data_root(root), folder)
+        splits, corpus = _read_entry(entry, data_root(root), folder)
         task, licence, provenance = entry.task, entry.licence, entry.provenance
     elif (local := project_root() / name).exists():
-        splits = read_path(local)
-        corpus = read_beir_corpus(local).values() if has_corpus(local) else ()
+        splits, corpus = _read_folder(local)
         task, licence, provenance = _one_task(name, splits), "see source", f"local: {name}"
     else:
         remedy = " A path is read too: of a file of records, or of a folder with train.jsonl, "
         remedy += "dev.jsonl, test.jsonl; see data/README.md."
-        raise UnknownDatasetError(unknown("data set", name, entries) + remedy)
+        raise DatasetError(unknown("data set", name, entries) + remedy)
     named = {
         split: tuple(replace(record, dataset=name) for record in records)
         for split, records in splits.items()
     }
     corpus = tuple(dict.fromkeys(corpus))
-    content = _content_hash(splits, corpus)
+    content = _content_hash(named, corpus)
     return Dataset(name, task, MappingProxyType(named), licence, provenance, content, corpus)
-
-
-def load_split(
-    name: str,
-    split: str,
-    *,
-    limit: int | None = None,
-    seed: int = 0,
-    root: str = "",
-    cache: str | Path | None = None,
-) -> list[Record]:
-    """The records of one split of a data set by name; see `load_dataset` and `Dataset.split`."""
-    return load_dataset(name, root=root, cache=cache).split(split, limit=limit, seed=seed)
 
 
 def _one_task(name: str, splits: Mapping[str, Iterable[Record]]) -> Task:
@@ -189,6 +197,93 @@ def _one_task(name: str, splits: Mapping[str, Iterable[Record]]) -> Task:
             "Put the records of each task into a folder of their own."
         )
     return tasks[0]
+
+
+def _read_folder(path: Path) -> Contents:
+    return read_path(path), read_beir_corpus(path).values() if has_corpus(path) else ()
+
+
+def _read_entry(entry: Entry, root: Path | None, cache: Path) -> Contents:
+    if isinstance(entry, HubEntry):
+        options = entry.model_dump(include={"task", "columns", "scale", "config", "revision"})
+        names = {split: entry.splits[split] for split in SPLITS if split in entry.splits}
+        return {s: read_hub(entry.hub, split=name, **options) for s, name in names.items()}, ()
+    if isinstance(entry, BuildEntry):
+        splits, corpus = _built(entry, root, cache)
+    elif isinstance(entry.files, dict):
+        form = {"task": entry.task, "columns": entry.columns, "scale": entry.scale}
+        files = {
+            split: find_file(file, root, cache / "files") for split, file in entry.files.items()
+        }
+        splits, corpus = {split: read_file(file, **form) for split, file in files.items()}, ()
+    else:
+        place, *_ = [find_file(file, root, cache / "files") for file in entry.files]  # all checked
+        splits, corpus = _read_folder(place.parent)
+    if getattr(entry, "dev", None):
+        splits = cut_dev(splits, entry.dev)
+    named = {  # so that a subsample does not hang on what else is there
+        split: [replace(r, id=r.id or f"{split}-{i}") for i, r in enumerate(records)]
+        for split, records in splits.items()
+    }
+    return named, corpus
+
+
+# --- By a script ----------------------------------------------------------------------------------
+
+
+def _built(entry: BuildEntry, root: Path | None, cache: Path) -> Contents:
+    """What the entry's script made of its sources, now or before: then as a folder of the cache."""
+    script = project_root() / "data" / "build" / f"{entry.build}.py"
+    if not script.is_file():
+        raise SourceError(f"data set {entry.name!r}: expected the script {script}, found none.")
+    sources = {name: find_file(file, root, cache / "files") for name, file in entry.files.items()}
+    sources |= {name: package_folder(name) for name in entry.packages}
+    names = [package.distribution for package in entry.packages.values()]
+    versions = [f"{name}=={metadata.version(name)}" for name in names]
+    key = sha256_text(entry.model_dump_json(), sha256_file(script), str(NUMERICS), *versions)[:16]
+    folder = cache / f"{entry.name}-{key}"
+    with alone(folder):
+        if not folder.is_dir():
+            options = entry.options
+            if isinstance(entry, CutEntry):
+                options = options | {"fractions": entry.fractions}
+            splits, corpus = load_script(script).build(sources, **options)
+            with atomic_path(folder) as new:
+                write_splits(new, splits, [*dict.fromkeys(corpus)])
+    return _read_folder(folder)
+
+
+def load_script(path: Path) -> ModuleType:
+    """The module of a Python file that lies in no package."""
+    spec = util.spec_from_file_location(path.stem, path)
+    module = util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def split_of(key: str, fractions: Mapping[str, float]) -> str:
+    """The split of an item, decided by the hash of its key alone: stable when others come or go."""
+    return split_at(int(sha256_text(key)[:12], 16) / 16**12, fractions)
+
+
+def split_at(place: float, fractions: Mapping[str, float]) -> str:
+    """The split in which a place in [0, 1) falls."""
+    bounds = zip(fractions, accumulate(fractions.values()), strict=True)
+    return next((split for split, bound in bounds if place < bound), SPLITS[-1])
+
+
+def cut_dev(splits: Mapping[str, Sequence[Record]], share: float) -> dict[str, list[Record]]:
+    """Take dev out of train, by the hash of a record's first passage: those of one stay together.
+
+    A record that shares a passage with test stays in train, so that dev has none of test's.
+    """
+    test = {normalise(text) for record in splits["test"] for text in record.positives}
+    cut: dict[str, list[Record]] = {"train": [], "dev": [], "test": list(splits["test"])}
+    for record in splits["train"]:
+        passages = sorted(map(normalise, record.positives))
+        place = split_of(passages[0], {"train": 1 - share, "dev": share})
+        cut["train" if test.intersection(passages) else place].append(record)
+    return cut
 
 
 # --- Sets of one's own ----------------------------------------------------------------------------
@@ -204,21 +299,15 @@ def hold_out(
 
     Args:
         records: Those to take from.
-        sizes: How many records go to "dev" or "test", or to each.
+        sizes: How many go to "dev" or "test", or to each.
         seed: Decides which.
 
     Returns:
         "train" and the splits of `sizes`, each in the order of `records`.
 
     Raises:
-        RecordError: A size is that of another split or no whole number, or a split, or what is left
-            for training, would have no record.
+        RecordError: A split, or what is left for training, would have no record.
     """
-    if not {*sizes} <= {*SPLITS[1:]} or not all(isinstance(n, Integral) for n in sizes.values()):
-        raise RecordError(
-            f"expected how many records go to dev, to test or to each, found {dict(sizes)}. Give "
-            "whole numbers; what they leave is train."
-        )
 
     def key(record: Record) -> str:
         texts = [record.query, *(record.positives if record.task == "sts" else ())]
@@ -252,22 +341,10 @@ def write_splits(
 ) -> dict[Path, int]:
     """Write a folder of unified JSONL, one file a split, which is a data set by its path.
 
-    A file that stands there with the same content is kept, one with another content is refused
-    before anything is written, and so is what `load_dataset` would not read back. The records lose
-    the name of their data set, the passages of the corpus the blanks around them.
-
-    Args:
-        folder: Where to.
-        splits: The records of each.
-        corpus: Further passages, for `corpus.jsonl`; there is no such file without any.
-
-    Returns:
-        How many records, or passages, each file has.
-
-    Raises:
-        RecordError: Another split than train, dev and test, or none; records of both tasks; a file
-            with another content, or one of another form in the place of one to be written.
-        UnwritableError: The folder cannot be written.
+    Returns how many records, or passages, each file has. A file that stands there with the same
+    content is kept, one with another content is refused before anything is written, and so is what
+    `load_dataset` would not read back. The records lose the name of their data set, the passages of
+    the corpus, which go to `corpus.jsonl`, the blanks around them.
     """
     files = split_lines(folder, splits, corpus)
     for file, lines in files.items():
@@ -279,43 +356,33 @@ def split_lines(
     folder: str | Path, splits: Mapping[str, Iterable[Record]], corpus: Sequence[str] = ()
 ) -> dict[Path, list[str]]:
     """What `write_splits` would write: the lines of each file. It raises what that would raise."""
-    records = {
-        s: [replace(record, dataset="") for record in of_split] for s, of_split in splits.items()
-    }
-    if not records:
-        raise RecordError(f"{folder}: expected at least one split to write, found none.")
-    for split, of_split in records.items():
+    lines: dict[str, list[str]] = {}
+    for split, records in splits.items():
+        lines[split] = [to_json(replace(record, dataset="")) for record in records]
         if split not in SPLITS:
             raise RecordError(f"{folder}: {unknown('split', split, SPLITS)}")
-        if not of_split:
+        if not lines[split]:
             raise RecordError(f"{folder}: expected records in the split {split!r}, found none.")
-    _one_task(str(folder), records)
-    files = {Path(folder) / f"{s}.jsonl": [to_json(r) for r in rs] for s, rs in records.items()}
-    documents = [{"_id": str(i), "text": text.strip()} for i, text in enumerate(corpus)]
-    passages = [json.dumps(document, ensure_ascii=False) for document in documents]
-    files[Path(folder) / "corpus.jsonl"] = passages
-    files = {file: [f"{line}\n" for line in lines] for file, lines in files.items()}
-    for file, lines in files.items():
-        if (standing := find_part(folder, file.stem)) not in (None, file):
+    if not lines:
+        raise RecordError(f"{folder}: expected at least one split to write, found none.")
+    _one_task(str(folder), splits)
+    documents = ({"_id": str(i), "text": text.strip()} for i, text in enumerate(corpus))
+    lines["corpus"] = [json.dumps(document, ensure_ascii=False) for document in documents]
+    files = {Path(folder) / f"{part}.jsonl": [f"{x}\n" for x in xs] for part, xs in lines.items()}
+    for file, content in files.items():
+        standing = find_part(folder, file.stem)
+        if standing and (standing != file or file.read_bytes() != "".join(content).encode()):
             raise RecordError(
-                f"{standing}: expected no such file, for {file.name} says what it says, found one. "
-                "Choose another folder, or remove the file."
+                f"{standing}: expected no such file, or the same lines in {file.name}, found "
+                "others. Choose another folder, or remove the file."
             )
-        if file.exists() and file.read_bytes() != "".join(lines).encode():
-            raise RecordError(
-                f"{file}: expected no such file, or the same lines, found others. Choose another "
-                "folder, or remove the file."
-            )
-    return {file: lines for file, lines in files.items() if lines}
+    return {file: content for file, content in files.items() if content}
 
 
 def describe(records: Sequence[Record]) -> dict[str, str]:
     """What the records of one split are like: names of measures and their values, to be printed.
 
     Lengths are those of distinct texts; an IR passage is a positive or a hard negative.
-
-    Raises:
-        RecordError: There is no record.
     """
     if not records:
         raise RecordError("expected at least one record to describe, found none.")

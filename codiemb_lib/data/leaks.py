@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -12,68 +13,37 @@ from rapidfuzz import process
 from rapidfuzz.distance import Indel
 from scipy.spatial.distance import cdist
 
-from codiemb_lib.core import Preset, PresetError, Task, normalise
-from codiemb_lib.data.datasets import Dataset, load_dataset
+from codiemb_lib.core import normalise
 from codiemb_lib.data.records import Record
+
+if TYPE_CHECKING:
+    from codiemb_lib.data.datasets import Dataset
 
 logger = logging.getLogger(__name__)
 
 NEAR = 0.95
 
 Place = tuple[str, str]  # data set, split
+Splits = Mapping[Place, Iterable[Record]]
+Match = tuple[str, Place, str, str, bool]  # kind, where, item, what it is like, same order
 _LATER = {"train": ("dev", "test"), "dev": ("test",)}
-_COLUMNS = ["task", "dataset", "split", "place", "kind", "found_in", "found_in_split"]
-_COLUMNS += ["identical", "same_order", "item", "found"]
 _COUNTS = ["task", "dataset", "split", "kind", "found_in", "found_in_split"]
+_COLUMNS = [*_COUNTS, "place", "identical", "same_order", "item", "found"]
 _BINS = 64
 _BLOCK = 256
-
-
-def load_datasets(preset: Preset) -> dict[str, Dataset]:
-    """The data sets of a preset by name; with `remove_leaks`, train is cleared of dev and test.
-
-    Dev and test are always those that `load_dataset` gives. What is taken out is logged.
-
-    Raises:
-        PresetError: As for `check_tasks`.
-    """
-    datasets = {d.name: load_dataset(d.name, root=preset.data_root) for d in preset.datasets}
-    check_tasks(preset, {name: dataset.task for name, dataset in datasets.items()})
-    return remove_leaks(datasets, find_leaks(datasets)) if preset.remove_leaks else datasets
-
-
-def check_tasks(preset: Preset, tasks: Mapping[str, Task]) -> None:
-    """Refuse a preset without dev records of one of the tasks, given those of its data sets.
-
-    Raises:
-        PresetError: It says of which.
-    """
-    if missing := {"ir", "sts"} - {tasks[d.name] for d in preset.datasets if d.dev != 0}:
-        raise PresetError(
-            f"preset {preset.name!r}: expected data sets of both tasks with dev records, found "
-            f"none of {missing.pop()!r}. Add one: every run is scored on both tasks."
-        )
 
 
 def remove_leaks(datasets: Mapping[str, Dataset], leaks: pd.DataFrame) -> dict[str, Dataset]:
     """The data sets without the training records that `find_leaks` names; each count is logged."""
     cleared = dict(datasets)
     for name, rows in leaks[leaks["split"] == "train"].groupby("dataset", sort=False):
-        places = set(rows["place"])
+        places, by = set(rows["place"]), ["kind", "found_in", "found_in_split"]
         cleared[name] = datasets[name].without("train", places)
+        counts = rows.groupby(by, sort=False)["place"].nunique().items()
+        reasons = (f"{n} by a {kind} of {where} {split}" for (kind, where, split), n in counts)
         logger.info(
             "%s: %d of %d training records left out, for they stand in dev or test: %s",
-            name,
-            len(places),
-            len(datasets[name].splits["train"]),
-            ", ".join(
-                f"{n} by a {kind} of {found_in} {split}"
-                for (kind, found_in, split), n in rows.groupby(
-                    ["kind", "found_in", "found_in_split"], sort=False
-                )["place"]
-                .nunique()
-                .items()
-            ),
+            *(name, len(places), len(datasets[name].splits["train"]), ", ".join(reasons)),
         )
     return cleared
 
@@ -81,11 +51,9 @@ def remove_leaks(datasets: Mapping[str, Dataset], leaks: pd.DataFrame) -> dict[s
 def leak_counts(leaks: pd.DataFrame) -> pd.DataFrame:
     """How much two splits share, a row for each kind of item and each two that share any.
 
-    Returns:
-        Columns task, dataset, split, kind, found_in, found_in_split; `identical`, how many distinct
-        items (pairs, queries, passages) stand in both; `same_order`, how many of these pairs do so
-        with the same text first; `records`, how many of the first split's records are concerned,
-        those with a near-identical item included.
+    `identical` counts distinct items (pairs, queries, passages) that stand in both, `same_order`
+    those of these pairs with the same text first, `records` those of the first split that are
+    concerned, near-identical ones included.
     """
     rows = [
         dict(zip(_COUNTS, key, strict=True))
@@ -118,73 +86,64 @@ def find_leaks(datasets: Mapping[str, Dataset], near: float = NEAR) -> pd.DataFr
 
     A record's split of `dev` is reported but kept, so that official dev sets stay what they are.
 
-    Returns:
-        A row for each record, kind and (data set, split) where it stands: task, dataset, split,
-        place (the record's in its split), kind, found_in, found_in_split, identical, same_order
-        (pairs alone: the same text comes first), item and found (normalised texts; those of a pair
-        in the order of the alphabet, joined by " | ").
+    Returns a row for each record, kind and (data set, split) where it stands. Its item and what was
+    found there are normalised; texts of a pair are in the order of the alphabet, joined by " | ".
+    `same_order` says of pairs whether the same text comes first.
     """
-    rows: list[dict] = []
-    for task, items in (("sts", _shared_pairs), ("ir", _shared_passages)):
-        own = {name: dataset for name, dataset in datasets.items() if dataset.task == task}
+    rows = []
+    for task, matcher in (("sts", _pair_matches), ("ir", _passage_matches)):
+        splits = {
+            (name, split): records
+            for name, dataset in datasets.items()
+            if dataset.task == task
+            for split, records in dataset.splits.items()
+        }
         for split, later in _LATER.items():
-            old = {
-                (name, other): dataset.splits[other]
-                for name, dataset in own.items()
-                for other in later
-                if other in dataset.splits
-            }
-            new = {name: d.splits[split] for name, d in own.items() if split in d.splits}
-            if new and old:
-                rows += [{"task": task, "split": split} | row for row in items(new, old, near)]
+            new = {place: records for place, records in splits.items() if place[1] == split}
+            old = {place: records for place, records in splits.items() if place[1] in later}
+            matches = matcher(new, old, near)
+            for (name, _), records in new.items():
+                for i, record in enumerate(records):
+                    found: dict[tuple[str, Place], tuple] = {}
+                    for kind, place, *match in matches(record):
+                        found.setdefault((kind, place), match)
+                    rows += [
+                        (task, name, split, kind, *place, i, item == other, ordered, item, other)
+                        for (kind, place), (item, other, ordered) in found.items()
+                    ]
     return pd.DataFrame(rows, columns=_COLUMNS)
 
 
-def _shared_pairs(
-    new: Mapping[str, Collection[Record]], old: Mapping[Place, Collection[Record]], near: float
-) -> Iterator[dict]:
+def _pair_matches(new: Splits, old: Splits, near: float) -> Callable[[Record], Iterator[Match]]:
+    """What gives the matches of a pair, the pair itself first."""
     ordered: dict[tuple[str, str], set[Place]] = defaultdict(set)
-    for place, records in old.items():
-        for record in records:
-            ordered[_pair(record)].add(place)
     partners: dict[str, set[str]] = defaultdict(set)
-    for first, second in ordered:
-        partners[first].add(second)
-        partners[second].add(first)
-    alike = _neighbours((t for rs in new.values() for r in rs for t in _pair(r)), partners, near)
-    for name, records in new.items():
-        for i, record in enumerate(records):
-            first, second = _pair(record)
-            # The pair itself comes first, so that it is what a place is reported with.
-            matches = sorted(
-                ((a, b) for a in alike[first] for b in partners[a] & alike[second]),
-                key=lambda match: ({*match} != {first, second}, match),
-            )
-            found: dict[Place, tuple[str, str]] = {}
-            for a, b in matches:
-                for place in ordered.get((a, b), set()) | ordered.get((b, a), set()):
-                    found.setdefault(place, (a, b))
-            for place, match in found.items():
-                yield {
-                    "dataset": name,
-                    "place": i,
-                    "kind": "pair",
-                    "found_in": place[0],
-                    "found_in_split": place[1],
-                    "identical": {*match} == {first, second},
-                    "same_order": place in ordered.get((first, second), ()),
-                    "item": " | ".join(sorted((first, second))),
-                    "found": " | ".join(sorted(match)),
-                }
+    for place, records in old.items():
+        for first, second in map(_pair, records):
+            ordered[first, second].add(place)
+            partners[first].add(second)
+            partners[second].add(first)
+    texts = (text for records in new.values() for record in records for text in _pair(record))
+    alike = _neighbours(texts, partners, near)
+
+    def matches(record: Record) -> Iterator[Match]:
+        first, second = _pair(record)
+        pairs = {tuple(sorted((a, b))) for a in alike[first] for b in partners[a] & alike[second]}
+        item = " | ".join(sorted((first, second)))
+        for a, b in sorted(pairs, key=lambda pair: (" | ".join(pair) != item, pair)):
+            for place in ordered.get((a, b), set()) | ordered.get((b, a), set()):
+                in_order = place in ordered.get((first, second), ())
+                yield "pair", place, item, f"{a} | {b}", in_order
+
+    return matches
 
 
 def _pair(record: Record) -> tuple[str, str]:
     return normalise(record.query), normalise(record.positives[0])
 
 
-def _shared_passages(
-    new: Mapping[str, Collection[Record]], old: Mapping[Place, Collection[Record]], near: float
-) -> Iterator[dict]:
+def _passage_matches(new: Splits, old: Splits, near: float) -> Callable[[Record], Iterator[Match]]:
+    """What gives the matches of a query and its passages, identical passages first."""
     queries: dict[str, set[Place]] = defaultdict(set)
     passages: dict[str, set[Place]] = defaultdict(set)
     for place, records in old.items():
@@ -192,32 +151,23 @@ def _shared_passages(
             queries[normalise(record.query)].add(place)
             for text in record.positives:
                 passages[normalise(text)].add(place)
-    normal = {
-        name: [[normalise(text) for text in (*r.positives, *r.negatives)] for r in records]
-        for name, records in new.items()
-    }
-    alike = _neighbours((t for rs in normal.values() for r in rs for t in r), passages, near)
-    for name, records in new.items():
-        for i, (record, texts) in enumerate(zip(records, normal[name], strict=True)):
-            query = normalise(record.query)  # "", of signs alone, is like no other
-            places = queries.get(query, ()) if query else ()
-            found = {("query", place): (query, query) for place in places}
-            matches = ((text, other) for text in texts for other in alike[text])
-            for text, other in sorted(matches, key=lambda match: (match[0] != match[1], match)):
-                for place in passages[other]:
-                    found.setdefault(("passage", place), (text, other))
-            for (kind, place), (item, match) in found.items():
-                yield {
-                    "dataset": name,
-                    "place": i,
-                    "kind": kind,
-                    "found_in": place[0],
-                    "found_in_split": place[1],
-                    "identical": item == match,
-                    "same_order": False,
-                    "item": item,
-                    "found": match,
-                }
+    texts = (text for records in new.values() for record in records for text in _passages(record))
+    alike = _neighbours(texts, passages, near)
+
+    def matches(record: Record) -> Iterator[Match]:
+        if query := normalise(record.query):  # "", of signs alone, is like no other
+            for place in queries.get(query, ()):
+                yield "query", place, query, query, False
+        pairs = ((text, other) for text in _passages(record) for other in alike[text])
+        for text, other in sorted(pairs, key=lambda pair: (pair[0] != pair[1], pair)):
+            for place in passages[other]:
+                yield "passage", place, text, other, False
+
+    return matches
+
+
+def _passages(record: Record) -> list[str]:
+    return [normalise(text) for text in (*record.positives, *record.negatives)]
 
 
 def _neighbours(texts: Iterable[str], others: Iterable[str], near: float) -> dict[str, set[str]]:
@@ -259,3 +209,26 @@ def _letters(texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
     codes = [np.frombuffer(text.encode("utf-32-le"), np.uint32) % _BINS for text in texts]
     counts = np.array([np.bincount(c, minlength=_BINS) for c in codes]).reshape(-1, _BINS)
     return counts.sum(axis=1), counts.astype(np.float64)
+
+
+class NearDuplicates:
+    """Texts so far, and whether a new one repeats any of them.
+
+    It does when at least half of the runs of five words of the shorter text stand in the other.
+    """
+
+    def __init__(self) -> None:
+        self._sizes: list[int] = []
+        self._where: dict[tuple[str, ...], list[int]] = defaultdict(list)
+
+    def add(self, text: str) -> bool:
+        """Take the text in, unless it repeats an earlier one: then False."""
+        words = normalise(text).split()
+        runs = set(zip(*(words[start:] for start in range(5)), strict=False)) or {tuple(words)}
+        shared = Counter(earlier for run in runs for earlier in self._where.get(run, ()))
+        if any(2 * n >= min(len(runs), self._sizes[i]) for i, n in shared.items()):
+            return False
+        for run in runs:
+            self._where[run].append(len(self._sizes))
+        self._sizes.append(len(runs))
+        return True

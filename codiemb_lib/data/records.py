@@ -1,11 +1,13 @@
-"""The unified record (t, q, {d+}, {d-}, {y+}, {y-}), its validation and its JSONL form."""
+"""The unified record (t, q, {d+}, {d-}, {y+}, {y-}), its validation, and JSON files of records."""
 
 from __future__ import annotations
 
 import gzip
 import json
+import logging
 import math
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from numbers import Integral, Real
@@ -14,11 +16,18 @@ from typing import Any, NoReturn, TypeVar, get_args
 
 from codiemb_lib.core import CodiembError, Task, atomic_path
 
+logger = logging.getLogger(__name__)
+
 T = TypeVar("T")
+REPEATED = "negatives left out, for they are positives of the same query"
 
 
 class RecordError(CodiembError, ValueError):
     """A record, or a line of a file of records, that cannot be used."""
+
+
+class SourceError(CodiembError, FileNotFoundError):
+    """What a data set is read from is not there, or has other bytes than the registry says."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,30 +36,18 @@ class Record:
 
     An IR record is a query with m >= 1 positives and n >= 0 hard negatives. An STS record is a
     pair: the query, exactly one positive, and its gold score in [0, 1]. Scores of IR passages are
-    optional and unbounded: some collections carry those of a teacher.
-
-    Attributes:
-        task: "ir" or "sts".
-        query: The query, or the first text of the pair.
-        positives: The relevant passages, or the second text of the pair alone.
-        negatives: Hard negatives, none of them a positive; empty in an STS record.
-        positive_scores: One score a positive, or none at all.
-        negative_scores: One score a negative, or none at all.
-        dataset: The data set's name; a training step never mixes two of them.
-        id: The record's name within its data set.
-
-    Raises:
-        RecordError: A field has another type, size or range.
+    optional and unbounded: some collections carry those of a teacher. What has another type, size
+    or range is refused.
     """
 
     task: Task
-    query: str
-    positives: tuple[str, ...]
-    negatives: tuple[str, ...] = ()
-    positive_scores: tuple[float, ...] = ()
+    query: str  # or the first text of the pair
+    positives: tuple[str, ...]  # the relevant passages, or the second text of the pair alone
+    negatives: tuple[str, ...] = ()  # hard ones, none of them a positive
+    positive_scores: tuple[float, ...] = ()  # one a positive, or none at all
     negative_scores: tuple[float, ...] = ()
-    dataset: str = ""
-    id: str = ""
+    dataset: str = ""  # a training step never mixes two of them
+    id: str = ""  # within the data set
 
     def __post_init__(self) -> None:
         if self.task not in get_args(Task):
@@ -85,11 +82,7 @@ class Record:
 
     @property
     def score(self) -> float:
-        """The gold similarity of an STS pair, in [0, 1].
-
-        Raises:
-            RecordError: The record is no STS pair.
-        """
+        """The gold similarity of an STS pair, in [0, 1]; no other record has one."""
         if self.task != "sts":
             refuse("task", "'sts', for only a pair has a gold score", self.task)
         return self.positive_scores[0]
@@ -127,29 +120,84 @@ def _tuple(record: Record, field: str, valid: Callable[[Any], bool], expected: s
     return values
 
 
-_FIELDS = tuple(Record.__slots__)
+# --- Files ----------------------------------------------------------------------------------------
 
 
-def read_jsonl(path: str | Path) -> list[Record]:
-    """Read a file with one record a line, as JSON objects whose keys are the record's fields.
+def read_jsonl(path: str | Path, *, task: Task | None = None) -> list[Record]:
+    """Read JSON lines, or one JSON list, of three forms, told apart by the keys of each row.
 
-    `task`, `query` and `positives` (for STS `positive_scores` too) are required. Blank lines count
-    as nothing. A file whose name ends in `.gz` is unpacked.
+    - `task`: the unified record, whose fields are all checked.
+    - `task_type`, `positives`, `negatives`, `positive_scores`, `negative_scores`: CoDiEmb's own
+      (`training/CoDiEmb` of Youtu-Embedding). Each text is a triple [instruction of the task,
+      instruction of the example, text]. As there, the latter two are joined; the first belongs to
+      the data set, as the `query_prompt` of a preset.
+    - `pos`, `neg`, `pos_scores`, `neg_scores`: FlagEmbedding's. Its rows name no task; `task` does.
 
-    Raises:
-        RecordError: A line is no such record, or the file holds none; the message names the file,
-            the line, the field, what was expected and what was found.
+    A negative that is also a positive of its row is left out. An STS row becomes a pair for each of
+    its texts, positive or negative, with the text's score; without scores it is refused, whatever
+    its data set is called. The line of a JSON list is the item's place in it.
     """
-    return [record for _, record in convert_rows(path, read_rows(path), from_row)]
+    counts: Counter[str] = Counter()
+
+    def convert(row: dict[str, Any]) -> list[Record]:
+        if "task" in row:
+            if not {"query", "positives"} <= row.keys() <= set(Record.__slots__):
+                expected = f"the keys {', '.join(Record.__slots__)}, the first three at least"
+                raise RecordError(f"expected {expected}, found {', '.join(row)}.")
+            return [Record(**row)]
+        if not row.keys() & {"positives", "pos"}:
+            remedy = f"If it is a table, name its columns: codiemb data prepare {path} FOLDER "
+            remedy += "--task ir --columns QUERY POSITIVE"
+            refuse("positives", "the key 'positives' or 'pos'", sorted(row), remedy)
+        row_task = row.get("task_type", task)
+        if row_task is None:
+            remedy = f"Name the task: codiemb data prepare {path} FOLDER --task ir"
+            refuse("task_type", "'ir' or 'sts'", None, remedy + ", or task='ir' in Python")
+        return _scored_texts(row, row_task, counts)
+
+    return collect(path, read_rows(path), convert, counts)
+
+
+def _scored_texts(row: dict[str, Any], task: Task, counts: Counter[str]) -> list[Record]:
+    """The records of a row of the authors' code or of FlagEmbedding."""
+    query = _join_instruction("query", row.get("query"))
+    positives, positive_scores = _side(row, "positive")
+    negatives, negative_scores = _side(row, "negative")
+    if task == "sts":
+        texts, scores = positives + negatives, positive_scores + negative_scores
+        if len(scores) != len(texts):
+            remedy = "Ungraded texts are retrieval data: read them as task 'ir'"
+            refuse("positive_scores", f"a score for each of {len(texts)} texts", scores, remedy)
+        pairs = zip(texts, scores, strict=True)
+        return [Record("sts", query, (text,), positive_scores=(score,)) for text, score in pairs]
+    kept = [i for i, text in enumerate(negatives) if text not in positives]
+    counts[REPEATED] += len(negatives) - len(kept)
+    negatives = [negatives[i] for i in kept]
+    negative_scores = [negative_scores[i] for i in kept] if negative_scores else []
+    return [Record(task, query, positives, negatives, positive_scores, negative_scores)]
+
+
+def _side(row: dict[str, Any], name: str) -> tuple[list[str], list[Any]]:
+    """The texts of one side of a row, and their scores or none."""
+    texts = row.get(f"{name}s", row.get(name[:3])) or []
+    if not isinstance(texts, list):
+        refuse(f"{name}s", "a list of texts", texts)
+    scores = row.get(f"{name}_scores", row.get(f"{name[:3]}_scores")) or []
+    if not isinstance(scores, list) or (scores and len(scores) != len(texts)):
+        refuse(f"{name}_scores", f"a list of {len(texts)} scores, or none", scores)
+    return [_join_instruction(f"{name}s", text) for text in texts], scores
+
+
+def _join_instruction(field: str, text: Any) -> str:
+    if isinstance(text, str):
+        return text
+    if isinstance(text, list) and len(text) == 3 and all(isinstance(part, str) for part in text):
+        return text[1] + text[2]
+    refuse(field, "a string, or [task instruction, example instruction, text]", text)
 
 
 def write_jsonl(path: str | Path, records: Iterable[Record]) -> None:
-    """Write records so that `read_jsonl` gives them back; empty fields are left out.
-
-    Raises:
-        RecordError: There is no record to write.
-        UnwritableError: The folder cannot be written.
-    """
+    """Write records, at least one, so that `read_jsonl` gives them back."""
     lines = [to_json(record) for record in records]
     if not lines:
         raise RecordError(f"{path}: expected at least one record to write, found none.")
@@ -162,25 +210,11 @@ def write_jsonl(path: str | Path, records: Iterable[Record]) -> None:
 
 def to_json(record: Record) -> str:
     """The record's line in a JSONL file: fields in fixed order, empty ones left out."""
-    row = {field: value for field in _FIELDS if (value := getattr(record, field))}
+    row = {field: value for field in Record.__slots__ if (value := getattr(record, field))}
     return json.dumps(row, ensure_ascii=False)
 
 
-def from_row(row: dict[str, Any]) -> Record:
-    """The record of a JSON object whose keys are its fields.
-
-    Raises:
-        RecordError: A key is missing or unknown, or a field has another type, size or range.
-    """
-    if unknown := row.keys() - set(_FIELDS):
-        refuse(min(unknown), f"one of the keys {', '.join(_FIELDS)}", min(unknown))
-    for field in ("task", "query", "positives"):
-        if field not in row:
-            refuse(field, "this key in every line", "none", "Add the field")
-    return Record(**row)
-
-
-# --- Files of rows, of any form -------------------------------------------------------------------
+# --- Rows of any form -----------------------------------------------------------------------------
 
 
 def convert_rows(
@@ -195,14 +229,32 @@ def convert_rows(
         yield number, converted
 
 
-def read_rows(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The objects of a file of JSON lines, or of one JSON list, with their 1-based places.
+def collect(
+    source: str | Path,
+    rows: Iterable[tuple[int, Any]],
+    convert: Callable[[Any], list[Record]],
+    counts: Counter[str],
+) -> list[Record]:
+    """The records of rows, at least one in all; what became of the others is logged."""
+    records = [record for _, found in convert_rows(source, rows, convert) for record in found]
+    for what, n in counts.items():
+        if n:
+            logger.info("%s: %d %s", source, n, what)
+    if not records:
+        raise RecordError(f"{source}: expected at least one record, found none.")
+    return records
 
-    Raises:
-        RecordError: The file cannot be read, is no UTF-8 or no JSON, or has no object.
-    """
+
+def read_rows(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The objects of a file of JSON lines, or of one JSON list, with their 1-based places."""
+    text = read_text(path)
+    if text.lstrip().startswith("["):
+        values = enumerate(_json(path, 1, text), start=1)
+    else:  # split at line feeds alone: JSON strings may hold the other separators that Python knows
+        lines = enumerate(text.split("\n"), start=1)
+        values = ((number, _json(path, number, line)) for number, line in lines if line.strip())
     number = 0
-    for number, row in _json_values(path):
+    for number, row in values:
         if not isinstance(row, dict):
             raise RecordError(f"{path}:{number}: expected a JSON object, found {row!r:.120}.")
         yield number, row
@@ -210,23 +262,18 @@ def read_rows(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
         raise RecordError(f"{path}: expected at least one record, found an empty file.")
 
 
-def _json_values(path: str | Path) -> Iterator[tuple[int, Any]]:
-    text = read_text(path)
-    if text.lstrip().startswith("["):
-        yield from enumerate(_json(path, 1, text), start=1)
-        return
-    # Split at line feeds alone: JSON strings may hold the other separators that Python knows.
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            yield number, _json(path, number, line)
+def _json(path: str | Path, number: int, text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:  # no JSON, or a number of more digits than Python converts
+        line = number + getattr(error, "lineno", 1) - 1
+        raise RecordError(
+            f"{path}:{line}: expected JSON, found: {error}. Write one JSON object a line."
+        ) from error
 
 
 def read_text(path: str | Path) -> str:
-    """The text of a UTF-8 file, unpacked if its name ends in `.gz`.
-
-    Raises:
-        RecordError: The file cannot be read, or is no UTF-8.
-    """
+    """The text of a UTF-8 file, unpacked if its name ends in `.gz`."""
     path = Path(path)
     try:
         data = path.read_bytes()
@@ -239,22 +286,5 @@ def read_text(path: str | Path) -> str:
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
-        number = data.count(b"\n", 0, error.start) + 1
-        position = error.start - data.rfind(b"\n", 0, error.start) - 1
-        found = f"byte {data[error.start]:#04x} at position {position}"
-        raise RecordError(f"{path}:{number}: expected UTF-8, found {found}. Convert it.") from error
-
-
-def _json(path: str | Path, number: int, text: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        place = f"{error.msg} (column {error.colno})"
-        raise RecordError(
-            f"{path}:{number + error.lineno - 1}: expected JSON, found: {place}. "
-            "Write one JSON object a line."
-        ) from error
-    except ValueError as error:  # a number of more digits than Python converts
-        raise RecordError(
-            f"{path}:{number}: expected JSON, found: {error}. Correct the number."
-        ) from error
+        number, byte = data.count(b"\n", 0, error.start) + 1, data[error.start]
+        raise RecordError(f"{path}:{number}: expected UTF-8, found byte {byte:#04x}.") from error

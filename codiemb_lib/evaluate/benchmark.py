@@ -189,15 +189,15 @@ def load_task(
     Args:
         name: A name in the registry, or a path.
         split: "train", "dev" or "test".
-        root: As in `sources.load_dataset`.
-        columns: Of a file that is a table; see `readers.read_path`.
+        root: As in `load_dataset`.
+        columns: Of a file that is a table; see `read_path`.
         scale: The lowest and highest rating of such a table, if it holds rated pairs.
-        delimiter: What separates its columns, as in `readers.read_sts_table`.
+        delimiter: What separates its columns, as in `read_file`.
 
     Raises:
-        RecordError: A table, and nothing said about it; or as in `readers.read_path`.
-        UnknownDatasetError: No such data set.
-        MissingSourceError: Its files are not there.
+        RecordError: A table, and nothing said about it; or as in `read_path`.
+        DatasetError: No such data set.
+        SourceError: Its files are not there.
     """
     if name.removesuffix(".gz").endswith(_TABLES) and (project_root() / name).is_file():
         if not columns and not scale:
@@ -238,7 +238,7 @@ def local_task(
 
     Raises:
         EvaluationError: As for `score_records`.
-        RecordError, UnknownDatasetError, MissingSourceError: As for `load_task`.
+        RecordError, DatasetError, SourceError: As for `load_task`.
     """
     dataset, split = load_task(settings.name, **how)
     limit = getattr(settings, split)

@@ -30,7 +30,7 @@ def copy_project(folder: Path) -> Path:
     """The project without its runs, in a folder with a space."""
     project = folder / "a project"
     ignore = shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints")
-    for name in ("codiemb_lib", "notebooks"):
+    for name in ("codiemb_lib", "notebooks", "data/build"):
         shutil.copytree(ROOT / name, project / name, ignore=ignore)
     for name in ("Snakefile", "data/registry.yaml"):
         (project / name).parent.mkdir(exist_ok=True)

@@ -48,9 +48,8 @@ PRESET = load_preset("smoke")
 
 def copy_project(folder: Path, cache: Path) -> Path:
     project = folder / "a project"
-    for name in ("codiemb_lib", "notebooks", "figures"):
+    for name in ("codiemb_lib", "notebooks", "figures", "data/build"):
         shutil.copytree(ROOT / name, project / name)
-    (project / "data").mkdir()
     shutil.copytree(cache, project / "data" / "cache")
     for name in ("Snakefile", "data/registry.yaml"):
         shutil.copy(ROOT / name, project / name)

@@ -11,7 +11,7 @@ import yaml
 
 from codiemb_lib.core.files import project_root
 from codiemb_lib.core.preset import load_preset, preset_path
-from codiemb_lib.data.leaks import load_datasets
+from codiemb_lib.data.datasets import load_datasets
 from codiemb_lib.data.registry import HubEntry, list_datasets
 from codiemb_lib.train.loop import train
 
@@ -138,9 +138,9 @@ def project(tmp_path, hub, monkeypatch, make_encoder, no_network):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     entries = yaml.safe_load((project_root() / "data" / "registry.yaml").read_text())
     for entry in entries.values():
-        if entry["reader"] == "hub":
-            assert (hub / entry["repository"]).is_dir()  # no other repository is named
-            entry["repository"] = str(hub / entry["repository"])
+        if "hub" in entry:
+            assert (hub / entry["hub"]).is_dir()  # no other repository is named
+            entry["hub"] = str(hub / entry["hub"])
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "registry.yaml").write_text(yaml.safe_dump(entries, sort_keys=False))
     make_encoder(characters=CHARACTERS, max_length=64).save(tmp_path / "encoder")

@@ -10,21 +10,17 @@ from pathlib import Path
 
 import pytest
 
+from codiemb_lib.core.files import data_root
 from codiemb_lib.data.formats import (
-    MissingSourceError,
-    is_beir,
-    read_aligned,
     read_beir,
     read_beir_corpus,
+    read_file,
     read_hub,
-    read_pairs,
     read_path,
-    read_records,
-    read_sts_table,
 )
-from codiemb_lib.data.records import Record, RecordError, write_jsonl
+from codiemb_lib.data.records import Record, RecordError, SourceError, read_jsonl
 
-SHARED = Path(__file__).parents[2] / "shared" / "data"
+SHARED = data_root("../shared/data")
 real_files = pytest.mark.skipif(not SHARED.is_dir(), reason=f"no real files in {SHARED}")
 
 
@@ -40,7 +36,7 @@ def write(path: Path, *rows, pack: bool = False) -> Path:
 @pytest.fixture
 def said(caplog):
     """What the readers log, without the path."""
-    caplog.set_level(logging.INFO, logger="codiemb_lib.data.formats")
+    caplog.set_level(logging.INFO, logger="codiemb_lib.data")
     return lambda: [message.split(": ", 1)[1] for message in caplog.messages]
 
 
@@ -55,7 +51,6 @@ def test_the_layout_of_the_authors(tmp_path):
         "positives": [[instruction, "", "mug"]],
         "negatives": [],
         "positive_scores": [0.9],
-        "negative_scores": [],
     }
     search = {
         "task_type": "ir",
@@ -63,19 +58,20 @@ def test_the_layout_of_the_authors(tmp_path):
         "positives": [["", "", "The average."]],
         "negatives": [["", "", "The median."]],
     }
-    path = write(tmp_path / "train.json", pair, search)
-    assert read_records(path, dataset="demo") == [
-        Record("sts", "cup", ("mug",), positive_scores=(0.9,), dataset="demo"),
-        Record("ir", "In Python: mean", ("The average.",), ("The median.",), dataset="demo"),
+    expected = [
+        Record("sts", "cup", ("mug",), positive_scores=(0.9,)),
+        Record("ir", "In Python: mean", ("The average.",), ("The median.",)),
     ]
+    path = write(tmp_path / "train.json", pair, search)
+    assert read_jsonl(path) == expected
     path.write_text(json.dumps([pair, search]), encoding="utf-8")
-    assert [record.task for record in read_records(path)] == ["sts", "ir"]
+    assert read_jsonl(path) == expected
 
 
 def test_graded_texts_become_pairs_whichever_side_they_stand_on(tmp_path):
     row = {"query": "a", "pos": ["b", "c"], "pos_scores": [1, 0.5]}
     row |= {"neg": ["d"], "neg_scores": [0.1]}
-    pairs = read_records(write(tmp_path / "train.json", row), task="sts")
+    pairs = read_jsonl(write(tmp_path / "train.json", row), task="sts")
     assert [(pair.query, pair.positives, pair.score) for pair in pairs] == [
         ("a", ("b",), 1),
         ("a", ("c",), 0.5),
@@ -87,7 +83,7 @@ def test_graded_texts_become_pairs_whichever_side_they_stand_on(tmp_path):
 def test_ungraded_texts_are_no_pairs(tmp_path, scores):
     path = write(tmp_path / "sts.jsonl", {"query": "a", "pos": ["b"], "neg": ["c"]} | scores)
     with pytest.raises(RecordError, match=r":1: .*a score for each of 2 texts.*task 'ir'"):
-        read_records(path, task="sts")
+        read_jsonl(path, task="sts")
 
 
 def test_the_layout_of_flagembedding(tmp_path):
@@ -101,31 +97,25 @@ def test_the_layout_of_flagembedding(tmp_path):
         "type": "normal",
     }
     path = write(tmp_path / "nq.jsonl", row, {"query": "q", "pos": ["p"], "neg": []})
-    assert read_records(path, task="ir") == [
+    assert read_jsonl(path, task="ir") == [
         Record("ir", "q", ("p",), ("n", "m"), (98.6,), (85.5, 86.25)),
         Record("ir", "q", ("p",)),
     ]
     with pytest.raises(RecordError, match=r"nq\.jsonl:1: field 'task_type'.*prepare .*--task ir"):
-        read_records(path)
+        read_jsonl(path)
 
 
 def test_a_positive_among_the_negatives_goes_with_its_score(tmp_path, said):
     row = {"query": "q", "pos": ["p"], "neg": ["n", "p", "m"], "neg_scores": [1, 2, 3]}
-    (record,) = read_records(write(tmp_path / "nq.jsonl", row), task="ir")
+    (record,) = read_jsonl(write(tmp_path / "nq.jsonl", row), task="ir")
     assert record == Record("ir", "q", ("p",), ("n", "m"), negative_scores=(1, 3))
     assert said() == ["1 negatives left out, for they are positives of the same query"]
 
 
-def test_unified_rows_are_read_strictly_and_may_be_packed(tmp_path):
-    record = Record("ir", "q", ("p",), ("n",), id="7", dataset="old")
-    write_jsonl(tmp_path / "plain.jsonl", [record])
-    packed = tmp_path / "packed.jsonl.gz"
-    packed.write_bytes(gzip.compress((tmp_path / "plain.jsonl").read_bytes()))
-    assert read_records(packed) == [record]
-    assert read_records(packed, dataset="new")[0].dataset == "new"
+def test_unified_rows_are_read_strictly(tmp_path):
     row = {"task": "ir", "query": "q", "positives": ["p"], "negatives": ["p"]}
     with pytest.raises(RecordError, match=r":1: field 'negatives': expected texts that are no"):
-        read_records(write(tmp_path / "bad.jsonl", row))
+        read_jsonl(write(tmp_path / "bad.jsonl", row))
 
 
 @pytest.mark.parametrize(
@@ -145,7 +135,7 @@ def test_unified_rows_are_read_strictly_and_may_be_packed(tmp_path):
 def test_a_bad_row_is_refused_with_its_line(tmp_path, row, message):
     path = write(tmp_path / "bad.jsonl", {"query": "q", "pos": ["p"]}, row)
     with pytest.raises(RecordError, match=rf"bad\.jsonl:2: field .*{message}"):
-        read_records(path, task="ir")
+        read_jsonl(path, task="ir")
 
 
 # --- Tables of rated pairs ---
@@ -153,75 +143,67 @@ def test_a_bad_row_is_refused_with_its_line(tmp_path, row, message):
 
 def test_a_table_without_header_is_read_by_position(tmp_path):
     path = write(tmp_path / "sts.csv", '"A plane, taking off.","A ""plane"".",5.0', "", "a,b,1")
-    assert read_sts_table(path, scale=(0, 5), dataset="demo") == [
-        Record("sts", "A plane, taking off.", ('A "plane".',), (), (1.0,), dataset="demo"),
-        Record("sts", "a", ("b",), (), (0.2,), dataset="demo"),
+    assert read_file(path, scale=(0, 5)) == [
+        Record("sts", "A plane, taking off.", ('A "plane".',), (), (1.0,)),
+        Record("sts", "a", ("b",), (), (0.2,)),
     ]
-    (record, _) = read_sts_table(path, scale=(0, 5), columns=(1, 0, 2))
+    (record, _) = read_file(path, scale=(0, 5), columns=(1, 0, 2))
     assert record.positives == ("A plane, taking off.",)
 
 
 def test_a_table_with_header_is_read_by_name_or_by_position(tmp_path):
     path = write(tmp_path / "sick.txt.gz", "id\tA\tB\tscore", '1\ta "b\tc\t4.5', pack=True)
     expected = [Record("sts", 'a "b', ("c",), positive_scores=(0.875,))]
-    assert read_sts_table(path, scale=(1, 5), columns=("A", "B", "score")) == expected
-    assert read_sts_table(path, scale=(1, 5), columns=(1, 2, 3)) == expected
+    assert read_file(path, scale=(1, 5), columns=("A", "B", "score")) == expected
+    assert read_file(path, scale=(1, 5), columns=(1, 2, 3)) == expected
 
 
 def test_rated_pairs_in_json_lines_or_with_another_delimiter(tmp_path):
     expected = [Record("sts", "a", ("b",), positive_scores=(0.5,))]
     path = write(tmp_path / "pairs.jsonl", {"x": "a", "y": " b ", "gold": "2.5"})
-    assert read_sts_table(path, scale=(0, 5), columns=("x", "y", "gold")) == expected
+    assert read_file(path, scale=(0, 5), columns=("x", "y", "gold")) == expected
     path = write(tmp_path / "pairs.csv", "a;b;2.5")
-    assert read_sts_table(path, scale=(0, 5), delimiter=";") == expected
+    assert read_file(path, scale=(0, 5), delimiter=";") == expected
     assert read_path(path, scale=(0, 5), delimiter=";") == {"train": expected}
 
 
 def test_a_row_without_text_is_left_out(tmp_path, said):
     path = write(tmp_path / "sts.csv", "a,b,1", "a, ,1", ",b,1")
-    assert len(read_sts_table(path, scale=(0, 1))) == 1
+    assert len(read_file(path, scale=(0, 1))) == 1
     assert said() == ["2 rows left out, for they lack a text"]
-
-
-def test_a_name_that_stands_twice_in_the_header_is_free_if_nobody_asks_for_it(tmp_path):
-    path = write(tmp_path / "sts.csv", "id,A,B,score,id", "1,a,b,1,x")
-    expected = [Record("sts", "a", ("b",), positive_scores=(1.0,))]
-    assert read_sts_table(path, scale=(0, 1), columns=("A", "B", "score")) == expected
 
 
 @pytest.mark.parametrize("name", ["score", "Label", "relatedness_score", " gold ", "score2"])
 def test_a_header_is_known_by_what_it_calls_the_rating(tmp_path, name):
     path = write(tmp_path / "sts.csv", f"x,y,{name}", "a,b,1")
-    assert read_sts_table(path, scale=(0, 1)) == [
-        Record("sts", "a", ("b",), positive_scores=(1.0,))
-    ]
+    assert read_file(path, scale=(0, 1)) == [Record("sts", "a", ("b",), positive_scores=(1.0,))]
 
 
-@pytest.mark.parametrize("score", ["n/a", "", "nan", "1_0", '"0,5"', "good", "unlabelled"])
+@pytest.mark.parametrize("score", ["n/a", "", "nan", "1_0", "good", "unlabelled"])
 def test_a_rating_in_the_first_row_is_not_taken_for_a_header(tmp_path, score):
     path = write(tmp_path / "sts.csv", f"a,b,{score}", "c,d,1")
-    with pytest.raises(RecordError, match=r"sts\.csv:1: expected a number, or a header .*by name"):
-        read_sts_table(path, scale=(0, 5))
+    with pytest.raises(RecordError, match=r"sts\.csv:1: .*a score in \[0, 5\], found .*by name"):
+        read_file(path, scale=(0, 5))
 
 
 def test_the_row_below_a_header_given_by_name_is_no_header(tmp_path):
     path = write(tmp_path / "sts.csv", "x,y,z", "a,b,score", "c,d,1")
     with pytest.raises(RecordError, match=r"sts\.csv:2: .*a score in \[0, 5\], found 'score'"):
-        read_sts_table(path, scale=(0, 5), columns=("x", "y", "z"))
+        read_file(path, scale=(0, 5), columns=("x", "y", "z"))
 
 
 @pytest.mark.parametrize("score", [True, "1_0", "inf", None, 10**400])
 def test_what_only_python_takes_for_a_number_is_no_score(tmp_path, score):
     path = write(tmp_path / "sts.jsonl", {"a": "x", "b": "y", "s": score})
     with pytest.raises(RecordError, match=r":1: field 's': expected a score in \[0, 20\], found"):
-        read_sts_table(path, scale=(0, 20), columns=("a", "b", "s"))
+        read_file(path, scale=(0, 20), columns=("a", "b", "s"))
 
 
-@pytest.mark.parametrize("score", ["5.1", "-0.1", "nan", "good", "", "1_0"])
+@pytest.mark.parametrize("score", ["5.1", "-0.1", "nan", "1_0"])
 def test_a_score_off_the_scale_is_refused_with_its_line(tmp_path, score):
     path = write(tmp_path / "sts.csv", '"two\nlines",b,1', f"a,b,{score}")
     with pytest.raises(RecordError, match=rf"sts\.csv:3: .*a score in \[0, 5\], found '{score}'"):
-        read_sts_table(path, scale=(0, 5))
+        read_file(path, scale=(0, 5))
 
 
 @pytest.mark.parametrize(
@@ -232,16 +214,20 @@ def test_a_score_off_the_scale_is_refused_with_its_line(tmp_path, score):
         (["a, or b,2,1", "a,b,1"], {}, r":2: expected 4 cells .* in the first row, found 3"),
         (["x\ty\tscore", "a\t1"], {}, r":2: expected 3 cells separated by '\\t'.*remove it"),
         (["x\ty\tscore", "a\tb\tc\t1"], {}, r":2: .*a score in \[0, 5\], found 'c'"),
-        (["a;b;1"], {}, r":1: .*\[0, 1, 2\], found \['a;b;1'\] separated by ','.*--delimiter ';'"),
+        (
+            ["a;b;1"],
+            {},
+            r":1: .*\[0, 1, 2\] once, found .*by ','.*--delimiter ';'",
+        ),
         (["x,y,z", "a,b,1"], {"columns": ("x", "q", "z")}, r":1: .*found .*Correct 'q'"),
         (["x;y;z", "a;b;1"], {"columns": ("x", "y", "z")}, r"by ','\. .*--delimiter ';', or delim"),
-        (["a;b;1"], {"delimiter": ""}, "expected one character that separates cells, found ''"),
-        (["a;b;1"], {"delimiter": ";;"}, "expected one character that separates cells, found ';;'"),
-        (["x,x,z", "a,b,1"], {"columns": ("x", "y", "z")}, "Correct 'y'"),
-        (["x,y,x,z", "a,b,c,1"], {"columns": ("x", "y", "z")}, r":1: .* once .*found 'x' 2 times"),
+        (["a;b;1"], {"delimiter": ""}, "by one character, '', found"),
+        (["a;b;1"], {"delimiter": ";;"}, "by one character, ';;', found"),
+        (["x,x,z", "a,b,1"], {"columns": ("x", "y", "z")}, "Correct 'x'"),
+        (["x,y,x,z", "a,b,c,1"], {"columns": ("x", "y", "z")}, r":1: .* once, found .*Correct 'x'"),
         (["x,y,z", "a,b,1"], {"columns": ("x", "x", "z")}, "none of them twice"),
         (["a,b,1"], {"columns": (0, 0, 2)}, "none of them twice"),
-        (["a,b,1", '"a,b,1'], {}, r":2: expected cells separated by ',', found: unexpected end"),
+        (["a,b,1", '"a,b,1'], {}, ":2: expected cells separated by one .*found: unexpected end"),
         (["a,b,1"], {"scale": (5, 0)}, "LOW < HIGH"),
         (["a,b,1"], {"scale": (0, float("inf"))}, "LOW < HIGH"),
         (["a,b,1"], {"columns": (0, 1)}, "two texts and their score"),
@@ -253,22 +239,22 @@ def test_a_score_off_the_scale_is_refused_with_its_line(tmp_path, score):
 def test_a_bad_table_is_refused(tmp_path, lines, options, message):
     path = write(tmp_path / "sts.csv", *lines)
     with pytest.raises(RecordError, match=message):
-        read_sts_table(path, **{"scale": (0, 5)} | options)
+        read_file(path, **{"scale": (0, 5)} | options)
 
 
 def test_a_header_above_questions_is_no_record(tmp_path):
     header = write(tmp_path / "qa.csv", "id,question,Answer_1", "1,who?,me", "2,why?,text")
-    found = [(r.query, r.positives) for r in read_pairs(header, columns=(1, 2))]
+    found = [(r.query, r.positives) for r in read_file(header, columns=(1, 2))]
     assert found == [("who?", ("me",)), ("why?", ("text",))]
     none = write(tmp_path / "none.csv", "question,a word in French", "who?,me")
-    assert len(read_pairs(none, columns=(0, 1))) == 2
+    assert len(read_file(none, columns=(0, 1))) == 2
 
 
 def test_notes_behind_the_columns_of_tsv_are_passed_over(tmp_path):
     """The STS Benchmark's own files name sources behind some pairs."""
     first = "main-captions\tMSRvid\t2012\t1\t5.0\ta\tb"
     path = write(tmp_path / "sts-train.csv", first, "main-news\tx\t2014\t2\t2.5\tc\td\turl\turl")
-    found = read_sts_table(path, columns=(5, 6, 4), scale=(0, 5))
+    found = read_file(path, columns=(5, 6, 4), scale=(0, 5))
     assert [(r.query, *r.positives, r.score) for r in found] == [("a", "b", 1.0), ("c", "d", 0.5)]
 
 
@@ -277,9 +263,9 @@ def test_rows_in_json_are_read_by_their_keys_and_hold_one_text_a_side(tmp_path):
         tmp_path / "sts.jsonl", {"a": "x", "b": ["z"], "s": 1}, {"a": ["x", "y"], "b": "z", "s": 1}
     )
     with pytest.raises(RecordError, match=r"expected the names .*found \[0, 1, 2\].*--columns KEY"):
-        read_sts_table(path, scale=(0, 5))
+        read_file(path, scale=(0, 5))
     with pytest.raises(RecordError, match=r":2: field 'a': expected one text, found"):
-        read_sts_table(path, scale=(0, 5), columns=("a", "b", "s"))
+        read_file(path, scale=(0, 5), columns=("a", "b", "s"))
 
 
 # --- Queries and answers ---
@@ -296,34 +282,26 @@ def test_equal_questions_become_one_record(tmp_path, said):
         pack=True,
     )
     columns = ("question", "answer", "wrong")
-    assert read_pairs(path, columns=columns, dataset="qa") == [
-        Record("ir", "what?", ("this", "that"), ("never", "none"), dataset="qa"),
-        Record("ir", "who?", ("me", "you"), dataset="qa"),
+    assert read_file(path, columns=columns) == [
+        Record("ir", "what?", ("this", "that"), ("never", "none")),
+        Record("ir", "who?", ("me", "you")),
     ]
     assert set(said()) == {
         "2 rows left out, for they lack a text",
         "1 rows merged with an earlier one of the same query",
         "1 negatives left out, for they are positives of the same query",
     }
-    assert read_pairs(path, columns=columns[:2])[0].negatives == ()
+    assert read_file(path, columns=columns[:2])[0].negatives == ()
 
 
 def test_questions_in_a_table(tmp_path):
     path = write(tmp_path / "qa.tsv", "id\tq\ta", "1\twhat?\tthis", "2\twho?\tme")
     expected = [Record("ir", "what?", ("this",)), Record("ir", "who?", ("me",))]
-    assert read_pairs(path, columns=("q", "a")) == expected
-    assert read_pairs(path, columns=(1, 2))[1:] == expected
+    assert read_file(path, columns=("q", "a")) == expected
+    assert read_file(path, columns=(1, 2))[1:] == expected
     path = write(tmp_path / "train.csv", "q;a", "what?;this", "who?;me")
     splits = read_path(tmp_path / "train.csv", task="ir", columns=("q", "a"), delimiter=";")
     assert splits == {"train": expected}
-
-
-def test_a_comma_in_an_answer_is_no_further_column(tmp_path):
-    path = write(tmp_path / "qa.csv", "q,a,n", "what?,this, or that,never", "who?,me,you")
-    with pytest.raises(RecordError, match=r"qa\.csv:2: expected 3 cells .* found 4"):
-        read_pairs(path, columns=("q", "a", "n"))
-    with pytest.raises(RecordError, match="none of them twice"):
-        read_pairs(path, columns=("q", "q"))
 
 
 @pytest.mark.parametrize(
@@ -339,34 +317,7 @@ def test_a_comma_in_an_answer_is_no_further_column(tmp_path):
 def test_a_bad_answer_is_refused_with_its_line(tmp_path, row, message):
     path = write(tmp_path / "qa.jsonl", {"q": "who?", "a": "me"}, row)
     with pytest.raises(RecordError, match=rf"qa\.jsonl:2: {message}"):
-        read_pairs(path, columns=("q", "a"))
-
-
-# --- Aligned files ---
-
-
-def test_aligned_files_become_records_without_tokens_of_the_treebank(tmp_path):
-    queries = write(tmp_path / "tgt.txt", "who won ?", "what is `` super bowl l '' ?")
-    passages = write(tmp_path / "src.txt", "broncos -lrb- afc -rrb- won . ", "a -lsb- 1 -rsb- name")
-    assert read_aligned(queries, passages, dataset="d") == [
-        Record("ir", "who won ?", ("broncos ( afc ) won .",), dataset="d", id="1"),
-        Record("ir", 'what is " super bowl l " ?', ("a [ 1 ] name",), dataset="d", id="2"),
-    ]
-
-
-def test_aligned_files_that_do_not_fit_are_refused(tmp_path):
-    queries = write(tmp_path / "tgt.txt", "who ?", "what ?")
-    with pytest.raises(RecordError, match=r"tgt\.txt and .*src\.txt: expected .*found 2 and 1"):
-        read_aligned(queries, write(tmp_path / "src.txt", "him"))
-
-
-@pytest.mark.parametrize("blank", ["tgt.txt", "src.txt"])
-def test_a_blank_line_is_refused_with_the_file_that_has_it(tmp_path, blank):
-    for name in ("tgt.txt", "src.txt"):
-        write(tmp_path / name, "one", " " if name == blank else "two")
-    with pytest.raises(RecordError) as error:
-        read_aligned(tmp_path / "tgt.txt", tmp_path / "src.txt")
-    assert str(error.value).startswith(f"{tmp_path / blank}:2: expected a text, found a blank line")
+        read_file(path, columns=("q", "a"))
 
 
 # --- BEIR ---
@@ -398,40 +349,20 @@ def beir(tmp_path):
 
 
 def test_a_beir_folder(beir, said):
-    splits = read_beir(beir, dataset="demo")
-    assert splits == {
+    mean, median, mode = "Mean An average.", "A median.", "A mode."
+    assert read_path(beir) == {
         "train": [
-            Record(
-                "ir",
-                "query 1",
-                ("A median.", "A mode."),
-                ("Mean An average.",),
-                (),
-                (),
-                "demo",
-                "q1",
-            ),
-            Record("ir", "query 0", ("Mean An average.",), dataset="demo", id="q0"),
+            Record("ir", "query 1", (median, mode), (mean,), id="q1"),
+            Record("ir", "query 0", (mean,), id="q0"),
         ],
-        "dev": [
-            Record(
-                "ir",
-                "query 2",
-                ("Mean An average.", "A mode."),
-                ("A median.",),
-                positive_scores=(2, 1),
-                dataset="demo",
-                id="q2",
-            )
-        ],
+        "dev": [Record("ir", "query 2", (mean, mode), (median,), (2, 1), id="q2")],
     }
     assert said() == [
         "1 judgements left out, for a text is empty",
         "1 queries left out, for nothing is relevant to them",
     ]
-    corpus = {"d1": "Mean An average.", "d2": "A median.", "3": "A mode."}
+    corpus = {"d1": mean, "d2": median, "3": mode}
     assert read_beir_corpus(beir) == read_beir_corpus(beir / "corpus.jsonl") == corpus
-    assert read_path(beir) == read_beir(beir)
 
 
 @pytest.mark.parametrize(
@@ -451,10 +382,7 @@ def test_a_bad_judgement_is_refused_with_its_line(beir, line, message):
 
 def test_a_bad_first_judgement_is_no_header(beir):
     write(beir / "qrels" / "test.tsv", "q1\td1\tyes", "q1\td2\t1")
-    with pytest.raises(RecordError, match=r"test\.tsv:1: expected a number, or .*found 'yes'"):
-        read_beir(beir)
-    write(beir / "qrels" / "test.tsv", "q1 d1 1")
-    with pytest.raises(RecordError, match=r"test\.tsv:1: .* separated by '\\t'\. Correct 1 or"):
+    with pytest.raises(RecordError, match=r"test\.tsv:1: .*expected a number, found 'yes'"):
         read_beir(beir)
 
 
@@ -469,18 +397,18 @@ def test_ids_of_a_corpus_are_there_and_distinct(beir, row):
 
 def test_half_a_surrogate_pair_in_a_corpus_is_refused_with_its_line(beir):
     write(beir / "corpus.jsonl", {"_id": "1", "text": "once"}, {"_id": "2", "text": "x \ud83d"})
-    with pytest.raises(RecordError, match=r"corpus\.jsonl:2: field 'text': expected text without"):
+    with pytest.raises(RecordError, match=r"corpus\.jsonl:2: field 'text': .* without"):
         read_beir_corpus(beir)
 
 
 def test_a_beir_folder_that_lacks_a_file(beir):
     (beir / "queries.jsonl").unlink()
-    with pytest.raises(MissingSourceError, match=r"expected the file queries\.jsonl of BEIR"):
+    with pytest.raises(SourceError, match=r"expected the file queries\.jsonl of BEIR"):
         read_beir(beir)
     write(beir / "queries.jsonl", {"_id": "q1", "text": "query"})
     for file in (beir / "qrels").iterdir():
         file.unlink()
-    with pytest.raises(MissingSourceError, match=r"qrels: expected train\.tsv"):
+    with pytest.raises(SourceError, match=r"qrels: expected train\.tsv"):
         read_beir(beir)
     write(beir / "qrels" / "test.tsv", "q1\td1\t0")
     with pytest.raises(RecordError, match=r"test\.tsv: expected at least one record, found none"):
@@ -520,32 +448,30 @@ def test_a_lone_file_is_the_split_it_is_named_after(tmp_path, name, split):
     assert [*read_path(path, scale=(0, 5))] == [split]
 
 
-@pytest.mark.parametrize(
-    "form",
-    [
-        {},
-        {"task": "sts"},
-        {"task": "ir"},
-        {"columns": (0, 1)},
-        {"task": "sts", "columns": (0, 1, 2)},
-        {"task": "ir", "columns": (0, 1), "scale": (0, 5)},
-    ],
-)
+FORMS = [
+    {},
+    {"task": "sts"},
+    {"task": "sts", "columns": (0, 1, 2)},
+    {"columns": (0, 1), "scale": (0, 5)},
+]
+
+
+@pytest.mark.parametrize("form", FORMS)
 def test_what_a_table_does_not_say_is_asked_for(tmp_path, form):
     path = write(tmp_path / "table.csv", "a,b,2")
-    with pytest.raises(RecordError, match=r"table\.csv: expected to be told.*--scale LOW HIGH, or"):
+    with pytest.raises(RecordError, match=r"table\.csv: expected the columns.*--scale LOW HIGH"):
         read_path(path, **form)
 
 
 def test_a_path_with_nothing_known(tmp_path, beir):
-    with pytest.raises(MissingSourceError, match="found nothing"):
+    with pytest.raises(SourceError, match="found nothing"):
         read_path(tmp_path / "nowhere")
     (tmp_path / "other").mkdir()
     write(tmp_path / "other" / "notes.md", "")
-    with pytest.raises(MissingSourceError, match=r"found notes\.md"):
+    with pytest.raises(SourceError, match=r"found notes\.md"):
         read_path(tmp_path / "other")
     for form in ({"scale": (0, 1)}, {"delimiter": ";"}):
-        with pytest.raises(RecordError, match="expected no columns, scale, delimiter or STS task"):
+        with pytest.raises(SourceError, match="a BEIR folder and no word of its form"):
             read_path(beir, **form)
     path = write(tmp_path / "train.jsonl", {"query": "q", "pos": ["p"]})
     with pytest.raises(RecordError, match=r"train\.jsonl: expected no delimiter for JSON"):
@@ -576,11 +502,11 @@ def test_rated_pairs_of_the_hub(hub):
     name = hub(train=columns, validation=columns)
     options = {"task": "sts", "columns": ("sentence1", "sentence2", "score"), "scale": (0, 1)}
     expected = [
-        Record("sts", "a", ("b",), positive_scores=(0,), dataset="demo"),
-        Record("sts", "c", ("d",), positive_scores=(1,), dataset="demo"),
+        Record("sts", "a", ("b",), positive_scores=(0,)),
+        Record("sts", "c", ("d",), positive_scores=(1,)),
     ]
-    assert read_hub(name, split="train", dataset="demo", **options) == expected
-    assert read_hub(name, split="validation[1:]", dataset="demo", **options) == expected[1:]
+    assert read_hub(name, split="train", **options) == expected
+    assert read_hub(name, split="validation[1:]", **options) == expected[1:]
 
 
 def test_ranked_passages_of_the_hub(hub):
@@ -592,12 +518,12 @@ def test_ranked_passages_of_the_hub(hub):
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"split": "test"}, MissingSourceError, r"hub\[test\]: .*Unknown split"),
-        ({"config": "other"}, MissingSourceError, "'other' not found"),
+        ({"split": "test"}, SourceError, r"hub\[test\]: .*Unknown split"),
+        ({"config": "other"}, SourceError, "'other' not found"),
         ({"columns": ("q", "b")}, RecordError, r"\[train\]:1: expected the columns .* found \['a"),
         ({"columns": ("a",)}, RecordError, "the columns of query, positive"),
-        ({"name": "/no/such/folder"}, MissingSourceError, r"folder\[train\]: .*Check name"),
-        ({"name": "nobody/knows"}, MissingSourceError, "Hub"),  # the tests are offline
+        ({"name": "/no/such/folder"}, SourceError, r"folder\[train\]: .*Check name"),
+        ({"name": "nobody/knows"}, SourceError, "Hub"),  # the tests are offline
     ],
 )
 def test_what_the_hub_lacks_is_named(hub, change, error, message):
@@ -609,49 +535,17 @@ def test_what_the_hub_lacks_is_named(hub, change, error, message):
 
 def test_the_missing_library_names_its_command(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(MissingSourceError, match="pip install datasets"):
+    with pytest.raises(SourceError, match="pip install datasets"):
         read_hub("C-MTEB/STSB", task="ir", columns=("a", "b"), split="train")
 
 
-# --- Real files ---
-
-
-@real_files
-def test_real_beir_folders():
-    splits = read_beir(SHARED / "scifact")
-    assert {split: len(records) for split, records in splits.items()} == {"train": 809, "test": 300}
-    assert sum(len(record.positives) for record in splits["train"]) == 919
-    assert len(read_beir_corpus(SHARED / "scifact")) == 5183
-    squad = read_path(SHARED / "squad-nqg")
-    assert {split: len(records) for split, records in squad.items()} == {
-        "train": 11877,
-        "dev": 10570,
-    }
-
-
-@real_files
-@pytest.mark.parametrize(("split", "size"), [("train", 5749), ("dev", 1500), ("test", 1379)])
-def test_real_sts_without_header(split, size):
-    records = read_sts_table(SHARED / "stsb-en" / f"stsb-en-{split}.csv", scale=(0, 5))
-    assert len(records) == size
-    assert {min(r.score for r in records), max(r.score for r in records)} == {0, 1}
-
-
-@real_files
-@pytest.mark.parametrize(
-    ("name", "size"), [("SICK_train", 4500), ("SICK_trial", 500), ("SICK_test_annotated", 4927)]
-)
-def test_real_sts_with_header(name, size):
-    columns = ("sentence_A", "sentence_B", "relatedness_score")
-    records = read_sts_table(SHARED / "sick" / f"{name}.txt", columns=columns, scale=(1, 5))
-    assert len(records) == size
-    assert max(record.score for record in records) == 1
+# --- Real files: what the registry's sets do not cover ---
 
 
 @real_files
 def test_real_questions_and_answers():
     path = SHARED / "medquad" / "medquad_qa.jsonl.gz"
-    records = read_pairs(path, columns=("question", "answer"))
+    records = read_file(path, columns=("question", "answer"))
     assert len(records) == len({record.query for record in records}) == 14979
     assert 15809 <= sum(len(record.positives) for record in records) <= 16407
 
@@ -660,20 +554,10 @@ def test_real_questions_and_answers():
 @pytest.mark.parametrize(("name", "negatives"), [("nq", 979), ("msmarco", 250), ("sts", 280)])
 def test_real_flagembedding(name, negatives):
     path = SHARED / "flagembedding-format" / f"{name}.jsonl"
-    records = read_records(path, task="ir")
+    records = read_jsonl(path, task="ir")
     assert len(records) == 10
     assert sum(len(record.negatives) for record in records) == negatives
     with pytest.raises(RecordError, match=":1: field 'task_type'"):
-        read_records(path)
+        read_jsonl(path)
     with pytest.raises(RecordError, match=":1: field 'positive"):
-        read_records(path, task="sts")
-
-
-def test_a_folder_with_a_corpus_is_one_of_beir(tmp_path):
-    assert not is_beir(tmp_path)
-    write(tmp_path / "corpus.jsonl", {"_id": "1", "text": "a"}, pack=False)
-    assert is_beir(tmp_path)
-    write(tmp_path / "test.jsonl", {"task": "ir", "query": "q", "positives": ["p"]}, pack=False)
-    assert not is_beir(tmp_path)  # unified records with a corpus
-    (tmp_path / "qrels").mkdir()
-    assert is_beir(tmp_path)
+        read_jsonl(path, task="sts")

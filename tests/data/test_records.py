@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import time
 from fractions import Fraction
 
 import numpy as np
@@ -99,7 +98,6 @@ def test_what_is_no_finite_number_is_no_score(score):
         ({"negative_scores": [float("nan")]}, "negative_scores", "a list of finite numbers"),
         ({"positive_scores": [10**400]}, "positive_scores", "a list of finite numbers"),
         ({"dataset": 3}, "dataset", "a string"),
-        ({"positive": ["a"]}, "positive", "one of the keys task, query"),
     ],
 )
 def test_a_bad_line_is_refused_with_its_place(tmp_path, change, field, expected):
@@ -127,10 +125,9 @@ def test_a_pair_has_one_positive_with_a_score_in_the_unit_interval(tmp_path, cha
         read_jsonl(path)
 
 
-@pytest.mark.parametrize("field", ["task", "query", "positives"])
-def test_a_missing_field_is_named(tmp_path, field):
-    row = {key: value for key, value in IR.items() if key != field}
-    with pytest.raises(RecordError, match=rf":1: field '{field}': expected this key"):
+@pytest.mark.parametrize("row", [{**IR, "positive": ["a"]}, {"task": "ir", "query": "mean"}])
+def test_a_missing_or_unknown_key_is_refused(tmp_path, row):
+    with pytest.raises(RecordError, match=r":1: expected the keys task, query, positives, .*found"):
         read_jsonl(write_lines(tmp_path / "bad.jsonl", row))
 
 
@@ -182,13 +179,6 @@ def test_a_failed_write_keeps_the_old_file(tmp_path):
         write_jsonl(path, broken())
     assert read_jsonl(path) == [Record(**IR)]
     assert list(tmp_path.iterdir()) == [path]
-
-
-def test_a_hundred_thousand_lines_are_read_in_seconds(tmp_path):
-    path = write_lines(tmp_path / "long.jsonl", *[json.dumps(IR)] * 100_000)
-    start = time.perf_counter()
-    assert len(read_jsonl(path)) == 100_000
-    assert time.perf_counter() - start < 10
 
 
 def test_records_written_under_a_gz_name_are_read_back(tmp_path):

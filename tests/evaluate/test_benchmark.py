@@ -12,8 +12,8 @@ import pytest
 
 from codiemb_lib.core.files import UnwritableError, data_root
 from codiemb_lib.core.preset import DatasetSettings, EncoderSettings, Prompts
-from codiemb_lib.data.datasets import UnknownDatasetError
 from codiemb_lib.data.records import Record, RecordError, write_jsonl
+from codiemb_lib.data.registry import DatasetError
 from codiemb_lib.evaluate import benchmark
 from codiemb_lib.evaluate.benchmark import (
     COLUMNS,
@@ -134,7 +134,7 @@ def test_tables_and_folders_are_loaded_with_the_split_that_there_is(data):
     assert load_task("wordsim-353", "dev")[1] == "dev"
     with pytest.raises(RecordError, match="--scale LOW HIGH"):
         load_task(str(table))
-    with pytest.raises(UnknownDatasetError, match="Did you mean 'wordsim-353'"):
+    with pytest.raises(DatasetError, match="Did you mean 'wordsim-353'"):
         load_task("wordsim353")
 
 
@@ -224,7 +224,7 @@ def test_failing_tasks_are_named_at_the_end_and_the_others_are_done(store, data,
     message = str(caught.value)
     assert message.startswith("2 of 3 tasks failed")
     assert "first: ZeroDivisionError: of all things" in message
-    assert "none: UnknownDatasetError: unknown data set 'nowhere'" in message
+    assert "none: DatasetError: unknown data set 'nowhere'" in message
     assert isinstance(caught.value.__cause__, ZeroDivisionError)
     assert "Traceback" in caplog.text  # of what nobody expected
     rows = pd.read_csv(out)

@@ -1,6 +1,4 @@
-"""Queries and passages from the docstrings of a package, read without importing it."""
-
-from __future__ import annotations
+"""Retrieval from the docstrings of installed packages, which are read without importing them."""
 
 import ast
 import gc
@@ -8,43 +6,86 @@ import inspect
 import re
 import textwrap
 import warnings
-from collections.abc import Iterator
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
-from codiemb_lib.core import normalise
+from codiemb_lib.core import normalise, sha256_text
+from codiemb_lib.data import NearDuplicates, Record, split_of
 
 _SKIPPED = {"tests", "test", "testing", "conftest", "setup", "externals", "vendored"}
 
 
-@dataclass
 class Documented:
-    """A public object whose docstring gives a query and passages."""
+    """A public object whose docstring gives a query and passages.
 
-    name: str  # qualified by its file: package.module.object
-    module: str
-    query: str
-    passages: list[str]
+    Its name is qualified by its file: package.module.object.
+    """
+
+    def __init__(self, name: str, module: str, query: str, passages: list[str]) -> None:
+        self.name, self.module, self.query, self.passages = name, module, query, passages
 
 
-def documented(
-    root: Path,
+def build(
+    sources: dict[str, Path],
     *,
     words: tuple[int, int],
-    private: tuple[str, ...] = (),
-    skip: tuple[str, ...] = (),
-) -> list[Documented]:
-    """The public objects of the package in folder `root` whose docstrings give a fit pair.
+    negatives: int,
+    limits: Mapping[str, int],
+    private: Mapping[str, Sequence[str]],
+    skip: Mapping[str, Sequence[str]],
+    fractions: dict[str, float],
+) -> tuple[dict[str, list[Record]], tuple]:
+    """Records of the packages whose folders `sources` names.
+
+    Guarantees: queries are distinct, no passage serves two objects, no passage contains any query,
+    no object repeats most of another's text, and a hard negative lies in its query's split.
 
     Args:
-        root: The package's folder, which bears its name.
+        sources: The folder of each package, which bears its name.
         words: Fewest and most words of a passage.
+        negatives: At most so many hard negatives, one of each sibling in the module.
+        limits: Most objects of each package, so that none dominates.
         private: Names with a leading underscore, of folders and files, that hold public objects.
-        skip: Names of folders and files that are left out, besides tests and vendored code.
+        skip: Names of folders and files that few users of the package meet.
+        fractions: The shares of the splits.
     """
-    with _collector_paused():
-        return list(_documented(root, root.name, words, private, skip))
+    kept: list[Documented] = []
+    queries: set[str] = set()
+    seen = NearDuplicates()
+    for package, root in sources.items():
+        left = limits[package]
+        with _collector_paused():
+            candidates = [
+                *_documented(root, words, private.get(package, ()), skip.get(package, ()))
+            ]
+        # First those with several passages, then by a hash (salted: the plain one is the split's),
+        # so that a new object displaces few others.
+        candidates.sort(key=lambda c: (len(c.passages) < 2, sha256_text("selection", c.name)))
+        for candidate in candidates:
+            query = normalise(candidate.query)
+            if not left:
+                break
+            if query in queries or not seen.add(" ".join([query, *candidate.passages])):
+                continue
+            queries.add(query)
+            kept.append(candidate)
+            left -= 1
+    _drop_ambiguous_passages(kept)
+    kept = sorted((item for item in kept if item.passages), key=lambda item: item.name)
+    where = {item.name: split_of(item.name, fractions) for item in kept}
+    members: dict[tuple[str, str], list[Documented]] = defaultdict(list)
+    for item in kept:
+        members[item.module, where[item.name]].append(item)
+    splits: dict[str, list[Record]] = {split: [] for split in fractions}
+    for item in kept:
+        siblings = [m for m in members[item.module, where[item.name]] if m is not item]
+        siblings.sort(key=lambda sibling: sha256_text(item.name, sibling.name))
+        lent = tuple(sibling.passages[0] for sibling in siblings[:negatives])
+        record = Record("ir", item.query, tuple(item.passages), lent, id=item.name)
+        splits[where[item.name]].append(record)
+    return splits, ()
 
 
 @contextmanager
@@ -59,16 +100,36 @@ def _collector_paused() -> Iterator[None]:
             gc.enable()
 
 
+def _drop_ambiguous_passages(items: list[Documented]) -> None:
+    """Drop passages that several objects share, and those in which somebody's query stands."""
+    normal = {passage: normalise(passage) for item in items for passage in item.passages}
+    times = Counter(normal[passage] for item in items for passage in item.passages)
+    # A query can only stand where its first four words do.
+    queries: dict[tuple[str, ...], list[str]] = defaultdict(list)
+    for item in items:
+        query = normalise(item.query)
+        queries[tuple(query.split()[:4])].append(query)
+
+    def answers_itself(text: str) -> bool:
+        words = text.split()
+        starts = zip(*(words[start:] for start in range(4)), strict=False)
+        return any(query in text for start in starts for query in queries.get(start, ()))
+
+    for item in items:
+        texts = [(passage, normal[passage]) for passage in item.passages]
+        item.passages = [p for p, text in texts if times[text] == 1 and not answers_itself(text)]
+
+
+# --- Files of a package ---------------------------------------------------------------------------
+
+
 def _documented(
-    root: Path,
-    package: str,
-    words: tuple[int, int],
-    kept_private: tuple[str, ...],
-    skip: tuple[str, ...],
+    root: Path, words: tuple[int, int], kept_private: Sequence[str], skip: Sequence[str]
 ) -> Iterator[Documented]:
+    """The public objects of the package in folder `root` whose docstrings give a fit pair."""
     files: dict[str, Path] = {}
     for path in sorted(root.rglob("*.py")):
-        *folders, stem = (package, *path.relative_to(root).with_suffix("").parts)
+        *folders, stem = (root.name, *path.relative_to(root).with_suffix("").parts)
         hidden = [f for f in folders if f.startswith("_") and f not in kept_private]
         if not hidden and not _SKIPPED.union(skip).intersection((*folders, stem)):
             files[".".join(folders if stem == "__init__" else (*folders, stem))] = path
@@ -137,6 +198,8 @@ def _added_docstrings(call: ast.Call) -> Iterator[tuple[str, str]]:
         parts = [n.value if isinstance(n, ast.Constant) else ast.unparse(n) for n in names]
         yield ".".join(map(str, parts)), inspect.cleandoc(text.value)
 
+
+# --- One docstring --------------------------------------------------------------------------------
 
 # A heading underlined as in numpydoc, or ended by a colon as in Google's style.
 _UNDERLINE = re.compile(r"[-=~]{3,}\s*")
