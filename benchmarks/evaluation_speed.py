@@ -27,10 +27,17 @@ from sentence_transformers.sentence_transformer.evaluation import (
     InformationRetrievalEvaluator,
 )
 
-from codiemb_lib.core import MAIN_METRIC, EncoderSettings, hardware, versions, write_rows
+from codiemb_lib.core import (
+    DatasetSettings,
+    EncoderSettings,
+    hardware,
+    task_means,
+    versions,
+    write_rows,
+)
 from codiemb_lib.data import Record, load_dataset
-from codiemb_lib.evaluate import score_records
-from codiemb_lib.model import Embedder, Encoder
+from codiemb_lib.evaluate import encode_dataset, score_dataset
+from codiemb_lib.model import Encoder
 
 PUBLIC = {"stsb": (None, 0), "squad-sentences": (500, 500), "scifact": (60, 150)}
 EMBEDDED = {"simlex-999": (None, 0), "lee-news": (None, 0), "api-docs": (100, 0)}
@@ -89,8 +96,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         Encoder.load(EncoderSettings(name="minilm-l6")).save(Path(folder) / "model")
         model = SentenceTransformer(f"{folder}/model", device="cpu")
-        embedder = Embedder(EncoderSettings(name=f"{folder}/model"))
-        embedder.encoder.to("cpu")
+        encoder = Encoder.load(EncoderSettings(name=f"{folder}/model")).eval()
         ways: dict[str, dict[str, Callable[[], float]]] = {}
         for name, (limit, passages) in (PUBLIC if given.data else EMBEDDED).items():
             dataset = load_dataset(name, root=given.data)
@@ -98,9 +104,8 @@ def main() -> None:
             corpus = dataset.sample_corpus(passages)
 
             def ours(records=records, corpus=corpus) -> float:
-                scored = score_records(embedder, records, corpus)
-                main = MAIN_METRIC[records[0].task]
-                return next(row["value"] for row in scored if row["metric"] == main)
+                encoded = encode_dataset(encoder, DatasetSettings(name="d"), records, corpus)
+                return task_means(score_dataset(encoded))[encoded.task]
 
             ways[name] = {"ours": ours} | {
                 f"sentence-transformers, batch {size}": theirs(model, records, corpus, batch)

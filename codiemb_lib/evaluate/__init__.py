@@ -1,35 +1,44 @@
-"""Vectors to scores: retrieval and similarity, benchmarks, paired comparisons, hard negatives."""
+"""Vectors to scores: one scorer for all, benchmarks, paired comparisons, claims, hard negatives.
+
+`encode_split` turns the records of a preset's split to vectors (`EncodedDataset`), `score` these to
+rows. `run_tasks` does it for any encoder and any data set, and keeps what is finished. Of several
+models `text_scores`, `resample` and `compare` say which is better, and `verdicts` what that means
+for the claims. Nothing here loads torch; the encoders that are passed in have.
+"""
 
 import lazy_loader
 
 # Raised when numbers of this room are meant to change: what was computed under another one is
 # stale. A line for each rise: its number, date and reason.
 # 1: the numbers that the first golden values pin.
-NUMERICS = 1
+# 2: 2026-11-30: grades of relevant passages count in every nDCG, no longer in benchmarks alone.
+NUMERICS = 2
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "benchmark": ["BenchmarkError", "Store", "local_task", "run_tasks", "score_records"],
+        "benchmark": ["Store", "local_task", "run_tasks"],
         "claims": [
             "AGAINST_BASE",
             "ALPHA",
             "CLAIMS",
-            "decidable",
+            "against",
+            "families",
             "lacking",
             "outcome",
             "verdicts",
         ],
         "compare": ["Comparison", "ISOTROPY", "compare", "directions", "resample", "text_scores"],
+        "errors": ["BenchmarkError", "EvaluationError"],
         "mining": ["mine"],
         "mteb": ["mteb_task", "mteb_tasks"],
         "scores": [
             "EncodedDataset",
-            "EvaluationError",
             "encode_dataset",
-            "evaluate",
+            "encode_split",
             "load_encoded",
             "save_encoded",
+            "score",
             "score_dataset",
             "sts_metrics",
             "texts_of",

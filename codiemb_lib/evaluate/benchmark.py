@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
-from itertools import chain
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -29,10 +27,13 @@ from codiemb_lib.core import (
     write_json,
     write_rows,
 )
-from codiemb_lib.data import Columns, Dataset, Record, RecordError, Scale, load_dataset, read_path
+from codiemb_lib.data import Columns, Dataset, RecordError, Scale, load_dataset, read_path
 from codiemb_lib.evaluate import NUMERICS
-from codiemb_lib.evaluate.scores import EvaluationError, ranking_metrics, sts_metrics
-from codiemb_lib.model import Embedder
+from codiemb_lib.evaluate.errors import BenchmarkError, EvaluationError
+from codiemb_lib.evaluate.scores import encode_dataset, score_dataset
+
+if TYPE_CHECKING:
+    from codiemb_lib.model import Embedder
 
 logger = logging.getLogger(__name__)
 
@@ -45,132 +46,40 @@ _TABLES = (".csv", ".tsv")
 Row = dict[str, Any]
 
 
-class BenchmarkError(CodiembError, RuntimeError):
-    """Some tasks failed.
-
-    Attributes:
-        scores: The rows of the others.
-    """
-
-    status = 1
-
-    def __init__(self, message: str, scores: pd.DataFrame):
-        super().__init__(message)
-        self.scores = scores
-
-
-# --- Scores ---------------------------------------------------------------------------------------
-
-
-def score_records(
-    embedder: Embedder,
-    records: Sequence[Record],
-    corpus: Iterable[str] = (),
-    prompts: Prompts | None = None,
-    *,
-    progress: bool = False,
-) -> list[Row]:
-    """Rows (task, metric, value, n, passages) of the records of one data set.
-
-    What a retrieval set is searched in is as in `evaluation.encode_dataset`; but where all scores
-    of positives are whole numbers, as in a BEIR folder, nDCG takes them for grades. Both texts of a
-    pair carry the query's prompt.
-
-    Raises:
-        EvaluationError: No records, records of both tasks, a score that is not defined, or one that
-            is none.
-    """
-    if not records:
-        raise EvaluationError("expected at least one record, found none.")
-    if len({record.task for record in records}) > 1:
-        raise EvaluationError(
-            "expected records of one task, found some of 'ir' and some of 'sts'. Score each apart."
-        )
-    prompts = prompts or Prompts()
-    task, queries = records[0].task, [record.query for record in records]
-    if task == "sts":
-        texts = [*queries, *(record.positives[0] for record in records)]
-        vectors = embedder.embed(texts, prompt=prompts.query_prompt, progress=progress)
-        pairs = vectors.reshape(2, len(records), -1)
-        similarities = np.einsum("nd,nd->n", *pairs)
-        metrics = sts_metrics(similarities, np.array([record.score for record in records]))
-        passages = None
-    else:
-        own = (text for record in records for text in (*record.positives, *record.negatives))
-        texts = list(dict.fromkeys(chain(own, corpus)))
-        row = {text: i for i, text in enumerate(texts)}
-        graded = _are_graded(records)
-        grades = [
-            {row[text]: grade for text, grade in _grades(record, graded).items()}
-            for record in records
-        ]
-        by_query = ranking_metrics(
-            embedder.embed(queries, prompt=prompts.query_prompt, progress=progress),
-            embedder.embed(texts, prompt=prompts.passage_prompt, progress=progress),
-            grades,
-            progress=progress,
-        )
-        metrics = {metric: float(values.mean()) for metric, values in by_query.items()}
-        passages = len(texts)
-    rows = [
-        {"task": task, "metric": metric, "value": value, "n": len(records), "passages": passages}
-        for metric, value in metrics.items()
-    ]
-    return check_rows(rows)
-
-
-def _are_graded(records: Iterable[Record]) -> bool:
-    """Whether scores of positives are grades, rather than a teacher's."""
-    scores = [score for record in records for score in record.positive_scores]
-    return all(score >= 1 and float(score).is_integer() for score in scores)
-
-
-def _grades(record: Record, graded: bool) -> dict[str, int]:
-    scores = record.positive_scores if graded and record.positive_scores else None
-    grades: dict[str, int] = {}
-    for text, score in zip(record.positives, scores or [1] * len(record.positives), strict=True):
-        grades[text] = max(int(score), grades.get(text, 1))
-    return grades
-
-
-def check_rows(rows: list[Row]) -> list[Row]:
-    """The rows, if each value is a score: from 0 to 1 in retrieval, from -1 to 1 elsewhere.
-
-    Raises:
-        EvaluationError: One is not.
-    """
-    for row in rows:
-        low = 0 if row["task"] == "ir" else -1
-        if not low - 1e-9 <= row["value"] <= 1 + 1e-9:  # NaN neither
-            raise EvaluationError(
-                f"{row['metric']}: expected a score from {low} to 1, found {row['value']}. The "
-                "encoder's weights or the data set's judgements are damaged."
-            )
-    return rows
-
-
-# --- Tasks ----------------------------------------------------------------------------------------
-
-
 class Store(NamedTuple):
     """Where what is finished is kept, and for which encoder."""
 
     embedder: Embedder
     folder: Path
 
+    def encode(self, texts: list[str], *, prompt: str, progress: bool = False) -> np.ndarray:
+        """Embeddings of texts (n, D), kept: with this a store is an encoder."""
+        return self.embedder.embed(texts, prompt=prompt, progress=progress)
+
     def once(self, parts: Iterable[str], compute: Callable[[], list[Row]]) -> list[Row]:
         """The rows of a task: those that were kept, or those that are computed now, with seconds.
 
         Args:
-            parts: All that decides the rows, but for the encoder.
+            parts: All that decides the rows, but for the encoder and our code.
             compute: Gives the rows.
+
+        Raises:
+            EvaluationError: A value is no score: outside of 0 to 1 in retrieval, of -1 to 1 else.
         """
-        file = self.folder / "scores" / f"{sha256_text(self.embedder.key, *parts)}.json"
+        key = sha256_text(self.embedder.key, str(NUMERICS), *parts)
+        file = self.folder / "scores" / f"{key}.json"
         if not file.is_file():
             _ = self.embedder.encoder  # loaded before the clock starts
             began = time.perf_counter()
             rows = compute()
             measured = {"seconds": time.perf_counter() - began, "hardware": hardware()}
+            for row in rows:
+                low = 0 if row["task"] == "ir" else -1
+                if not low - 1e-9 <= row["value"] <= 1 + 1e-9:  # NaN neither
+                    raise EvaluationError(
+                        f"{row['metric']}: expected a score from {low} to 1, found {row['value']}. "
+                        "The encoder's weights or the data set's judgements are damaged."
+                    )
             write_json(file, [row | measured for row in rows])
         return read_json(file)
 
@@ -186,20 +95,15 @@ def load_task(
 ) -> tuple[Dataset, str]:
     """A data set, and which of its splits is scored: the only one if it has no other.
 
-    Args:
-        name: A name in the registry, or a path.
-        split: "train", "dev" or "test".
-        root: As in `load_dataset`.
-        columns: Of a file that is a table; see `read_path`.
-        scale: The lowest and highest rating of such a table, if it holds rated pairs.
-        delimiter: What separates its columns, as in `read_file`.
+    `name` stands in the registry or is a path, as for `load_dataset`, which takes `root` too. If it
+    is the path of a table, `columns`, `scale` (the lowest and highest rating, of rated pairs) and
+    `delimiter` say what it holds, as for `read_path`.
 
     Raises:
-        RecordError: A table, and nothing said about it; or as in `read_path`.
-        DatasetError: No such data set.
-        SourceError: Its files are not there.
+        RecordError: A table, and nothing said about it.
     """
-    if name.removesuffix(".gz").endswith(_TABLES) and (project_root() / name).is_file():
+    path = project_root() / name
+    if name.removesuffix(".gz").endswith(_TABLES) and path.is_file():
         if not columns and not scale:
             raise RecordError(
                 f"{name}: expected to be told what the table's columns are, found nothing. Add "
@@ -208,10 +112,9 @@ def load_task(
             )
         form = {"task": "sts" if scale else "ir", "columns": columns, "scale": scale}
         form |= {"delimiter": delimiter} if delimiter is not None else {}
-        splits = {k: tuple(v) for k, v in read_path(project_root() / name, **form).items()}
-        task = next(iter(splits.values()))[0].task
-        content = sha256_text(sha256_file(project_root() / name), repr(form))
-        dataset = Dataset(name, task, splits, "see source", f"local: {name}", content)
+        splits = {k: tuple(v) for k, v in read_path(path, **form).items()}
+        content = sha256_text(sha256_file(path), repr(form))
+        dataset = Dataset(name, form["task"], splits, "see source", f"local: {name}", content)
     else:
         dataset = load_dataset(name, root=root)
     return dataset, next(iter(dataset.splits)) if len(dataset.splits) == 1 else split
@@ -235,29 +138,36 @@ def local_task(
         sides: `query_prompt` or `passage_prompt` that goes before what `prompts` says of it.
         progress: Show bars.
         how: Options of `load_task`.
-
-    Raises:
-        EvaluationError: As for `score_records`.
-        RecordError, DatasetError, SourceError: As for `load_task`.
     """
     dataset, split = load_task(settings.name, **how)
     limit = getattr(settings, split)
-    records = dataset.split(split, limit=limit)
-    corpus = dataset.sample_corpus(settings.corpus)
-    if prompts is None:
-        prompts = own_prompts(
-            store.embedder.prompts, dataset.task, settings.name, store.embedder.default_prompt
-        )
-    prompts = Prompts(**prompts.model_dump(include=set(Prompts.model_fields)) | dict(sides))
-    rows = store.once(
-        [
-            *(dataset.content_hash, split, f"{limit} {settings.corpus}", prompts.model_dump_json()),
-            str(NUMERICS),
-        ],
-        partial(score_records, store.embedder, records, corpus, prompts, progress=progress),
-    )
+    records, corpus = dataset.split(split, limit=limit), dataset.sample_corpus(settings.corpus)
+    used = choose_prompts(store.embedder, prompts, sides, dataset.task, settings.name)
+
+    def compute() -> list[Row]:
+        prompted = settings.model_copy(update=used)
+        encoded = encode_dataset(store, prompted, records, corpus, progress=progress)
+        rows = score_dataset(encoded, progress=progress).drop(columns="dataset")
+        passages = len(encoded.passages) if encoded.task == "ir" else None
+        return [row | {"passages": passages} for row in rows.to_dict("records")]
+
+    counts = f"{limit} {settings.corpus}"
+    rows = store.once([dataset.content_hash, split, counts, *used.values()], compute)
     labels = {"split": split, "by": "codiemb", "data_hash": dataset.content_hash}
-    return [row | labels | prompts.model_dump() for row in rows]
+    return [row | labels | used for row in rows]
+
+
+def choose_prompts(
+    embedder: Embedder,
+    given: Prompts | None,
+    sides: Mapping[str, str],
+    task: str,
+    dataset: str = "",
+) -> dict[str, str]:
+    """Both prompts of a task: `sides` before those that are given, or else the model's own."""
+    if given is None:
+        given = own_prompts(embedder.prompts, task, dataset, embedder.default_prompt)
+    return {side: sides.get(side, getattr(given, side)) for side in Prompts.model_fields}
 
 
 def own_prompts(

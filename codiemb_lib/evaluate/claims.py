@@ -7,7 +7,7 @@ study adds. Which models stand for them, the margin and the rule were fixed befo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -22,11 +22,8 @@ VERDICTS = {1: "holds", 0: "cannot tell", -1: "does not hold"}
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """A sentence, the comparisons that decide it, and whether it needs all or any of them.
-
-    `combine` joins the outcomes 1, 0 and -1 of the comparisons: `min` where all are needed, `max`
-    where one is enough.
-    """
+    """A sentence, the comparisons that decide it, and how their outcomes 1, 0 and -1 are joined:
+    `min` where all are needed, `max` where one is enough."""
 
     text: str
     comparisons: tuple[Comparison, ...]
@@ -50,10 +47,7 @@ CLAIMS = {
     ),
     "C4": Claim(
         "the losses for similarity beat CoSENT in the same batches, and retrieval does not pay",
-        (
-            Comparison("codiemb", "cosent", "ir", -MARGIN),
-            Comparison("codiemb", "cosent", "sts"),
-        ),
+        (Comparison("codiemb", "cosent", "ir", -MARGIN), Comparison("codiemb", "cosent", "sts")),
     ),
     "C5": Claim(
         "one encoder serves each task at least as well as its specialist",
@@ -88,18 +82,38 @@ CLAIMS = {
 def lacking(models: Iterable[str]) -> dict[str, list[str]]:
     """Of each claim the models that it compares and that are not among `models`."""
     models = {*models}
-    named = {
-        name: dict.fromkeys(m for c in claim.comparisons for m in (c.model, c.reference))
+    return {
+        name: [
+            model
+            for model in dict.fromkeys(m for c in claim.comparisons for m in (c.model, c.reference))
+            if model not in models
+        ]
         for name, claim in CLAIMS.items()
     }
-    return {name: [m for m in wanted if m not in models] for name, wanted in named.items()}
 
 
-def decidable(models: Iterable[str]) -> dict[str, tuple[Comparison, ...]]:
-    """The comparisons of each claim whose models are all among `models`."""
-    return {
-        name: CLAIMS[name].comparisons for name, wanted in lacking(models).items() if not wanted
-    }
+def against(
+    reference: str, models: Iterable[str], tasks: Iterable[str]
+) -> dict[str, list[Comparison]]:
+    """Every other model against one of them on each task: a family under the reference's name."""
+    tasks = [*tasks]
+    others = [model for model in models if model != reference]
+    return {reference: [Comparison(model, reference, task) for model in others for task in tasks]}
+
+
+def families(models: Iterable[str], tasks: Iterable[str]) -> list[dict[str, Sequence[Comparison]]]:
+    """What is compared of measured models: each family is one call of `compare`, for Holm.
+
+    Those of the claims whose models are all there; every model against the start in scores; and the
+    same in isotropy. `tasks` are those that have test texts, of scores and of isotropy.
+    """
+    models, tasks = [*models], {*tasks}
+    claims = {n: CLAIMS[n].comparisons for n, wanted in lacking(models).items() if not wanted}
+    start = [
+        against(AGAINST_BASE, models, [task for task in kind if task in tasks])
+        for kind in (ISOTROPY.keys(), ISOTROPY.values())
+    ]
+    return [family for family in (claims, *start) if any(family.values())]
 
 
 def outcome(row: pd.Series) -> int:
@@ -109,7 +123,7 @@ def outcome(row: pd.Series) -> int:
     bootstrap interval over texts and the t-interval over seeds lie wholly on that side.
 
     Args:
-        row: Of `comparison.compare`, of a task's mean.
+        row: Of `compare`, of a task's mean.
     """
     if row["p_holm"] < ALPHA:
         if min(row["low"], row["seeds_low"]) > row["bound"]:
@@ -120,7 +134,7 @@ def outcome(row: pd.Series) -> int:
 
 
 def verdicts(rows: pd.DataFrame) -> pd.DataFrame:
-    """A row (claim, text, verdict) for each claim that `rows` of `comparison.compare` decide."""
+    """A row (claim, text, verdict) for each claim that `rows` of `compare` decide."""
     means = rows[rows["dataset"] == "mean"]
     return pd.DataFrame(
         [

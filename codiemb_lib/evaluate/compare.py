@@ -8,7 +8,7 @@ Other training runs: Student's interval of the difference over seeds, paired by 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -16,16 +16,13 @@ import pandas as pd
 from numpy.typing import ArrayLike
 from scipy import stats
 
-from codiemb_lib.core import MAIN_METRIC, CodiembError, t_interval
-from codiemb_lib.evaluate.scores import EncodedDataset, retrieval_metrics, texts_of
+from codiemb_lib.core import MAIN_METRIC, t_interval
+from codiemb_lib.evaluate.errors import EvaluationError
+from codiemb_lib.evaluate.scores import EncodedDataset, ranking_metrics, texts_of
 
 Run = tuple[str, int]  # a model and its seed
 
 ISOTROPY = {"ir": "ir_isotropy", "sts": "sts_isotropy"}  # of a task's texts: minus mean cosine
-
-
-class ComparisonError(CodiembError, ValueError):
-    """Models cannot be compared: they saw different texts, or a resample has no score."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,17 +44,15 @@ class TextScores:
     """What one run makes of each text of a test set.
 
     `values` (n,) are the nDCG@10 of queries, or the cosines of pairs, or (n, D) the directions of
-    texts; `gold` (n,) are the pairs' scores, and None for the others; `texts` are the queries, the
-    pairs, or both sides of each data set that the texts are taken from; of queries `among` says in
-    which passages they are searched, and which of these are right.
+    texts; `gold` (n,) are the pairs' scores, and None for the others. `material` is all that runs
+    must share to be compared: texts, and which passages are right.
     """
 
     task: str
     dataset: str
-    texts: list
     values: np.ndarray
     gold: np.ndarray | None
-    among: list = field(default_factory=list)
+    material: list
 
 
 @dataclass(frozen=True)
@@ -74,17 +69,16 @@ class SetScores:
 
 
 def text_scores(datasets: Iterable[EncodedDataset]) -> list[TextScores]:
-    """What is needed of a run's embeddings to compare it: a number a text."""
+    """What is needed of a run's embeddings to compare its scores: a number a text."""
     found = []
     for d in datasets:
         if d.task == "ir":
-            values = retrieval_metrics(d.queries @ d.passages.T, d.gold)[MAIN_METRIC["ir"]]
-            among = [d.passage_texts, [sorted(rows) for rows in d.gold]]
-            found.append(TextScores(d.task, d.name, d.query_texts, values, None, among))
+            values = ranking_metrics(d.queries, d.passages, d.gold)[MAIN_METRIC["ir"]]
         else:
             values = np.einsum("nd,nd->n", d.queries, d.passages)
-            pairs = list(zip(d.query_texts, d.passage_texts, strict=True))
-            found.append(TextScores(d.task, d.name, pairs, values, d.gold))
+        material = [d.query_texts, d.passage_texts, [*d.gold]]
+        gold = d.gold if d.task == "sts" else None
+        found.append(TextScores(d.task, d.name, values, gold, material))
     return found
 
 
@@ -95,8 +89,8 @@ def directions(datasets: Sequence[EncodedDataset]) -> list[TextScores]:
     for task, rows in texts_of(datasets).items():
         if task in ISOTROPY:
             units = rows / np.linalg.norm(rows, axis=1, keepdims=True)
-            texts = [(d.query_texts, d.passage_texts) for d in datasets if d.task == task]
-            found.append(TextScores(ISOTROPY[task], "all", texts, units, None))
+            material = [(d.query_texts, d.passage_texts) for d in datasets if d.task == task]
+            found.append(TextScores(ISOTROPY[task], "all", units, None, material))
     return found
 
 
@@ -105,42 +99,31 @@ def resample(
 ) -> list[SetScores]:
     """Score all runs on the same resamples of the texts of each test set, by SciPy's bootstrap.
 
-    Test sets are resampled independently of each other. Pairs that share a text count as
-    independent, as everywhere in the field: where few texts form many pairs (`lee-similarity`),
-    intervals come out too short.
-
-    Args:
-        runs: What `text_scores`, `directions` or both give of each.
-        resamples: How many.
-        seed: Of the resamples.
+    `runs` holds what `text_scores`, `directions` or both give of each. Test sets are resampled
+    independently of each other. Pairs that share a text count as independent, as everywhere in the
+    field: where few texts form many pairs (`lee-similarity`), intervals come out too short.
 
     Raises:
-        ComparisonError: There is no run, the runs were measured on different texts, or the
-            similarities or gold scores of some resample are constant, so that it has no
-            correlation.
+        EvaluationError: The runs were measured on different texts, or the similarities or gold
+            scores of some resample are constant, so that it has no correlation.
     """
-    if not runs:
-        raise ComparisonError("expected the scores of at least one run, found none.")
-    (first_run, first), *others = runs.items()
-    for run, scores in others:
-        for a, b in zip(first, scores, strict=False):
-            same = (a.dataset, a.texts, a.among) == (b.dataset, b.texts, b.among)
-            if not same or not np.array_equal(a.gold, b.gold):
-                raise ComparisonError(
-                    f"expected the texts of {first_run} in {a.dataset!r} for {run} too, found "
-                    f"others in {b.dataset!r}. Run notebook 05 anew for the older of the two."
-                )
-        if len(scores) != len(first):
-            raise ComparisonError(
-                f"expected the {len(first)} test sets of {first_run} for {run} too, found "
-                f"{len(scores)}. Run notebook 05 anew for the older of the two."
+    material = {
+        run: {(s.task, s.dataset): s.material for s in scores} for run, scores in runs.items()
+    }
+    first, expected = next(iter(material.items()))
+    for run, found in material.items():
+        if wrong := [key for key in {**expected, **found} if expected.get(key) != found.get(key)]:
+            raise EvaluationError(
+                f"expected the test sets and texts of {first} for {run} too, found others in "
+                f"{sorted({dataset for _, dataset in wrong})}. Run notebook 05 anew for the older "
+                "of the two."
             )
     sets = []
-    for place, one in enumerate(first):
+    for place, one in enumerate(runs[first]):
         values = np.stack([scores[place].values for scores in runs.values()])
         drawn = bootstrap_scores(values, one.gold, resamples=resamples, seed=(seed, place))
         if not np.isfinite(drawn).all():
-            raise ComparisonError(
+            raise EvaluationError(
                 f"{one.dataset}: expected similarities and gold scores that differ within every "
                 f"resample of its {values.shape[1]} texts, found constant ones. "
                 "Look at the model's scores, or test on more texts."
@@ -163,29 +146,19 @@ def bootstrap_scores(
         values: (M, n), of M models for each of n texts; or (M, n, D), unit vectors.
         gold: None: a model's score is its mean; of vectors minus their mean cosine (`_isotropy`).
             Or (n,): its Spearman correlation with these. NaN where a side is constant.
-        resamples: R.
-        seed: Of the resamples.
+        resamples: R, drawn from `seed`.
+        seed: The same gives the same resamples.
 
     Returns:
         (M, 1 + R); column 0 is the score on the texts themselves.
-
-    Raises:
-        ComparisonError: Shapes that do not fit, fewer than two texts, NaN or Inf.
     """
     values = np.asarray(values)
-    n = values.shape[1] if values.ndim in (2, 3) else 0
-    if n < 2 or (gold is not None and np.shape(gold) != (n,)):
-        raise ComparisonError(
-            "expected values (M, n) or (M, n, D) of at least two texts, and gold scores (n,) or "
-            f"none, found {values.shape} and {None if gold is None else np.shape(gold)}."
-        )
-    if not (np.isfinite(values).all() and (gold is None or np.isfinite(gold).all())):
-        raise ComparisonError("expected finite values and gold scores, found NaN or Inf.")
+    n = values.shape[1]
     cells = 2**15  # 256 KB, which a processor keeps at hand
     if values.ndim == 3:
         of_counts, cells = partial(_isotropy, values), 2**21  # products of large matrices
     elif gold is None:
-        of_counts = partial(_means, values)
+        of_counts = lambda counts: values @ counts / n  # noqa: E731
     else:
         of_counts = partial(
             _correlations, [_Ranks(row) for row in values], _Ranks(np.asarray(gold))
@@ -210,10 +183,6 @@ def bootstrap_scores(
 
 
 # Scores (M, B) from how often each of n texts was drawn, counts (n, B).
-
-
-def _means(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    return values @ counts / len(counts)
 
 
 def _correlations(models: list[_Ranks], gold: _Ranks, counts: np.ndarray) -> np.ndarray:
@@ -277,50 +246,38 @@ def compare(
         comparisons: By the claim that they decide; any name will do.
 
     Returns:
-        Columns: claim, variant, reference, task, dataset (`mean`: the mean over the task's sets),
-        difference (variant less reference, mean over seeds), low, high (95 % interval by
-        percentiles of the bootstrap over texts), bound, p (twice the share of resamples on the far
-        side of `bound`: it is under 0.05 where the interval leaves `bound` out. A permutation test
-        would exchange the models' cosines of a pair, which have different scales), p_holm (over
-        all comparisons of the call: the means one family, the single sets another), seeds_low,
-        seeds_high (95 % t-interval of the difference over seeds, unbounded for one), n, seeds.
+        claim, variant, reference, task, dataset (`mean`: the mean over the task's sets); difference
+        (variant less reference, mean over seeds) with low and high (95 % interval by percentiles of
+        the bootstrap over texts); bound, p (`bootstrap_p`: a permutation test would exchange the
+        models' cosines of a pair, which have different scales) and p_holm (over all comparisons of
+        the call: the means one family, the single sets another); seeds_low and seeds_high (95 %
+        t-interval of the difference over seeds, unbounded for one); n texts, and seeds.
 
     Raises:
-        ComparisonError: There is nothing to compare, a model is missing, two models have different
-            seeds, or there is no test set of a task.
+        EvaluationError: A model is missing, two models have different seeds, or there is no test
+            set of a task.
     """
     rows = []
     for claim, members in comparisons.items():
         for c in members:
             own = [s for s in sets if s.task == c.task]
             if not own:
-                raise ComparisonError(f"expected a test set of task {c.task!r}, found none.")
+                raise EvaluationError(f"expected a test set of task {c.task!r}, found none.")
             by_set = np.stack([_paired(s, c) for s in own])  # (sets, seeds, 1 + resamples)
             named = {s.dataset: (by_set[i], s.n) for i, s in enumerate(own)}
             named["mean"] = by_set.mean(axis=0), sum(s.n for s in own)
+            labels = {"claim": claim, "variant": c.model, "reference": c.reference, "task": c.task}
             for dataset, (differences, n) in named.items():
-                low, high = np.quantile(differences.mean(axis=0)[1:], [0.025, 0.975])
+                drawn = differences.mean(axis=0)[1:]
+                low, high = np.quantile(drawn, [0.025, 0.975])
                 seeds_low, seeds_high = t_interval(differences[:, 0])
                 rows.append(
-                    {
-                        "claim": claim,
-                        "variant": c.model,
-                        "reference": c.reference,
-                        "task": c.task,
-                        "dataset": dataset,
-                        "difference": differences[:, 0].mean(),
-                        "low": low,
-                        "high": high,
-                        "bound": c.bound,
-                        "p": bootstrap_p(differences.mean(axis=0)[1:], c.bound),
-                        "seeds_low": seeds_low,
-                        "seeds_high": seeds_high,
-                        "n": n,
-                        "seeds": len(differences),
-                    }
+                    labels
+                    | {"dataset": dataset, "difference": differences[:, 0].mean()}
+                    | {"low": low, "high": high, "bound": c.bound, "p": bootstrap_p(drawn, c.bound)}
+                    | {"seeds_low": seeds_low, "seeds_high": seeds_high}
+                    | {"n": n, "seeds": len(differences)}
                 )
-    if not rows:
-        raise ComparisonError("expected at least one comparison, found none.")
     table = pd.DataFrame(rows)
     families = table.groupby(table["dataset"] == "mean")["p"]
     table.insert(table.columns.get_loc("p") + 1, "p_holm", families.transform(holm))
@@ -329,42 +286,31 @@ def compare(
 
 def _paired(scores: SetScores, comparison: Comparison) -> np.ndarray:
     """The differences of two models by seed, (seeds, 1 + resamples)."""
-    by_seed = {}
-    for model in (comparison.model, comparison.reference):
-        by_seed[model] = {seed: s for (name, seed), s in scores.by_run.items() if name == model}
+    by_seed = {
+        model: {seed: s for (name, seed), s in scores.by_run.items() if name == model}
+        for model in (comparison.model, comparison.reference)
+    }
+    if start := by_seed.get("base"):  # no seed has to do with it: it stands beside each
+        most = max(by_seed.values(), key=len)
+        by_seed["base"] = dict.fromkeys(most, next(iter(start.values())))
     ours, theirs = by_seed[comparison.model], by_seed[comparison.reference]
-    deterministic = "base" in by_seed  # no seed has to do with it: it stands beside each
-    if not (ours and theirs) or (ours.keys() != theirs.keys() and not deterministic):
+    if not ours or ours.keys() != theirs.keys():
         found = {model: sorted(seeds) for model, seeds in by_seed.items()}
-        raise ComparisonError(
+        raise EvaluationError(
             f"{scores.dataset}: expected runs of {comparison.model!r} and "
             f"{comparison.reference!r} with the same seeds, found {found}. Run notebook 05 for "
             "the missing ones."
         )
-    seeds = sorted(max(ours, theirs, key=len))
-    return np.stack(
-        [
-            ours.get(seed, next(iter(ours.values())))
-            - theirs.get(seed, next(iter(theirs.values())))
-            for seed in seeds
-        ]
-    )
+    return np.stack([ours[seed] - theirs[seed] for seed in sorted(ours)])
 
 
 def bootstrap_p(drawn: ArrayLike, bound: float = 0.0) -> float:
     """Two-sided p of `bound`: twice the share of resamples (R,) on its far side, at least 2/(R+1).
 
-    Davison & Hinkley (1997), section 4.4: the observed data count as one more resample.
-
-    Raises:
-        ComparisonError: A resample is NaN, which lies on neither side.
+    It is under 0.05 where the 95 % interval leaves `bound` out. Davison & Hinkley (1997), section
+    4.4: the observed data count as one more resample.
     """
     drawn = np.asarray(drawn)
-    if np.isnan(drawn).any():
-        raise ComparisonError(
-            f"expected numbers, found NaN in {np.isnan(drawn).sum()} of {len(drawn)} resamples: "
-            "the statistic is undefined there. Drop them, or take more texts."
-        )
     far = min(np.count_nonzero(drawn <= bound), np.count_nonzero(drawn >= bound))
     return min(1.0, 2 * (1 + far) / (1 + len(drawn)))
 

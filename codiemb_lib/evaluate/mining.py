@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from itertools import islice
+from itertools import chain, islice
+from typing import TYPE_CHECKING
 
-from codiemb_lib.core import CodiembError
 from codiemb_lib.data import Record
+from codiemb_lib.evaluate.errors import EvaluationError
 from codiemb_lib.evaluate.search import top_k
-from codiemb_lib.model import Embedder
 
-
-class MiningError(CodiembError, ValueError):
-    """Records from which, or settings with which, no negatives can be mined."""
+if TYPE_CHECKING:
+    from codiemb_lib.model import Embedder
 
 
 def mine(
@@ -59,21 +58,29 @@ def mine(
         progress: Show bars of the encoding and the search.
 
     Raises:
-        MiningError: No record, an STS record, a blank text in `corpus`, or a setting out of range.
-        SearchError: The encoder gave vectors that are not finite.
+        EvaluationError: A record that is not of IR, or a setting out of range.
     """
-    passages = _passages(records, corpus)
+    for place, record in enumerate(records):
+        if record.task != "ir":
+            raise EvaluationError(
+                f"expected IR records alone, found task {record.task!r} in record {place}. An STS "
+                "pair has no negatives: mine IR data sets only."
+            )
     if negatives < 1 or depth < negatives:
-        raise MiningError(
+        raise EvaluationError(
             f"expected negatives of at least 1 and depth no less, found {negatives} and {depth}."
         )
     if not 0 <= margin <= 2:
-        raise MiningError(f"expected a margin from 0 to 2, in units of the cosine, found {margin}.")
+        raise EvaluationError(
+            f"expected a margin from 0 to 2, in units of the cosine, found {margin}."
+        )
+    own = (text for record in records for text in (*record.positives, *record.negatives))
+    row_of = {text: row for row, text in enumerate(dict.fromkeys(chain(own, corpus)))}
+    passages = list(row_of)
     positives = defaultdict(set)  # by query, over all of its records
     for record in records:
         positives[record.query].update(record.positives)
     queries = {query: row for row, query in enumerate(positives)}
-    row_of = {passage: row for row, passage in enumerate(passages)}
     q = encoder.embed(list(queries), prompt=query_prompt, progress=progress)
     p = encoder.embed(passages, prompt=passage_prompt, progress=progress)
     cosines, rows = top_k(q, p, min(depth, len(passages)), progress=progress)
@@ -87,22 +94,3 @@ def mine(
         chosen = tuple(islice((text for text in near if text not in out), negatives))
         mined.append(replace(record, negatives=chosen, negative_scores=()))
     return mined
-
-
-def _passages(records: Sequence[Record], corpus: Iterable[str]) -> list[str]:
-    """The distinct passages of records and corpus, in order."""
-    if not records:
-        raise MiningError("expected at least one record, found none.")
-    passages = {}
-    for place, record in enumerate(records):
-        if record.task != "ir":
-            raise MiningError(
-                f"expected IR records alone, found task {record.task!r} in record {place}. An STS "
-                "pair has no negatives: mine IR data sets only."
-            )
-        passages.update(dict.fromkeys((*record.positives, *record.negatives)))
-    for place, text in enumerate(corpus):
-        if not text.strip():
-            raise MiningError(f"expected passages, found a blank text at place {place} of corpus.")
-        passages[text] = None
-    return list(passages)

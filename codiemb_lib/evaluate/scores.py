@@ -1,14 +1,18 @@
-"""How good is an encoder: retrieval and similarity scores, by the field's own libraries."""
+"""How good is an encoder: retrieval and similarity scores, by the field's own libraries.
+
+`encode_split` or `encode_dataset` turn records to vectors and judgements, `score` or
+`score_dataset` turn these to rows. Every score of a data set of ours goes this way: those of dev
+during training, of benchmarks, notebooks and fusion.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
-from numbers import Integral
 from pathlib import Path
-from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -17,10 +21,13 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 from scipy import stats
 
-from codiemb_lib.core import CodiembError, DatasetSettings, atomic_path
-from codiemb_lib.data import Record
-from codiemb_lib.evaluate.search import top_columns, top_k
-from codiemb_lib.model import Encoder
+from codiemb_lib.core import DatasetSettings, Preset, atomic_path
+from codiemb_lib.data import Dataset, Record, load_dataset
+from codiemb_lib.evaluate.errors import EvaluationError
+from codiemb_lib.evaluate.search import top_k
+
+if TYPE_CHECKING:
+    from codiemb_lib.model import Encoder
 
 _DEPTH = 100  # no measure looks below
 _QUERIES = 4096  # whose rankings are in pytrec_eval's hands at once
@@ -36,17 +43,13 @@ KINDS = {
 }
 
 
-class EvaluationError(CodiembError, ValueError):
-    """A score cannot be computed, or came out as something that is no score."""
-
-
 @dataclass(frozen=True)
 class EncodedDataset:
     """The embeddings of one data set, and what is true about them.
 
-    For retrieval `passages` (m, D) are the distinct passages that are searched and `gold` holds,
-    for each query, the rows of its positives. For similarity `passages` (n, D) are the partners of
-    `queries` (n, D) and `gold` their scores.
+    For retrieval `passages` (m, D) are the distinct passages that are searched, and `gold` holds
+    for each query the grades of its relevant passages, by their rows. For similarity `passages`
+    (n, D) are the partners of `queries` (n, D) and `gold` (n,) their scores.
     """
 
     name: str
@@ -55,7 +58,10 @@ class EncodedDataset:
     passage_texts: list[str]
     queries: np.ndarray
     passages: np.ndarray
-    gold: list[list[int]] | np.ndarray
+    gold: list[dict[int, int]] | np.ndarray
+
+
+# --- Records to vectors ---------------------------------------------------------------------------
 
 
 def encode_dataset(
@@ -63,14 +69,16 @@ def encode_dataset(
     settings: DatasetSettings,
     records: Sequence[Record],
     corpus: Iterable[str] = (),
-    *,
-    tokens_per_forward: int = 2048,
-    progress: bool = False,
+    **options: Any,
 ) -> EncodedDataset:
     """Encode the records of one data set with its prompts.
 
     What a retrieval set is searched in are the distinct positives and negatives of its records, and
-    after them the further passages of `corpus`. `tokens_per_forward` is that of `Encoder.encode`.
+    after them the further passages of `corpus`. Scores of positives are grades where all of them
+    are whole numbers from 1, as in a BEIR folder; otherwise (a teacher's, or none) every positive
+    has grade 1. Both texts of a pair carry the query's prompt.
+
+    Only the encoder's method `encode` is used, with `options`: `tokens_per_forward`, `progress`.
 
     Raises:
         EvaluationError: There are no records, or they belong to several tasks.
@@ -84,30 +92,58 @@ def encode_dataset(
     queries = [record.query for record in records]
     if task == "ir":
         texts = (text for record in records for text in (*record.positives, *record.negatives))
-        row = {text: i for i, text in enumerate(dict.fromkeys(chain(texts, corpus)))}
-        passages = list(row)
-        gold = [[row[text] for text in dict.fromkeys(record.positives)] for record in records]
+        passages = list(dict.fromkeys(chain(texts, corpus)))
+        gold = _grades(records, {text: row for row, text in enumerate(passages)})
         passage_prompt = settings.passage_prompt
     else:
         passages = [record.positives[0] for record in records]
         gold = np.array([record.score for record in records])
-        passage_prompt = settings.query_prompt  # both sides of a pair carry the same prompt
-    how = {"tokens_per_forward": tokens_per_forward, "progress": progress}
+        passage_prompt = settings.query_prompt
     if passage_prompt == settings.query_prompt:  # a text that stands on both sides is encoded once
-        both = encoder.encode([*queries, *passages], prompt=passage_prompt, **how)
+        both = encoder.encode([*queries, *passages], prompt=passage_prompt, **options)
         left, right = np.split(both, [len(queries)])
     else:
-        left = encoder.encode(queries, prompt=settings.query_prompt, **how)
-        right = encoder.encode(passages, prompt=passage_prompt, **how)
-    return EncodedDataset(
-        name=settings.name,
-        task=task,
-        query_texts=queries,
-        passage_texts=passages,
-        queries=left,
-        passages=right,
-        gold=gold,
-    )
+        left = encoder.encode(queries, prompt=settings.query_prompt, **options)
+        right = encoder.encode(passages, prompt=passage_prompt, **options)
+    return EncodedDataset(settings.name, task, queries, passages, left, right, gold)
+
+
+def _grades(records: Sequence[Record], row_of: Mapping[str, int]) -> list[dict[int, int]]:
+    """For each record the grades of its positives, by their rows."""
+    scores = [score for record in records for score in record.positive_scores]
+    graded = all(score >= 1 and float(score).is_integer() for score in scores)
+    found = []
+    for record in records:
+        grades = dict.fromkeys((row_of[text] for text in record.positives), 1)
+        if graded and record.positive_scores:
+            for text, grade in zip(record.positives, record.positive_scores, strict=True):
+                grades[row_of[text]] = max(int(grade), grades[row_of[text]])  # it may stand twice
+        found.append(grades)
+    return found
+
+
+def encode_split(
+    encoder: Encoder,
+    preset: Preset,
+    split: str,
+    *,
+    data: Mapping[str, Dataset] | None = None,
+    progress: bool = False,
+) -> list[EncodedDataset]:
+    """Encode a split of every data set of which the preset takes records for it.
+
+    Prompts and numbers of records are the preset's; the queries of "test" are searched in the data
+    set's corpus too. `data` are the data sets by name; None: they are loaded.
+    """
+    encoded = []
+    for settings in preset.datasets:
+        if (limit := getattr(settings, split)) != 0:
+            name = settings.name
+            dataset = data[name] if data is not None else load_dataset(name, root=preset.data_root)
+            records = dataset.split(split, limit=limit)
+            corpus = dataset.sample_corpus(settings.corpus) if split == "test" else ()
+            encoded.append(encode_dataset(encoder, settings, records, corpus, progress=progress))
+    return encoded
 
 
 def save_encoded(path: str | Path, datasets: Iterable[EncodedDataset]) -> None:
@@ -116,8 +152,8 @@ def save_encoded(path: str | Path, datasets: Iterable[EncodedDataset]) -> None:
     texts: dict[str, str] = {}
     for dataset in datasets:
         gold = dataset.gold
-        if dataset.task == "ir":  # ragged: (query, row) of every positive
-            gold = np.array([(i, row) for i, rows in enumerate(gold) for row in rows])
+        if dataset.task == "ir":  # ragged: (query, row, grade) of every relevant passage
+            gold = np.array([(i, *of) for i, grades in enumerate(gold) for of in grades.items()])
         stem = f"{dataset.task}/{dataset.name}"
         tensors |= {f"{stem}/queries": dataset.queries, f"{stem}/passages": dataset.passages}
         tensors[f"{stem}/gold"] = gold
@@ -128,7 +164,7 @@ def save_encoded(path: str | Path, datasets: Iterable[EncodedDataset]) -> None:
 
 
 def load_encoded(path: str | Path) -> list[EncodedDataset]:
-    """Read what `save_encoded` wrote."""
+    """Read what `save_encoded` wrote; older files have no grades, which are 1 then."""
     datasets = []
     with safe_open(path, framework="numpy") as file:
         for stem, texts in file.metadata().items():
@@ -136,7 +172,9 @@ def load_encoded(path: str | Path) -> list[EncodedDataset]:
             arrays = [file.get_tensor(f"{stem}/{part}") for part in ("queries", "passages", "gold")]
             queries, passages, gold = arrays
             if task == "ir":
-                gold = [gold[gold[:, 0] == i, 1].tolist() for i in range(len(queries))]
+                judged, gold = gold.tolist(), [{} for _ in queries]
+                for query, row, *grade in judged:
+                    gold[query][row] = grade[0] if grade else 1
             datasets.append(EncodedDataset(name, task, *json.loads(texts), queries, passages, gold))
     return sorted(datasets, key=lambda dataset: (dataset.task, dataset.name))
 
@@ -159,6 +197,9 @@ def texts_of(space: Iterable[EncodedDataset]) -> dict[str, np.ndarray]:
         for kind, members in KINDS.items()
     }
     return {kind: np.stack(rows) for kind, rows in vectors.items() if len(rows) >= 2}
+
+
+# --- Vectors to scores ----------------------------------------------------------------------------
 
 
 def ranking_metrics(
@@ -184,64 +225,13 @@ def ranking_metrics(
         Arrays (Q,) in [0, 1].
 
     Raises:
-        EvaluationError: A query without relevant passage, other than one mapping a query, a passage
-            that is not there, or a grade below 1.
-        SearchError: Vectors of another shape, or without a finite length.
+        EvaluationError: A vector has no finite length.
     """
-    _check_grades(grades, len(queries), len(passages))
     # The search keeps the earlier of equal passages, so it gets them from the last to the first.
     backwards = np.asarray(passages)[::-1]
     depth = min(_DEPTH, len(backwards))
     similarities, places = top_k(queries, backwards, depth, progress=progress)
-    return _measure(similarities, len(backwards) - 1 - places, grades)
-
-
-def retrieval_metrics(
-    similarities: np.ndarray, relevant: Sequence[Collection[int]]
-) -> dict[str, np.ndarray]:
-    """The `ranking_metrics` of similarities that are there already, with all grades 1.
-
-    Args:
-        similarities: (Q, C) floats, query by passage.
-        relevant: For each query the columns of its relevant passages, at least one.
-
-    Raises:
-        EvaluationError: Shapes that do not fit, NaN or Inf, a query without relevant passage, or
-            one that is not there.
-    """
-    similarities = np.asarray(similarities)
-    if similarities.ndim != 2:
-        raise EvaluationError(
-            f"expected similarities of queries and passages, found shape {similarities.shape}."
-        )
-    grades = [dict.fromkeys(columns, 1) for columns in relevant]
-    _check_grades(grades, len(similarities), similarities.shape[1])
-    _check_finite(similarities)
-    columns = similarities.shape[1]
-    best, places = top_columns(similarities[:, ::-1], min(_DEPTH, columns))
-    return _measure(best, columns - 1 - places, grades)
-
-
-def _check_grades(grades: Sequence[Mapping[int, int]], queries: int, passages: int) -> None:
-    if len(grades) != queries or not all(grades):
-        raise EvaluationError(
-            f"expected a relevant passage for each of {queries} queries, found grades for "
-            f"{sum(map(bool, grades))}."
-        )
-    for query, graded in enumerate(grades):
-        for place, grade in graded.items():
-            whole = isinstance(place, Integral) and isinstance(grade, Integral)
-            if not whole or not 0 <= place < passages or grade < 1:
-                raise EvaluationError(
-                    f"query {query}: expected passages from 0 to {passages - 1} with grades from "
-                    f"1, all whole numbers, found passage {place} with grade {grade}."
-                )
-
-
-def _measure(
-    similarities: np.ndarray, rows: np.ndarray, grades: Sequence[Mapping[int, int]]
-) -> dict[str, np.ndarray]:
-    """The measures of rankings: the best passages of each query (Q, k), by their rows."""
+    rows = len(backwards) - 1 - places
     parts = []
     for start in range(0, len(rows), _QUERIES):
         block = slice(start, start + _QUERIES)
@@ -252,7 +242,7 @@ def _measure(
             for i, ranking in enumerate(ranked)
         }
         qrels = {
-            str(i): {f"{row:09d}": int(grade) for row, grade in graded.items()}  # NumPy's raise
+            str(i): {f"{row:09d}": grade for row, grade in graded.items()}
             for i, graded in enumerate(grades[block])
         }
         found = pytrec_eval.RelevanceEvaluator(qrels, {"ndcg_cut.10", "recall.100"}).evaluate(run)
@@ -265,11 +255,8 @@ def _measure(
 
 
 def sts_metrics(similarities: np.ndarray, scores: np.ndarray) -> dict[str, float]:
-    """Spearman's rho (average ranks for ties) and Pearson's r, by SciPy, both in [-1, 1].
-
-    Args:
-        similarities: (n,) predicted.
-        scores: (n,) gold.
+    """Spearman's rho (average ranks for ties) and Pearson's r of predicted similarities (n,) with
+    gold scores (n,), by SciPy, both in [-1, 1].
 
     Raises:
         EvaluationError: Fewer than two pairs, NaN or Inf, or a side that is constant, for which
@@ -282,7 +269,11 @@ def sts_metrics(similarities: np.ndarray, scores: np.ndarray) -> dict[str, float
             f"{scores.shape}: a correlation needs two pairs."
         )
     for name, values in {"similarities": similarities, "scores": scores}.items():
-        _check_finite(values)
+        if not np.isfinite(values).all():
+            raise EvaluationError(
+                f"expected finite {name}, found {np.sum(~np.isfinite(values))} NaN or Inf. The "
+                "encoder's weights are damaged or its training diverged."
+            )
         if np.ptp(values) == 0:
             raise EvaluationError(
                 f"expected {name} that differ, found {values[0]:g} throughout: no correlation is "
@@ -294,64 +285,25 @@ def sts_metrics(similarities: np.ndarray, scores: np.ndarray) -> dict[str, float
     }
 
 
-def _check_finite(values: np.ndarray) -> None:
-    if not np.isfinite(values).all():
-        raise EvaluationError(
-            f"expected finite values, found {np.count_nonzero(~np.isfinite(values))} NaN or Inf. "
-            "The encoder's weights are damaged or its training diverged."
-        )
-
-
-def score_dataset(encoded: EncodedDataset) -> pd.DataFrame:
+def score_dataset(encoded: EncodedDataset, *, progress: bool = False) -> pd.DataFrame:
     """Rows (task, dataset, metric, value, n) of one encoded data set; retrieval is averaged.
 
     Raises:
         EvaluationError: As `ranking_metrics` and `sts_metrics` do, with the data set's name.
     """
+    queries, passages = encoded.queries, encoded.passages  # of unit length
     try:
         if encoded.task == "ir":
-            grades = [dict.fromkeys(rows, 1) for rows in encoded.gold]
-            by_query = ranking_metrics(encoded.queries, encoded.passages, grades)  # unit length
+            by_query = ranking_metrics(queries, passages, encoded.gold, progress=progress)
             metrics = {metric: float(values.mean()) for metric, values in by_query.items()}
         else:
-            similarities = np.einsum("nd,nd->n", encoded.queries, encoded.passages)
-            metrics = sts_metrics(similarities, encoded.gold)
+            metrics = sts_metrics(np.einsum("nd,nd->n", queries, passages), encoded.gold)
     except EvaluationError as error:
         raise EvaluationError(f"{encoded.name}: {error}") from error
-    return pd.DataFrame(
-        [
-            {
-                "task": encoded.task,
-                "dataset": encoded.name,
-                "metric": metric,
-                "value": value,
-                "n": len(encoded.queries),
-            }
-            for metric, value in metrics.items()
-        ]
-    )
+    columns = {"metric": [*metrics], "value": [*metrics.values()], "n": len(queries)}
+    return pd.DataFrame({"task": encoded.task, "dataset": encoded.name, **columns})
 
 
-def evaluate(
-    encoder: Encoder,
-    datasets: Iterable[DatasetSettings],
-    records: Mapping[str, Sequence[Record]],
-    corpora: Mapping[str, Sequence[str]] = MappingProxyType({}),
-) -> pd.DataFrame:
-    """The scores of an encoder on data sets by name, as `score_dataset` gives them.
-
-    `corpora` holds, for retrieval sets that have some, the further passages of `encode_dataset`.
-
-    Raises:
-        EvaluationError: There are no records of a data set, or its scores are undefined.
-    """
-    datasets = list(datasets)
-    if missing := [d.name for d in datasets if not records.get(d.name)]:
-        raise EvaluationError(
-            f"expected records of {missing}, found those of {[*records]}. Name them as the data "
-            "sets are named."
-        )
-    encoded = (
-        encode_dataset(encoder, d, records[d.name], corpora.get(d.name, ())) for d in datasets
-    )
-    return pd.concat([score_dataset(e) for e in encoded], ignore_index=True)
+def score(space: Iterable[EncodedDataset]) -> pd.DataFrame:
+    """The rows of all data sets, each as `score_dataset` gives them."""
+    return pd.concat(map(score_dataset, space), ignore_index=True)

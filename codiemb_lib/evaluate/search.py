@@ -5,11 +5,7 @@ from __future__ import annotations
 import numpy as np
 from tqdm.auto import trange
 
-from codiemb_lib.core import CodiembError
-
-
-class SearchError(CodiembError, ValueError):
-    """Vectors that cannot be searched."""
+from codiemb_lib.evaluate.errors import EvaluationError
 
 
 def top_k(
@@ -38,18 +34,9 @@ def top_k(
         only rounding parts two of them, another tile may round otherwise.
 
     Raises:
-        SearchError: Another shape, k out of range, or a vector without a finite length.
+        EvaluationError: A vector has no finite length.
     """
-    queries, passages = _matrix("queries", queries), _matrix("passages", passages)
-    if queries.shape[1] != passages.shape[1]:
-        raise SearchError(
-            f"expected queries and passages of one dimension, found {queries.shape[1]} and "
-            f"{passages.shape[1]}. Encode both with the same model."
-        )
-    if not 1 <= k <= len(passages):
-        raise SearchError(
-            f"expected k from 1 to the number of passages, {len(passages)}, found {k}."
-        )
+    queries, passages = _finite("queries", queries), _finite("passages", passages)
     height, width = block[0], max(block[1], k)
     similarities = np.empty((len(queries), k), dtype=np.float32)
     indices = np.empty((len(queries), k), dtype=np.int64)
@@ -95,15 +82,16 @@ def _merge(
     return np.take_along_axis(values, order, axis=1), np.take_along_axis(places, order, axis=1)
 
 
-def _matrix(name: str, vectors: np.ndarray) -> np.ndarray:
+def _finite(name: str, vectors: np.ndarray) -> np.ndarray:
+    """The vectors (n, D) as float32, if all have a finite length.
+
+    Finite lengths bound every inner product (Cauchy-Schwarz), so none becomes inf or NaN.
+    """
     with np.errstate(over="ignore"):  # seen below
         matrix = np.asarray(vectors, dtype=np.float32)
-    if matrix.ndim != 2:
-        raise SearchError(f"{name}: expected an array of shape (n, D), found {matrix.shape}.")
-    # Finite lengths bound every inner product (Cauchy-Schwarz), so none becomes inf or NaN.
     finite = np.isfinite(np.einsum("nd,nd->n", matrix, matrix))
     if not finite.all():
-        raise SearchError(
+        raise EvaluationError(
             f"{name}: expected vectors of finite length, found {np.sum(~finite)} others, the first "
             f"in row {np.argmin(finite)}. Look at the text and the model behind it."
         )

@@ -23,7 +23,8 @@ from codiemb_lib.core import (
     unknown,
 )
 from codiemb_lib.data import load_split
-from codiemb_lib.evaluate import evaluate
+from codiemb_lib.evaluate import encode_dataset
+from codiemb_lib.evaluate import score as score_space
 from codiemb_lib.fuse.cards import model_card
 from codiemb_lib.fuse.methods import METHODS, check_options, merge, options_of
 from codiemb_lib.fuse.tensors import (
@@ -182,7 +183,7 @@ def _dev_score(
             folder = write_model(scratch / "soup", weights, like=like, settings=settings)
             changes = {"name": str(folder.resolve()), "lora": None}
             encoder = Encoder.load(experiment.encoder.model_copy(update=changes))
-        scores = evaluate(encoder, scored, records)
+        scores = score_space(encode_dataset(encoder, d, records[d.name]) for d in scored)
         return float(np.mean([*task_means(scores).values()]))
 
     return score

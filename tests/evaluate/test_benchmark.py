@@ -4,31 +4,32 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from codiemb_lib.core.files import UnwritableError, data_root
-from codiemb_lib.core.preset import DatasetSettings, EncoderSettings, Prompts
-from codiemb_lib.data.records import Record, RecordError, write_jsonl
-from codiemb_lib.data.registry import DatasetError
-from codiemb_lib.evaluate import benchmark
-from codiemb_lib.evaluate.benchmark import (
-    COLUMNS,
-    BenchmarkError,
-    Store,
-    check_rows,
-    load_task,
-    local_task,
-    own_prompts,
-    run_tasks,
-    score_records,
+from codiemb_lib.core import (
+    CodiembError,
+    DatasetSettings,
+    EncoderSettings,
+    Prompts,
+    UnwritableError,
+    data_root,
 )
-from codiemb_lib.evaluate.scores import EvaluationError, encode_dataset, score_dataset
-from codiemb_lib.evaluate.search import SearchError
-from codiemb_lib.model.store import Embedder
+from codiemb_lib.data import Record, RecordError, write_jsonl
+from codiemb_lib.evaluate import (
+    BenchmarkError,
+    EvaluationError,
+    Store,
+    benchmark,
+    encode_dataset,
+    local_task,
+    run_tasks,
+    score_dataset,
+)
+from codiemb_lib.evaluate.benchmark import COLUMNS, load_task, own_prompts
+from codiemb_lib.model import Embedder
 from tests.made_up import ir_records, sts_records
 
 ROOT = data_root("../shared/data")
@@ -48,72 +49,33 @@ def data(tmp_path):
     return tmp_path
 
 
-# --- Scores ---
-
-
-@pytest.mark.parametrize("records", [ir_records(30), sts_records(30)])
-def test_scores_are_those_of_the_runs_tables(store, records):
-    prompts = Prompts(query_prompt="find ", passage_prompt="the ")
-    corpus = ["old car", "new bus", "old car"] if records[0].task == "ir" else []
-    settings = DatasetSettings(name="d", **prompts.model_dump())
-    encoded = encode_dataset(store.embedder.encoder, settings, records, corpus)
-    expected = score_dataset(encoded).set_index("metric")["value"]
-    found = score_records(store.embedder, records, corpus, prompts)
-    assert {row["metric"]: row["value"] for row in found} == pytest.approx(dict(expected), abs=1e-6)
-    assert {row["n"] for row in found} == {30}
-    assert {row["passages"] for row in found} == {
-        len(encoded.passages) if records[0].task == "ir" else None
-    }
-
-
-def test_equal_passages_rank_as_in_the_runs_tables(store):
+def test_scores_and_ties_are_those_of_the_runs_tables(store, data):
     """Upper case is another text with the same tokens."""
     texts = [f"a {'CAT'[:i]}{'cat'[i:]}" for i in range(4)]
-    for text in texts:
-        record = Record("ir", "a cat", (text,), tuple(t for t in texts if t != text))
-        encoded = encode_dataset(store.embedder.encoder, DatasetSettings(name="d"), [record])
+    ties = [Record("ir", "a cat", (x,), tuple(t for t in texts if t != x)) for x in texts]
+    write_jsonl(data / "ties" / "test.jsonl", ties)
+    prompts = Prompts(query_prompt="find ", passage_prompt="the ")
+    for name, records in {"ir": ir_records(20), "sts": sts_records(20), "ties": ties}.items():
+        settings = DatasetSettings(name=str(data / name), **prompts.model_dump())
+        encoded = encode_dataset(store.embedder.encoder, settings, records)
         expected = score_dataset(encoded).set_index("metric")["value"]
-        found = {row["metric"]: row["value"] for row in score_records(store.embedder, [record])}
-        assert found == dict(expected)
-
-
-def test_whole_scores_are_grades_and_a_teachers_are_none(store):
-    texts = ("a cat", "the old cat is red", "a dog")
-    graded = Record("ir", "a cat", texts, positive_scores=(1, 3, 2))
-    plain, taught = (
-        replace(graded, positive_scores=()),
-        replace(graded, positive_scores=(1, 3, 0.5)),
-    )
-    others = ir_records(5)
-    ndcg = {
-        name: score_records(store.embedder, [record, *others])[0]["value"]
-        for name, record in {"graded": graded, "plain": plain, "taught": taught}.items()
-    }
-    assert ndcg["graded"] != ndcg["plain"]
-    assert ndcg["taught"] == ndcg["plain"]
+        rows = local_task(store, settings, prompts)
+        assert {row["metric"]: row["value"] for row in rows} == pytest.approx(dict(expected))
+        passages = None if name == "sts" else len(encoded.passages)
+        assert {(row["n"], row["passages"]) for row in rows} == {(len(records), passages)}
 
 
 @pytest.mark.parametrize(
     ("task", "value"),
     [("ir", math.nan), ("ir", 1.01), ("ir", -0.1), ("sts", -1.1), ("sts", math.nan)],
 )
-def test_a_value_that_is_no_score_fails_loudly(task, value):
-    with pytest.raises(EvaluationError, match=f"expected a score from .* to 1, found {value}"):
-        check_rows([{"task": task, "metric": "m", "value": value}])
-    check_rows([{"task": "sts", "metric": "m", "value": -1.0}])
-
-
-def test_nan_embeddings_fail_loudly(store, monkeypatch):
-    monkeypatch.setattr(Embedder, "embed", lambda _, texts, **__: np.full((len(texts), 4), np.nan))
-    with pytest.raises(SearchError, match="finite"):
-        score_records(store.embedder, ir_records(3))
-    with pytest.raises(EvaluationError, match="NaN"):
-        score_records(store.embedder, sts_records(3))
-    with pytest.raises(EvaluationError, match="found none"):
-        score_records(store.embedder, [])
-
-
-# --- Tasks ---
+def test_a_value_that_is_no_score_fails_loudly_and_is_not_kept(store, task, value):
+    rows = [{"task": task, "metric": "m", "value": value}]
+    for _ in range(2):
+        with pytest.raises(EvaluationError, match=f"expected a score from .* to 1, found {value}"):
+            store.once(["a task"], lambda: rows)
+    rows = [{"task": "sts", "metric": "m", "value": -1.0}]
+    assert store.once(["a task"], lambda: rows)[0]["value"] == -1
 
 
 def test_tables_and_folders_are_loaded_with_the_split_that_there_is(data):
@@ -134,7 +96,7 @@ def test_tables_and_folders_are_loaded_with_the_split_that_there_is(data):
     assert load_task("wordsim-353", "dev")[1] == "dev"
     with pytest.raises(RecordError, match="--scale LOW HIGH"):
         load_task(str(table))
-    with pytest.raises(DatasetError, match="Did you mean 'wordsim-353'"):
+    with pytest.raises(CodiembError, match="Did you mean 'wordsim-353'"):
         load_task("wordsim353")
 
 
@@ -183,9 +145,8 @@ def test_a_finished_task_is_not_computed_again_until_something_changes(
     store, data, monkeypatch, make_encoder
 ):
     computed = []
-    real = score_records
     monkeypatch.setattr(
-        benchmark, "score_records", lambda *a, **o: computed.append(1) or real(*a, **o)
+        benchmark, "score_dataset", lambda *a, **o: computed.append(1) or score_dataset(*a, **o)
     )
     settings = DatasetSettings(name=str(data / "ir"))
     first = local_task(store, settings, Prompts())
@@ -199,14 +160,6 @@ def test_a_finished_task_is_not_computed_again_until_something_changes(
     other = make_encoder(seed=3).save(data / "other")
     local_task(Store(Embedder(EncoderSettings(name=str(other))), store.folder), settings, Prompts())
     assert len(computed) == 5
-
-
-def test_repeated_calls_without_a_cache_give_the_same_bits(store, data):
-    for records in (ir_records(20), sts_records(20)):
-        first, second = (
-            score_records(Embedder(store.embedder.settings), records) for _ in range(2)
-        )
-        assert first == second
 
 
 def test_failing_tasks_are_named_at_the_end_and_the_others_are_done(store, data, caplog):
@@ -224,7 +177,7 @@ def test_failing_tasks_are_named_at_the_end_and_the_others_are_done(store, data,
     message = str(caught.value)
     assert message.startswith("2 of 3 tasks failed")
     assert "first: ZeroDivisionError: of all things" in message
-    assert "none: DatasetError: unknown data set 'nowhere'" in message
+    assert "none: UnknownDatasetError: unknown data set 'nowhere'" in message
     assert isinstance(caught.value.__cause__, ZeroDivisionError)
     assert "Traceback" in caplog.text  # of what nobody expected
     rows = pd.read_csv(out)
@@ -240,13 +193,6 @@ def test_failing_tasks_are_named_at_the_end_and_the_others_are_done(store, data,
         run_tasks({"first": lambda: pytest.fail("it began")}, store, out.parent, model="tiny")
 
 
-@pytest.mark.parametrize("first", [ir_records, sts_records])
-def test_records_of_both_tasks_are_refused(store, first):
-    records = [*first(2), *ir_records(2), *sts_records(2)]
-    with pytest.raises(EvaluationError, match="expected records of one task"):
-        score_records(store.embedder, records)
-
-
 def test_an_interrupt_is_no_failing_task_and_leaves_what_is_done(store, data):
     def interrupted():
         raise KeyboardInterrupt
@@ -256,9 +202,6 @@ def test_an_interrupt_is_no_failing_task_and_leaves_what_is_done(store, data):
     with pytest.raises(KeyboardInterrupt):
         run_tasks(tasks, store, data / "scores.csv", model="tiny")
     assert set(pd.read_csv(data / "scores.csv")["dataset"]) == {"mine"}
-
-
-# --- The real model ---
 
 
 @pytest.mark.skipif(

@@ -6,8 +6,17 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from codiemb_lib.core.preset import load_preset
-from codiemb_lib.evaluate.claims import ALPHA, CLAIMS, MARGIN, decidable, lacking, outcome, verdicts
+from codiemb_lib.core import load_preset
+from codiemb_lib.evaluate.claims import (
+    ALPHA,
+    CLAIMS,
+    MARGIN,
+    families,
+    lacking,
+    outcome,
+    verdicts,
+)
+from codiemb_lib.evaluate.compare import ISOTROPY, Comparison
 
 ABOVE = {"low": 0.01, "high": 0.03, "seeds_low": 0.005, "seeds_high": 0.04, "p_holm": 0.001}
 BELOW = {"low": -0.03, "high": -0.01, "seeds_low": -0.04, "seeds_high": -0.006, "p_holm": 0.001}
@@ -73,9 +82,20 @@ def test_verdicts_are_of_claims_that_have_rows():
 
 
 def test_claims_are_decided_by_models_of_the_presets():
-    assert [*decidable(load_preset("english").models)] == [*CLAIMS]
-    assert [*decidable(["base", "codiemb", "ir_only"])] == ["C7"]
-    assert decidable(["base"]) == {}
+    claims, *_ = families(load_preset("english").models, ISOTROPY)
+    assert [*claims] == [*CLAIMS]
+
+
+def test_families_are_claims_and_every_model_against_the_start_in_scores_and_in_isotropy():
+    tasks = ["ir", "ir_isotropy"]  # no test set of similarity
+    claims, scores, isotropy = families(["base", "ir_only", "codiemb"], tasks)
+    assert claims == {"C7": CLAIMS["C7"].comparisons}
+    for family, task in ((scores, "ir"), (isotropy, "ir_isotropy")):
+        assert family == {
+            "base": [Comparison(model, "base", task) for model in ("ir_only", "codiemb")]
+        }
+    assert families(["base", "mine"], ["ir"]) == [{"base": [Comparison("mine", "base", "ir")]}]
+    assert families(["base"], tasks) == []
 
 
 def test_models_that_a_claim_wants_are_named_once():
