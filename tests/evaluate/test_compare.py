@@ -22,7 +22,7 @@ from codiemb_lib.evaluate.compare import (
     text_scores,
 )
 from codiemb_lib.evaluate.scores import EncodedDataset, score_dataset, texts_of
-from codiemb_lib.space.geometry import anisotropy, anisotropy_by_text
+from codiemb_lib.space.measures import anisotropy, anisotropy_by_text
 
 IR = {"c": [Comparison("a", "b", "ir")]}
 BOTH = {"c": [Comparison("a", "b", "ir"), Comparison("a", "b", "sts")]}
