@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 
 from codiemb_lib.space import measures
 from codiemb_lib.space.measures import (
-    OverSmoothing,
     alignment_by_text,
     anisotropy,
     anisotropy_by_text,
@@ -28,8 +27,6 @@ from codiemb_lib.space.measures import (
     spectrum,
     uniformity,
 )
-
-spaces = given(seed=st.integers(0, 2**16), n=st.integers(4, 40), D=st.integers(2, 8))
 
 
 def normal(n, D, seed=0, shift=0.0):
@@ -124,11 +121,8 @@ def test_spectrum_follows_its_definitions():
     assert actual.effective_rank == pytest.approx(math.exp(-sum(v * math.log(v) for v in p)))
     assert actual.svd_entropy == pytest.approx(-sum(v * math.log(v) for v in q) / math.log(5))
     assert actual.condition_number == pytest.approx(np.linalg.cond(rows))
-
-
-def test_rank_deficient_float32_has_an_infinite_condition_number():
-    rows = normal(50, 3) @ normal(3, 8, seed=1)
-    assert spectrum(rows.astype(np.float32)).condition_number == math.inf
+    deficient = normal(50, 3) @ normal(3, 8, seed=1)
+    assert spectrum(deficient.astype(np.float32)).condition_number == math.inf
 
 
 def isoscore_by_steps(rows):
@@ -214,8 +208,8 @@ def test_known_spaces():
 
 
 @settings(max_examples=40, deadline=None)
-@spaces
-def test_rotation_order_and_length_do_not_matter(seed, n, D):
+@given(seed=st.integers(0, 2**16), n=st.integers(4, 40), D=st.integers(2, 8))
+def test_rotation_order_and_length_do_not_matter_and_ranges_hold(seed, n, D):
     generator = np.random.default_rng(seed)
     x, y = generator.normal(size=(2, n, D))
     rotation = np.linalg.qr(generator.normal(size=(D, D)))[0]
@@ -237,19 +231,11 @@ def test_rotation_order_and_length_do_not_matter(seed, n, D):
     shifted = 7 * (moved_x + generator.normal(size=D))
     np.testing.assert_allclose(isoscore(shifted), isoscore(x), **near)
     np.testing.assert_allclose(intrinsic_dimension(shifted), intrinsic_dimension(x), **near)
-
-
-@settings(max_examples=40, deadline=None)
-@spaces
-def test_measures_stay_in_their_ranges(seed, n, D):
-    rows = np.random.default_rng(seed).normal(size=(n, D))
-    assert -1 / (n - 1) - 1e-9 <= anisotropy(rows) <= 1 + 1e-9
-    assert -8 - 1e-9 <= uniformity(rows) <= 1e-9
-    actual = spectrum(rows)
-    assert 1 - 1e-9 <= actual.effective_rank <= min(n, D) + 1e-9
-    assert -1e-9 <= actual.svd_entropy <= 1 + 1e-9
-    assert -1e-6 <= isoscore(rows) <= 1 + 1e-6
-    assert abs(hubness(rows, k=2)) <= (n - 2) / np.sqrt(n - 1) + 1e-9
+    assert -1 / (n - 1) - 1e-9 <= anisotropy(x) <= 1 + 1e-9
+    assert -8 - 1e-9 <= uniformity(x) <= 1e-9
+    assert 1 - 1e-9 <= spectrum(x).effective_rank <= min(n, D) + 1e-9
+    assert -1e-9 <= spectrum(x).svd_entropy <= 1 + 1e-9
+    assert -1e-6 <= isoscore(x) <= 1 + 1e-6
 
 
 @pytest.mark.parametrize("measure", [anisotropy, uniformity, spectrum, isoscore, hubness])
@@ -294,16 +280,3 @@ def test_each_text_is_measured_alone_without_its_padding(padding):
         p = sigma / sigma.sum()
         expected = (np.mean(cosines), np.exp(-(p * np.log(p)).sum()), np.linalg.cond(tokens))
         assert [values[i] for values in measured] == pytest.approx(expected, rel=1e-9)
-
-
-def test_mixing_tokens_smooths_them():
-    lengths = [8, 6]
-    layers = [padded(lengths, padding=0)]
-    for _ in range(4):  # each token moves towards the mean of its text
-        means = layers[-1].sum(axis=1, keepdims=True) / np.array(lengths)[:, None, None]
-        layers.append(np.where(layers[0] != 0, 0.5 * layers[-1] + 0.5 * means, 0))
-    by_layer = np.array([over_smoothing(states, lengths) for states in layers])
-    curves = OverSmoothing(*by_layer.mean(axis=2).T)
-    assert (np.diff(curves.cosine) > 0).all()
-    assert (np.diff(curves.effective_rank) < 0).all()
-    assert (np.diff(curves.condition_number) > 0).all()

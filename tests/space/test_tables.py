@@ -114,9 +114,6 @@ def test_measures_are_those_of_the_texts_with_intervals_about_them(space):
     assert (bounded["low"] <= bounded["value"]).all()
     assert (bounded["value"] <= bounded["high"]).all()
     assert rows.loc[rows["measure"] == "condition_number", ["low", "high"]].isna().all(axis=None)
-
-
-def test_measures_of_one_task_have_no_rows_of_the_other(space):
     assert set(spaces.measures_by_kind(space[1:], resamples=50)["texts"]) == {"sts", "all"}
 
 
