@@ -1,4 +1,11 @@
-"""The geometry of embeddings: measures, by kind of text, by layer; maps."""
+"""The geometry of a model's embeddings: measures, maps, and whether they go with the scores.
+
+The way through it: the embeddings of data sets (`evaluate.load_encoded`) become a table of all
+measures with their intervals (`measures_by_kind`), an encoder and some texts one by layer
+(`measures_by_layer`); `rank_correlations` sets such tables beside scores, and `maps_of` draws
+several models' texts in planes that can be compared. The measures themselves, such as
+`anisotropy`, are functions of any array of embeddings.
+"""
 
 import lazy_loader
 
@@ -10,10 +17,30 @@ NUMERICS = 1
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "associations": ["rank_correlations", "with_scores"],
-        "geometry": ["anisotropy", "uniformity"],
+        "associations": ["FEWEST_CLUSTERS", "rank_correlations", "with_scores"],
         "layers": ["measures_by_layer"],
-        "maps": ["VEGA_LITE", "coordinates_hash", "hover_chart", "maps_of"],
-        "tables": ["FEWEST", "measures"],
+        "maps": ["coordinates_hash", "maps_of"],
+        "measures": [
+            "alignment_by_text",
+            "anisotropy",
+            "anisotropy_by_text",
+            "cosine_gap_by_text",
+            "hubness",
+            "intrinsic_dimension",
+            "isoscore",
+            "potential_by_text",
+            "spectrum",
+            "uniformity",
+        ],
+        "tables": [
+            "BINS",
+            "COLUMNS",
+            "cosine_histograms",
+            "equal_texts",
+            "measures_by_kind",
+            "positive_pairs",
+            "rated_pairs",
+            "spectra",
+        ],
     },
 )

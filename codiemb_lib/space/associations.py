@@ -11,53 +11,40 @@ from scipy import stats
 
 from codiemb_lib.core import MAIN_METRIC
 
-FEWEST = 4  # clusters, for an interval to say anything
+FEWEST_CLUSTERS = 4  # for an interval to say anything
 
 
 def rank_correlations(
     points: pd.DataFrame,
     by: Sequence[str],
     *,
-    cluster: str = "variant",
-    confidence: float = 0.95,
     resamples: int = 1999,
     seed: int = 0,
 ) -> pd.DataFrame:
     """Rows (*by, correlation, low, high, n, clusters): Spearman's rho of `value` and `score`.
 
-    The points of a cluster, a model's seeds and checkpoints, are not independent: the bootstrap
-    draws whole clusters, and its percentiles are the interval, the ranks being those of all points.
-    With ten clusters it is rough and, if anything, too short. Groups of fewer than `FEWEST`
-    clusters, and those in which a side is constant, are left out.
+    The points of a variant, its seeds and checkpoints, are not independent: they are a cluster. The
+    bootstrap draws whole clusters, and its percentiles are the 95 % interval, the ranks being those
+    of all points. With ten clusters it is rough and, if anything, too short. Groups of fewer than
+    `FEWEST_CLUSTERS`, and those in which a side is constant, are left out.
 
     Args:
-        points: Columns `value`, `score`, `cluster` and those of `by`.
+        points: Columns `variant`, `value` and `score`, both finite, and those of `by`.
         by: What makes a group.
-        cluster: The column whose equal entries hang together.
-        confidence: Share of the intervals that are to hold the true value.
-        resamples: How many.
+        resamples: Of the bootstrap.
         seed: Of the resamples.
-
-    Raises:
-        ValueError: A value or score that is not finite.
     """
-    if not np.isfinite(points[["value", "score"]].to_numpy(float)).all():
-        raise ValueError(
-            "rank_correlations: expected finite values and scores, found NaN or infinity. Leave "
-            "that measure out."
-        )
-    tails = [(1 - confidence) / 2, (1 + confidence) / 2]
     rows = []
     for key, group in points.groupby(list(by), sort=False):
-        codes, clusters = pd.factorize(group[cluster])
+        codes, clusters = pd.factorize(group["variant"])
         sides = [stats.rankdata(group[side]) for side in ("value", "score")]
-        if len(clusters) < FEWEST or any(np.ptp(side) == 0 for side in sides):
+        if len(clusters) < FEWEST_CLUSTERS or any(np.ptp(side) == 0 for side in sides):
             continue
         rng = np.random.default_rng(seed)
         drawn = rng.multinomial(len(clusters), np.full(len(clusters), 1 / len(clusters)), resamples)
         with np.errstate(invalid="ignore"):  # a draw of equal points has no correlation
             many = _weighted(*sides, drawn[:, codes])
-        low, high = np.nanquantile(many, tails)
+        low, high = np.nanquantile(many, [0.025, 0.975])
         rho = _weighted(*sides, np.ones((1, len(group))))[0]
         rows.append((*key, float(rho), float(low), float(high), len(group), len(clusters)))
     return pd.DataFrame(rows, columns=[*by, "correlation", "low", "high", "n", "clusters"])
@@ -70,7 +57,7 @@ def with_scores(measures: pd.DataFrame, scores: pd.DataFrame, on: Sequence[str])
     the task's data sets. Without rows on one side there are none.
 
     Args:
-        measures: Rows of `spaces.measures`, with the columns of `on`.
+        measures: Rows of `measures_by_kind`, with the columns of `on`.
         scores: Score rows (task, dataset, metric, value), with the columns of `on`.
         on: What names a model: variant and seed, perhaps step.
     """

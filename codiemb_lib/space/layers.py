@@ -1,7 +1,4 @@
-"""What the layers of an encoder do to its tokens and its sentences: over-smoothing, layer by layer.
-
-The measures are those of `token_geometry` and `geometry`; here an encoder is run for them.
-"""
+"""Over-smoothing: what the layers of an encoder do to its tokens and its sentences, one by one."""
 
 from __future__ import annotations
 
@@ -13,8 +10,7 @@ import torch
 
 from codiemb_lib.core import mean_interval
 from codiemb_lib.model import Encoder
-from codiemb_lib.space.geometry import anisotropy_by_text, spectrum
-from codiemb_lib.space.token_geometry import OverSmoothing, over_smoothing_by_layer
+from codiemb_lib.space.measures import OverSmoothing, anisotropy_by_text, over_smoothing, spectrum
 
 BATCH = 32  # texts whose states of all layers are held at once
 
@@ -22,21 +18,18 @@ BATCH = 32  # texts whose states of all layers are held at once
 def measures_by_layer(
     encoder: Encoder, texts: Sequence[str], prompts: Sequence[str] | None = None
 ) -> pd.DataFrame:
-    """Rows (level, layer, measure, value, low, high, n); layer 0 are the input embeddings.
+    """Rows (level, layer, measure, value, low, high, n); layer 0 is the input embeddings.
 
     - `token`: of each text's own token matrix, `cosine` and `effective_rank`, as means over texts
-      with the interval of the bootstrap, and the median `condition_number`, for one can be huge;
-      no interval (low and high are missing).
+      with the interval of the bootstrap, and the median `condition_number`, for one can be huge,
+      without an interval (low and high are missing).
     - `sentence`: of the states of a layer pooled as the encoder pools its last, `cosine` (their
-      anisotropy, with its interval) and `effective_rank` (none: it depends on n).
+      anisotropy, with its interval) and `effective_rank` (without: it depends on n).
 
     Args:
         encoder: What is looked at; put in evaluation mode.
-        texts: Of two tokens or more each, special tokens included; two texts or more.
+        texts: Two or more, each of two tokens or more, special tokens included.
         prompts: One for each; left out: none.
-
-    Raises:
-        ValueError: As the measures do.
     """
     encoder.eval()
     tokens = encoder.tokenizer(texts, prompts or [""] * len(texts))
@@ -45,15 +38,16 @@ def measures_by_layer(
     for start in range(0, len(order), BATCH):
         block = encoder.tokenizer.pad([tokens[i] for i in order[start : start + BATCH]])
         layers, mask = encoder.token_states(block)
-        smoothing.append(over_smoothing_by_layer(layers, block.lengths))
+        smoothing.append([over_smoothing(states, block.lengths) for states in layers])
         pooled.append(torch.stack([encoder.pool(states, mask) for states in layers]).numpy())
-    of_texts = OverSmoothing(*(np.concatenate(parts, 1) for parts in zip(*smoothing, strict=True)))
+    of_tokens = np.concatenate(smoothing, axis=2)  # (L, measures, n)
     sentences = np.concatenate(pooled, axis=1)  # (L, n, D)
     rows = []
-    for layer, space in enumerate(sentences):
-        for measure in ("cosine", "effective_rank"):
-            rows.append(("token", layer, measure, *_mean(getattr(of_texts, measure)[layer])))
-        median = np.median(of_texts.condition_number[layer])
+    for layer, (measured, space) in enumerate(zip(of_tokens, sentences, strict=True)):
+        alike = OverSmoothing(*measured)
+        rows.append(("token", layer, "cosine", *_mean(alike.cosine)))
+        rows.append(("token", layer, "effective_rank", *_mean(alike.effective_rank)))
+        median = np.median(alike.condition_number)
         rows.append(("token", layer, "condition_number", median, np.nan, np.nan))
         rows.append(("sentence", layer, "cosine", *_mean(anisotropy_by_text(space), True)))
         rank = spectrum(space).effective_rank

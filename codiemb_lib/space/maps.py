@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -13,9 +13,7 @@ from sklearn.decomposition import PCA
 from sklearn.manifold import trustworthiness
 from sklearn.neighbors import NearestNeighbors
 
-from codiemb_lib.space.geometry import unit_rows
-
-VEGA_LITE = "application/vnd.vegalite.v5+json"  # the type of data that JupyterLab draws
+from codiemb_lib.space.measures import unit_rows
 
 
 def aligned_umap(spaces: Sequence[np.ndarray], *, neighbours: int, seed: int = 0) -> np.ndarray:
@@ -30,13 +28,10 @@ def aligned_umap(spaces: Sequence[np.ndarray], *, neighbours: int, seed: int = 0
         spaces: Row i of each is the same text.
         neighbours: Of a text, whose distances the map tries to keep.
         seed: Of the optimisation.
-
-    Raises:
-        ValueError: Unlike numbers of texts, a row of zeros, or values that are not finite.
     """
     from umap import UMAP, AlignedUMAP  # takes seconds to import
 
-    units = _units(spaces)
+    units = [unit_rows(x, rows=3) for x in spaces]
     options = {"n_neighbors": neighbours, "metric": "cosine", "random_state": seed}
     with warnings.catch_warnings():  # that a seed leaves one thread
         warnings.filterwarnings("ignore", "n_jobs value")
@@ -51,27 +46,9 @@ def shared_pca(spaces: Sequence[np.ndarray]) -> np.ndarray:
     """The first two principal components of all models' unit rows together: (models, n, 2).
 
     One linear map for all of them, so that distances are true but for what other directions hold.
-    Raises as :func:`aligned_umap`.
     """
-    units = _units(spaces)
-    plane = PCA(2, svd_solver="full").fit_transform(np.concatenate(units))
-    return plane.reshape(len(units), -1, 2)
-
-
-def _units(spaces: Sequence[np.ndarray]) -> list[np.ndarray]:
-    if len({len(x) for x in spaces}) != 1:
-        raise ValueError(
-            f"maps: expected embeddings of the same texts, found {[len(x) for x in spaces]} rows."
-        )
-    return [unit_rows(x, rows=3) for x in spaces]
-
-
-def trust(space: np.ndarray, plane: np.ndarray, *, neighbours: int) -> float:
-    """Trustworthiness of a map (Venna & Kaski, 2001), by scikit-learn: 1 is best, chance is 0.5.
-
-    It falls where neighbours on the map (n, 2) are none by cosine in the space (n, D).
-    """
-    return float(trustworthiness(space, plane, n_neighbors=neighbours, metric="cosine"))
+    units = np.concatenate([unit_rows(x, rows=3) for x in spaces])
+    return PCA(2, svd_solver="full").fit_transform(units).reshape(len(spaces), -1, 2)
 
 
 def neighbours_kept(plane: np.ndarray, other: np.ndarray, *, neighbours: int) -> float:
@@ -91,29 +68,30 @@ def maps_of(
     """Both maps of each model, as rows (map, x, y, trust, trust_low, trust_high, agreement).
 
     `map` is `umap` (of the first seed) or `pca`, n rows of each in the order of the texts. The
-    others are equal in all rows of a model's map: `trust` of it, the least and the greatest `trust`
-    over the fits of all seeds, and `agreement`, the mean of `neighbours_kept` between the first
-    seed's map and each other (1 for a single seed, and for the PCA, which has none).
+    others are equal in all rows of a model's map: `trust`, its trustworthiness by cosine (Venna &
+    Kaski, 2001: 1 is best, chance is 0.5), the least and the greatest over the fits of all seeds,
+    and `agreement`, the mean of `neighbours_kept` between the first seed's map and each other (1
+    for a single seed, and for the PCA, which has none).
     """
     fits = [aligned_umap(spaces, neighbours=neighbours, seed=seed) for seed in seeds]
-    planes = {"umap": fits, "pca": [shared_pca(spaces)]}
     tables = []
     for number, space in enumerate(spaces):
         parts = []
-        for name, of_seeds in planes.items():
+        for name, of_seeds in {"umap": fits, "pca": [shared_pca(spaces)]}.items():
             mine = [np.asarray(fit[number], dtype=np.float64) for fit in of_seeds]
-            trusted = [trust(space, plane, neighbours=neighbours) for plane in mine]
+            trusted = [
+                trustworthiness(space, plane, n_neighbors=neighbours, metric="cosine")
+                for plane in mine
+            ]
             kept = [neighbours_kept(mine[0], p, neighbours=neighbours) for p in mine[1:]]
-            rows = {
-                "map": name,
-                "x": mine[0][:, 0],
-                "y": mine[0][:, 1],
-                "trust": trusted[0],
-                "trust_low": min(trusted),
-                "trust_high": max(trusted),
-                "agreement": float(np.mean(kept)) if kept else 1.0,
-            }
-            parts.append(pd.DataFrame(rows))
+            rows = pd.DataFrame(mine[0], columns=["x", "y"]).assign(
+                trust=trusted[0],
+                trust_low=min(trusted),
+                trust_high=max(trusted),
+                agreement=np.mean(kept) if kept else 1.0,
+            )
+            rows.insert(0, "map", name)
+            parts.append(rows)
         tables.append(pd.concat(parts, ignore_index=True))
     return tables
 
@@ -122,37 +100,3 @@ def coordinates_hash(rows: pd.DataFrame) -> str:
     """SHA-256 of the columns x and y as saved beside figures, with six significant digits."""
     written = rows[["x", "y"]].to_csv(index=False, float_format="%.6g", lineterminator="\n")
     return hashlib.sha256(written.encode()).hexdigest()
-
-
-def hover_chart(points: pd.DataFrame, colours: Mapping[str, str]) -> dict[str, object]:
-    """A Vega-Lite 5 chart of maps side by side that shows a point's text under the pointer.
-
-    JupyterLab draws it without a network: `display({VEGA_LITE: chart}, raw=True)`.
-
-    Args:
-        points: Columns variant, task, dataset, text, x, y.
-        colours: By task.
-    """
-    place = {"type": "quantitative", "axis": None}
-    return {
-        "$schema": "https://vega.github.io/schema/vega-lite/v5.json",
-        "data": {"values": points.to_dict("records")},
-        "facet": {"field": "variant", "type": "nominal", "sort": None, "title": None},
-        "columns": 2,
-        "spec": {
-            "width": 320,
-            "height": 320,
-            "mark": {"type": "point", "filled": True, "size": 14},
-            "encoding": {
-                "x": {"field": "x", **place},
-                "y": {"field": "y", **place},
-                "color": {
-                    "field": "task",
-                    "type": "nominal",
-                    "scale": {"domain": list(colours), "range": list(colours.values())},
-                },
-                "shape": {"field": "dataset", "type": "nominal"},
-                "tooltip": [{"field": name} for name in ("text", "dataset")],
-            },
-        },
-    }

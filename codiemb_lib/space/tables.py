@@ -1,4 +1,4 @@
-"""The space that a model makes of data sets: the measures of `geometry`, by kind of text.
+"""The space that a model makes of data sets: the measures of `measures`, by kind of text.
 
 A *space* is what `load_encoded` returns: the embeddings of one model. Retrieval and
 similarity texts, and queries and passages, lie in different parts of it and are measured apart and
@@ -14,30 +14,28 @@ import pandas as pd
 
 from codiemb_lib.core import jackknife_intervals, mean_interval
 from codiemb_lib.evaluate import EncodedDataset, texts_of
-from codiemb_lib.space.geometry import (
+from codiemb_lib.space.measures import (
     alignment_by_text,
     anisotropy_by_text,
     cosine_gap_by_text,
+    hubness,
+    intrinsic_dimension,
     isoscore,
     potential_by_text,
     spectrum,
 )
-from codiemb_lib.space.neighbourhoods import hubness, intrinsic_dimension
 
-COLUMNS = ("texts", "measure", "value", "low", "high", "n")  # of `measures`
+COLUMNS = ("texts", "measure", "value", "low", "high", "n")  # of `measures_by_kind`
 SIMILAR = 0.8  # from this score on, people's, an STS pair is a positive
-FEWEST = 20  # texts of a kind, at least, for the measures of ranks and neighbours
+DISSIMILAR = 0.2  # up to this score it is a negative
+FEWEST_TEXTS = 20  # of a kind, for the measures that depend on how many there are
+MOST_TEXTS = 5000  # of a kind whose pairs are all looked at, for uniformity
 NEIGHBOURS = 10  # of a text, for hubness
-MOST = 5000  # texts of a kind whose pairs are all looked at, for uniformity
+BINS = np.linspace(-1, 1, 41)  # edges of the histograms of cosines
+_BLOCK = 512  # queries whose cosines with all passages are held at once
 
 # Those that depend on how many texts there are, in the order in which `_by_rank` returns them.
-_BY_RANK = (
-    "effective_rank",
-    "svd_entropy",
-    "isoscore",
-    "hubness",
-    "intrinsic_dimension",
-)
+_BY_RANK = ("effective_rank", "svd_entropy", "isoscore", "hubness", "intrinsic_dimension")
 
 
 def positive_pairs(space: Iterable[EncodedDataset]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -67,9 +65,9 @@ def equal_texts(space: Iterable[EncodedDataset], most: int = 300) -> dict[str, n
     """As `texts_of`, but as many of each kind: of the smallest kind all, and `most` at most.
 
     They are evenly spaced over the data sets: the same for every model of the same texts. Kinds of
-    fewer than `FEWEST` texts are left out.
+    fewer than `FEWEST_TEXTS` are left out.
     """
-    texts = {kind: x for kind, x in texts_of(space).items() if len(x) >= FEWEST}
+    texts = {kind: x for kind, x in texts_of(space).items() if len(x) >= FEWEST_TEXTS}
     count = min([most, *map(len, texts.values())])
     return {kind: _spread(x, count) for kind, x in texts.items()}
 
@@ -79,12 +77,12 @@ def _spread(x: np.ndarray, most: int) -> np.ndarray:
     return x if len(x) <= most else x[np.linspace(0, len(x) - 1, most).astype(int)]
 
 
-def measures(
+def measures_by_kind(
     space: Sequence[EncodedDataset], *, most: int = 300, resamples: int = 1999
 ) -> pd.DataFrame:
     """Rows (texts, measure, value, low, high, n): all measures of one model, with 95 % intervals.
 
-    - of all texts of a kind: `anisotropy`, `uniformity` (of `MOST` at most); of what belongs
+    - of all texts of a kind: `anisotropy`, `uniformity` (of `MOST_TEXTS` at most); of what belongs
       together, as in `positive_pairs`: `alignment`, `cosine_gap`. Their intervals resample texts
       (the bootstrap); that of alignment its pairs, as if they were independent, which is too short
       where queries have several passages.
@@ -92,7 +90,7 @@ def measures(
       `hubness`, `intrinsic_dimension`; their intervals are those of the jackknife. And
       `condition_number`, which is an extreme and has none: `low` and `high` are missing.
 
-    Definitions: `geometry` and `neighbourhoods`. `n` counts the texts, or the pairs.
+    `n` counts the texts, or the pairs.
 
     Args:
         space: The data sets, encoded by one model.
@@ -100,7 +98,7 @@ def measures(
         resamples: Of the bootstrap.
 
     Raises:
-        ValueError: As the measures do: embeddings of zeros, or that are not finite.
+        ValueError: Embeddings of zeros, or that are not finite.
     """
     rows = []
 
@@ -110,7 +108,7 @@ def measures(
 
     for kind, x in texts_of(space).items():
         add(kind, "anisotropy", anisotropy_by_text(x), pairwise=True)
-        add(kind, "uniformity", potential_by_text(_spread(x, MOST)), _log, pairwise=True)
+        add(kind, "uniformity", potential_by_text(_spread(x, MOST_TEXTS)), _log, pairwise=True)
     for kind, pair in positive_pairs(space).items():
         add(kind, "alignment", alignment_by_text(*pair))
         if len(gaps := _gaps(space, kind)) >= 2:
@@ -157,19 +155,11 @@ def _gaps(space: Iterable[EncodedDataset], kind: str) -> np.ndarray:
 
 def spectra(space: Iterable[EncodedDataset], most: int = 300) -> pd.DataFrame:
     """Rows (texts, index, singular_value) of `equal_texts`: shares of their sum, index from 1."""
-    parts = []
+    rows = []
     for kind, x in equal_texts(space, most).items():
         values = spectrum(x).singular_values
-        index = np.arange(1, len(values) + 1)
-        share = {"texts": kind, "index": index, "singular_value": values / values.sum()}
-        parts.append(pd.DataFrame(share))
-    columns = ["texts", "index", "singular_value"]
-    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
-
-
-BINS = np.linspace(-1, 1, 41)  # edges of the histograms of cosines
-DISSIMILAR = 0.2  # up to this score, people's, an STS pair is a negative
-_BLOCK = 512  # queries whose cosines with all passages are held at once
+        rows += [(kind, i, share) for i, share in enumerate(values / values.sum(), start=1)]
+    return pd.DataFrame(rows, columns=["texts", "index", "singular_value"])
 
 
 def cosine_histograms(space: Iterable[EncodedDataset]) -> pd.DataFrame:
@@ -193,11 +183,10 @@ def cosine_histograms(space: Iterable[EncodedDataset]) -> pd.DataFrame:
 
     for d in space:
         rows = _positives(d)
-        cosines = np.einsum("nd,nd->n", d.queries[rows[:, 0]], d.passages[rows[:, 1]])
-        count(d.task, "positive", cosines)
+        count(d.task, "positive", _cosines(d.queries[rows[:, 0]], d.passages[rows[:, 1]]))
         if d.task == "sts":
             low = np.asarray(d.gold) <= DISSIMILAR
-            count("sts", "negative", np.einsum("nd,nd->n", d.queries[low], d.passages[low]))
+            count("sts", "negative", _cosines(d.queries[low], d.passages[low]))
             rows = np.arange(len(d.queries))[:, None].repeat(2, axis=1)  # none with itself
         words = np.array(d.passage_texts, dtype=object)
         for top in range(0, len(d.queries), _BLOCK):
@@ -209,36 +198,26 @@ def cosine_histograms(space: Iterable[EncodedDataset]) -> pd.DataFrame:
             if d.task == "ir":
                 nearest = np.where(other, cosines, -np.inf).max(axis=1)
                 count("ir", "negative", nearest[np.isfinite(nearest)])
-    parts = [
-        pd.DataFrame(
-            {
-                "task": task,
-                "pairs": pairs,
-                "cosine": BINS[:-1].round(6),
-                "share": found / found.sum(),
-                "n": found.sum(),
-            }
-        )
+    table = [
+        (task, pairs, cosine, number / found.sum(), found.sum())
         for (task, pairs), found in counts.items()
         if found.sum()
+        for cosine, number in zip(BINS[:-1].round(6), found, strict=True)
     ]
-    return pd.concat(parts, ignore_index=True)
+    return pd.DataFrame(table, columns=["task", "pairs", "cosine", "share", "n"])
 
 
 def rated_pairs(space: Iterable[EncodedDataset]) -> pd.DataFrame:
     """Rows (dataset, pair, gold, cosine): each STS pair's score by people, 0 to 1, and its
     cosine; `pair` counts from 0."""
-    parts = [
-        pd.DataFrame(
-            {
-                "dataset": d.name,
-                "pair": np.arange(len(d.queries)),
-                "gold": np.asarray(d.gold, dtype=float),
-                "cosine": np.einsum("nd,nd->n", d.queries, d.passages).astype(float),
-            }
-        )
-        for d in space
-        if d.task == "sts"
-    ]
-    columns = ["dataset", "pair", "gold", "cosine"]
-    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
+    rows = []
+    for d in space:
+        if d.task == "sts":
+            rated = zip(d.gold, _cosines(d.queries, d.passages).astype(float), strict=True)
+            rows += [(d.name, i, float(gold), cosine) for i, (gold, cosine) in enumerate(rated)]
+    return pd.DataFrame(rows, columns=["dataset", "pair", "gold", "cosine"])
+
+
+def _cosines(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Of each row with its partner, (n,)."""
+    return np.einsum("nd,nd->n", x, y)

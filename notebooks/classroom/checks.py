@@ -16,15 +16,16 @@ from torch import Tensor
 
 from codiemb_lib.core import CodiembError, unknown
 from codiemb_lib.data import Record
-from codiemb_lib.fuse import methods as fusion
+from codiemb_lib.fuse import delta_guided_weights
 from codiemb_lib.train import cosine_by_layer, objectives
 
 Judge = Callable[[Callable], str]  # "" where the answer is right
 Case = Callable[[], tuple]  # makes the arguments anew, should an answer change them
+EXERCISES: dict[str, Judge] = {}
 
 
-class ExerciseError(CodiembError, ValueError):
-    """There is no such exercise."""
+class _NotWrittenError(Exception):
+    """An answer gave nothing, or the dots that stood in its place."""
 
 
 @dataclass(frozen=True)
@@ -45,21 +46,26 @@ def check(exercise: str, answer: Callable) -> Verdict:
     An error inside the answer goes through, with a note that says on what it was called.
 
     Raises:
-        ExerciseError: No exercise has this name.
+        CodiembError: No exercise has this name.
     """
     if exercise not in EXERCISES:
-        raise ExerciseError(unknown("exercise", exercise, EXERCISES))
-    wrong = EXERCISES[exercise](answer)
+        raise CodiembError(unknown("exercise", exercise, EXERCISES))
+    try:
+        wrong = EXERCISES[exercise](answer)
+    except _NotWrittenError:
+        wrong = "not written yet"
     return Verdict(exercise, not wrong, wrong or "right")
 
 
 def _call(answer: Callable, *arguments: object) -> object:
     try:
-        return answer(*arguments)
+        found = answer(*arguments)
     except Exception as error:
-        shown = ", ".join(f"{_show(argument)}" for argument in arguments)
-        error.add_note(f"Your function was called with: {shown}")
+        error.add_note(f"Your function was called with: {', '.join(map(_show, arguments))}")
         raise
+    if found is None or found is ...:
+        raise _NotWrittenError
+    return found
 
 
 def _compare(cases: Sequence[Case], truth: Callable, mistakes: Mapping[str, Callable]) -> Judge:
@@ -68,8 +74,6 @@ def _compare(cases: Sequence[Case], truth: Callable, mistakes: Mapping[str, Call
     def judge(answer: Callable) -> str:
         for case in cases:
             found, expected = _call(answer, *case()), truth(*case())
-            if found is None or found is ...:
-                return "not written yet"
             if _alike(found, expected):
                 continue
             for hint, mistake in mistakes.items():
@@ -89,10 +93,9 @@ def _alike(found: object, expected: object) -> bool:
             and all(_alike(found[key], expected[key]) for key in expected)
         )
     try:
-        found = torch.as_tensor(found, dtype=torch.float64)
+        found, expected = (torch.as_tensor(x, dtype=torch.float64) for x in (found, expected))
     except (TypeError, ValueError, RuntimeError):  # no numbers
         return False
-    expected = torch.as_tensor(expected, dtype=torch.float64)
     same_shape = found.shape == expected.shape
     return same_shape and torch.allclose(found, expected, rtol=1e-4, atol=1e-6, equal_nan=True)
 
@@ -101,11 +104,9 @@ def _show(value: object) -> str:
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{key!r}: {_show(item)}" for key, item in value.items()) + "}"
     if isinstance(value, Tensor):
-        numbers = [round(x, 4) for x in value.detach().flatten().tolist()]
-        if value.dim() == 0:
-            return f"{numbers[0]}"
-        shown = ", ".join(map(str, numbers[:4])) + (", ..." if len(numbers) > 4 else "")
-        return f"shape {tuple(value.shape)} ({shown})"
+        numbers = ", ".join(f"{x:.4g}" for x in value.detach().flatten()[:4].tolist())
+        dots = ", ..." * (value.numel() > 4)
+        return f"shape {tuple(value.shape)} ({numbers}{dots})" if value.dim() else numbers
     return f"{value!r:.80}"
 
 
@@ -113,11 +114,25 @@ def _random(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-# 1 to 3: texts, vectors, records
+# 1 to 3: vectors, texts, records
 
 
 def _cosine(queries: Tensor, passages: Tensor) -> Tensor:
     return F.normalize(queries, dim=1) @ F.normalize(passages, dim=1).T
+
+
+EXERCISES["cosine"] = _compare(
+    [lambda: (_random(2, 4), _random(3, 4, seed=1))],
+    _cosine,
+    {
+        "cosines are of unit vectors: normalise both sides first": lambda q, p: q @ p.T,
+        "the passages are not normalised": lambda q, p: F.normalize(q, dim=1) @ p.T,
+        "queries go by rows: yours is the transpose": lambda q, p: _cosine(p, q),
+        "a vector is a row: normalise along dim=1": lambda q, p: (
+            F.normalize(q, dim=0) @ F.normalize(p, dim=0).T
+        ),
+    },
+)
 
 
 def _mean_pool(states: Tensor, lengths: Tensor, prompts: Tensor) -> Tensor:
@@ -125,11 +140,22 @@ def _mean_pool(states: Tensor, lengths: Tensor, prompts: Tensor) -> Tensor:
     return torch.stack([state[start:end].mean(0) for state, end, start in texts])
 
 
+EXERCISES["mean_pool"] = _compare(
+    [lambda: (_random(2, 5, 3), torch.tensor([5, 3]), torch.tensor([0, 1]))],
+    _mean_pool,
+    {
+        "padding counts: tokens from `lengths` on belong to no text": lambda s, n, p: s.mean(1),
+        "the prompt counts: the text starts at `prompts`": lambda s, n, p: _mean_pool(s, n, 0 * p),
+        "the sums are right, the divisor is not: divide by the tokens that count": (
+            lambda s, n, p: _mean_pool(s, n, p) * (n - p)[:, None] / s.shape[1]
+        ),
+    },
+)
+
+
 def _judge_record(answer: Callable) -> str:
     for stars in (5.0, 0.0, 3.5):
         record = _call(answer, "a cat sleeps", "a dog sleeps", stars)
-        if record is None or record is ...:
-            return "not written yet"
         if not isinstance(record, Record):
             return f"expected a Record, found a {type(record).__name__}"
         if record.task != "sts":
@@ -141,23 +167,36 @@ def _judge_record(answer: Callable) -> str:
     return ""
 
 
+EXERCISES["to_record"] = _judge_record
+
+
 # 4 and 5: retrieval
-
-
-def _info_nce(queries: Tensor, positives: Tensor, temperature: float) -> Tensor:
-    none = queries.new_empty(len(queries), 0, queries.shape[1])
-    return objectives.multi_positive_info_nce(
-        queries, positives[:, None], none, temperature=temperature
-    )
-
-
-def _cross_entropy(logits: Tensor, **options: str) -> Tensor:
-    return F.cross_entropy(logits, torch.arange(len(logits)), **options)
 
 
 def _several(queries: Tensor, positives: Tensor, temperature: float) -> Tensor:
     none = queries.new_empty(len(queries), 0, queries.shape[1])
     return objectives.multi_positive_info_nce(queries, positives, none, temperature=temperature)
+
+
+def _own(logits: Tensor) -> Tensor:
+    """The loss of queries that want the passage of their own number."""
+    return F.cross_entropy(logits, torch.arange(len(logits)))
+
+
+EXERCISES["info_nce"] = _compare(
+    [
+        lambda: (_random(4, 3), _random(4, 3, seed=1), 0.1),
+        lambda: (5 * _random(4, 3), _random(4, 3, seed=1), 0.5),
+    ],
+    lambda q, d, t: _several(q, d[:, None], t),
+    {
+        "yours multiplies by the temperature: divide": lambda q, d, t: _own(_cosine(q, d) * t),
+        "the temperature is left out": lambda q, d, t: _own(_cosine(q, d)),
+        "cosines are of vectors of length one": lambda q, d, t: _own(q @ d.T / t),
+        "the mean over queries, not the sum": lambda q, d, t: 4 * _own(_cosine(q, d) / t),
+        "the queries choose; yours are chosen by passages": lambda q, d, t: _own(_cosine(d, q) / t),
+    },
+)
 
 
 def _rivals(queries: Tensor, positives: Tensor, temperature: float) -> Tensor:
@@ -168,43 +207,63 @@ def _rivals(queries: Tensor, positives: Tensor, temperature: float) -> Tensor:
     return torch.stack([F.cross_entropy(logits, own[:, p]) for p in range(P)]).mean()
 
 
+EXERCISES["several_positives"] = _compare(
+    [lambda: (_random(3, 4), _random(3, 2, 4, seed=1), 0.2)],
+    _several,
+    {
+        "a query's other positive is a wrong answer in yours: take one slot at a time": _rivals,
+        "the mean over the slots, not the sum": lambda q, d, t: 2 * _several(q, d, t),
+        "only the first positive of each query is used": lambda q, d, t: _several(q, d[:, :1], t),
+    },
+)
+
+
 # 6 and 7: similarity
-
-
-def _spearman(first: Tensor, second: Tensor) -> float:
-    return float(stats.spearmanr(first, second).statistic)
 
 
 def _correlation(a: Tensor, b: Tensor) -> float:
     return float(stats.pearsonr(a, b).statistic)
 
 
+EXERCISES["spearman"] = _compare(
+    [
+        lambda: (_random(7), _random(7, seed=1)),
+        lambda: (torch.tensor([0.1, 0.4, 0.2, 0.3]), torch.tensor([0.0, 1.0, 0.5, 1.0])),
+    ],
+    lambda a, b: float(stats.spearmanr(a, b).statistic),
+    {
+        "this is Pearson's correlation of the values: take that of their ranks": _correlation,
+        "argsort says which pair has which rank; its argsort again says the rank of each": (
+            lambda a, b: _correlation(a.argsort(), b.argsort())
+        ),
+        "equal values must share the average of their ranks": lambda a, b: _correlation(
+            *(x.argsort(stable=True).argsort() for x in (a, b))
+        ),
+    },
+)
+
+_pearson_of_values = _compare(
+    [lambda: (_random(6), _random(6, seed=1)), lambda: (3 * _random(6) - 1, _random(6, seed=1))],
+    objectives.pearson_loss,
+    {
+        "the loss is one minus this correlation": lambda s, y: 1 - objectives.pearson_loss(s, y),
+        "not centred, this is a cosine": lambda s, y: 1 - F.cosine_similarity(s, y, dim=0),
+    },
+)
+
+
 def _judge_pearson(answer: Callable) -> str:
-    similarities, scores = _random(6), _random(6, seed=1)
-    judge = _compare(
-        [lambda: (similarities, scores), lambda: (3 * similarities - 1, scores)],
-        objectives.pearson_loss,
-        {
-            "this is the correlation; the loss is one minus it": lambda s, y: (
-                1 - objectives.pearson_loss(s, y)
-            ),
-            "the correlation of vectors that are not centred is their cosine": lambda s, y: (
-                1 - F.cosine_similarity(s, y, dim=0)
-            ),
-        },
-    )
-    if wrong := judge(answer):
+    if wrong := _pearson_of_values(answer):
         return wrong
     for name, s, y in (
-        ("some differ", similarities.clone(), scores),
-        ("all similarities are equal", torch.full((4,), 0.5).double(), torch.rand(4).double()),
+        ("some differ", _random(6), _random(6, seed=1)),
+        ("all similarities are equal", torch.full((4,), 0.5).double(), _random(4)),
         ("all similarities are 0.3, and their mean is rounded", torch.full((7,), 0.3), _random(7)),
-        ("all scores are equal", torch.rand(4).double(), torch.ones(4).double()),
+        ("all scores are equal", _random(4), torch.ones(4)),
     ):
-        y = y.to(s.dtype)
-        loss = torch.as_tensor(_call(answer, s.requires_grad_(), y))
-        if not torch.isfinite(loss):
-            return f"where {name}, nothing can be learnt: expected 0, found {loss.item()}"
+        loss = torch.as_tensor(_call(answer, s.requires_grad_(), y.to(s.dtype)))
+        if not torch.isfinite(loss) or (name != "some differ" and loss.abs() > 1e-6):
+            return f"where {name}, nothing can be learnt: expected 0, found {loss.item():.3g}"
         if not loss.requires_grad:
             return f"where {name}, the loss is cut off from the similarities: `backward` would fail"
         (gradient,) = torch.autograd.grad(loss, s, allow_unused=True)
@@ -213,9 +272,10 @@ def _judge_pearson(answer: Callable) -> str:
                 f"where {name}, the loss is finite but its gradient is not: torch.where does "
                 "not help, for the branch that is thrown away is differentiated too"
             )
-        if name != "some differ" and loss.abs() > 1e-6:
-            return f"where {name}, nothing can be learnt: expected 0, found {loss.item():.3g}"
     return ""
+
+
+EXERCISES["pearson_loss"] = _judge_pearson
 
 
 # 8: sampling
@@ -228,9 +288,6 @@ def _judge_plan(answer: Callable) -> str:
     def plan(seed: int) -> list[list[int]]:
         return [[int(i) for i in step] for step in _call(answer, tasks, sizes, seed)]
 
-    first = _call(answer, tasks, sizes, 0)
-    if first is None or first is ...:
-        return "not written yet"
     steps = plan(0)
     for step in steps:
         found = {tasks[i] for i in step}
@@ -247,13 +304,12 @@ def _judge_plan(answer: Callable) -> str:
         return f"expected every full batch once, {expected}, found {found} steps"
     if steps != plan(0):
         return "the same seed gave two plans: draw from a generator that is made of the seed"
-    others = [plan(seed) for seed in range(1, 6)]
-    if steps in others:
+    plans = [steps, *map(plan, range(1, 6))]
+    if steps in plans[1:]:
         return "another seed gave the same plan"
-    batches = {frozenset(map(frozenset, steps)) for steps in (steps, *others)}
-    if len(batches) == 1:
+    if len({frozenset(map(frozenset, steps)) for steps in plans}) == 1:
         return "every seed has the same batches: shuffle the records before you cut them"
-    orders = [[tasks[step[0]] for step in plan] for plan in (steps, *others)]
+    orders = [[tasks[step[0]] for step in steps] for steps in plans]
     if all(len({*order[: found[order[0]]]}) == 1 for order in orders):
         return "one task comes first in all its steps: shuffle the steps of both together"
     if all(sorted(step) == step for step in steps):
@@ -261,50 +317,69 @@ def _judge_plan(answer: Callable) -> str:
     return ""
 
 
-# 9 and 10: merging, conflict
+EXERCISES["single_task_plan"] = _judge_plan
 
 
-def _merge(base: dict, checkpoints: list[dict], power: float) -> dict:
-    return dict(fusion.fuse(base, checkpoints, method="delta", power=power))
+# 9: merging
 
 
-def _merge_with(weights: Callable) -> Callable:
-    """A merge whose weights come from another rule."""
+def _merge(weights: Callable) -> Callable:
+    """A merge whose weights, of a tensor of the base, come from a rule."""
 
     def merge(base: dict, checkpoints: list[dict], power: float) -> dict:
         merged = {}
         for name, start in base.items():
-            w = weights(name, base, checkpoints, power)
             deltas = torch.stack([c[name] - start for c in checkpoints])
+            w = weights(name, base, checkpoints, power).to(deltas)
             merged[name] = start + torch.tensordot(w, deltas, dims=1)
         return merged
 
     return merge
 
 
-def _norms(models: list[dict], base: dict, names: Sequence[str]) -> Tensor:
+_delta_guided = _merge(lambda n, b, m, p: delta_guided_weights(b, m, power=p)[n])
+
+
+def _norms(models: list[dict], base: dict, *names: str) -> Tensor:
     """The norm of each model's deltas over these tensors together."""
-    return torch.stack(
-        [torch.cat([(m[n] - base[n]).flatten() for n in names]).norm() for m in models]
-    )
+    deltas = [torch.cat([(m[n] - base[n]).flatten() for n in names]) for m in models]
+    return torch.stack(deltas).norm(dim=1)
 
 
-def _normalised(weights: Tensor) -> Tensor:
-    return weights / weights.sum()
+def _shares(norms: Tensor, power: float) -> Tensor:
+    return norms**power / (norms**power).sum()
 
 
-def _models() -> tuple[dict, list[dict]]:
+def _models(unmoved: str = "") -> tuple[dict, list[dict]]:
     base = {name: _random(3, 2, seed=i) for i, name in enumerate(("w", "v"))}
     moves = [{"w": 0.1, "v": 2.0}, {"w": 1.0, "v": 0.3}]
     return base, [
-        {name: t + move[name] * _random(3, 2, seed=10 + j) for name, t in base.items()}
+        {n: t + (n != unmoved) * move[n] * _random(3, 2, seed=10 + j) for n, t in base.items()}
         for j, move in enumerate(moves)
     ]
 
 
-def _unmoved() -> tuple[dict, list[dict]]:
-    base, checkpoints = _models()
-    return base, [checkpoint | {"v": base["v"].clone()} for checkpoint in checkpoints]
+EXERCISES["merge"] = _compare(
+    [lambda: (*_models(), 1.0), lambda: (*_models(), 2.0), lambda: (*_models("v"), 1.0)],
+    _delta_guided,
+    {
+        "equal weights: where does the power come in?": _merge(lambda *_: torch.full((2,), 0.5)),
+        "take the norm tensor by tensor": _merge(lambda n, b, m, p: _shares(_norms(m, b, *b), p)),
+        "the weights do not sum to one": _merge(lambda n, b, m, p: _norms(m, b, n) ** p),
+        "the norm is that of the deviation from the base, not of the weights": _merge(
+            lambda n, b, m, p: _shares(torch.stack([model[n].norm() for model in m]), p)
+        ),
+        "these are the merged deltas: add them to the base": lambda base, models, p: {
+            name: merged - base[name] for name, merged in _delta_guided(base, models, p).items()
+        },
+        "nobody moved this tensor, so the weights are 0 / 0: then take equal ones": _merge(
+            lambda n, b, m, p: _shares(_norms(m, b, n), p)
+        ),
+    },
+)
+
+
+# 10: conflict
 
 
 def _two_losses() -> tuple[dict[str, Tensor], Tensor, Tensor]:
@@ -315,150 +390,30 @@ def _two_losses() -> tuple[dict[str, Tensor], Tensor, Tensor]:
     return layers, hidden[:3].square().mean(), (hidden[2:] - 0.5).abs().mean()
 
 
-def _gradients(layers: dict[str, Tensor], loss: Tensor) -> dict[str, Tensor]:
-    found = torch.autograd.grad(loss, [*layers.values()], retain_graph=True)
-    return dict(zip(layers, found, strict=True))
+def _of_gradients(compare: Callable[[Tensor, Tensor], float]) -> Callable:
+    """By layer, what a function says of the gradients of two losses."""
+
+    def by_layer(layers: dict[str, Tensor], first: Tensor, second: Tensor) -> dict[str, float]:
+        weights = [*layers.values()]
+        a, b = (torch.autograd.grad(x, weights, retain_graph=True) for x in (first, second))
+        return {name: float(compare(*pair)) for name, *pair in zip(layers, a, b, strict=True)}
+
+    return by_layer
 
 
-def _conflict(layers: dict[str, Tensor], first: Tensor, second: Tensor) -> dict[str, float]:
-    a, b = _gradients(layers, first), _gradients(layers, second)
-    return {n: cosine_by_layer({n: a[n]}, {n: b[n]}).popitem()[1] for n in layers}
+_conflict = _of_gradients(
+    lambda a, b: cosine_by_layer({"layer.0.w": a}, {"layer.0.w": b}).popitem()[1]
+)
 
-
-def _accumulated(layers: dict[str, Tensor], first: Tensor, second: Tensor) -> dict[str, float]:
-    return _conflict(layers, first, first + second)
-
-
-def _inner_products(layers: dict[str, Tensor], first: Tensor, second: Tensor) -> dict[str, float]:
-    a, b = _gradients(layers, first), _gradients(layers, second)
-    return {n: (a[n] * b[n]).sum().item() for n in layers}
-
-
-EXERCISES: dict[str, Judge] = {
-    "cosine": _compare(
-        [lambda: (_random(2, 4), _random(3, 4, seed=1))],
-        _cosine,
-        {
-            "inner products are cosines only of unit vectors: normalise both sides first": (
-                lambda q, p: q @ p.T
-            ),
-            "the passages are not normalised": lambda q, p: F.normalize(q, dim=1) @ p.T,
-            "queries go by rows, passages by columns: yours is the transpose": (
-                lambda q, p: _cosine(p, q)
-            ),
-            "a vector is a row: normalise along dim=1": (
-                lambda q, p: F.normalize(q, dim=0) @ F.normalize(p, dim=0).T
-            ),
-        },
-    ),
-    "mean_pool": _compare(
-        [lambda: (_random(2, 5, 3), torch.tensor([5, 3]), torch.tensor([0, 1]))],
-        _mean_pool,
-        {
-            "padding counts in your mean: tokens from `lengths` on belong to no text": (
-                lambda s, lengths, prompts: s.mean(1)
-            ),
-            "the prompt's tokens count in your mean: the text starts at `prompts`": (
-                lambda s, lengths, prompts: _mean_pool(s, lengths, torch.zeros_like(prompts))
-            ),
-            "the sums are right, the divisor is not: divide by the tokens that count": (
-                lambda s, lengths, prompts: (
-                    _mean_pool(s, lengths, prompts) * (lengths - prompts)[:, None] / s.shape[1]
-                )
-            ),
-        },
-    ),
-    "to_record": _judge_record,
-    "info_nce": _compare(
-        [
-            lambda: (_random(4, 3), _random(4, 3, seed=1), 0.1),
-            lambda: (5 * _random(4, 3), _random(4, 3, seed=1), 0.5),
-        ],
-        _info_nce,
-        {
-            "the temperature divides the cosines, and yours multiplies": (
-                lambda q, d, t: _cross_entropy(_cosine(q, d) * t)
-            ),
-            "the temperature is left out": lambda q, d, t: _cross_entropy(_cosine(q, d)),
-            "logits are cosines over the temperature: the vectors must have length one": (
-                lambda q, d, t: _cross_entropy(q @ d.T / t)
-            ),
-            "the mean over the queries, not the sum": (
-                lambda q, d, t: _cross_entropy(_cosine(q, d) / t, reduction="sum")
-            ),
-            "the queries choose among the passages; yours are chosen by them": (
-                lambda q, d, t: _cross_entropy(_cosine(d, q) / t)
-            ),
-        },
-    ),
-    "several_positives": _compare(
-        [lambda: (_random(3, 4), _random(3, 2, 4, seed=1), 0.2)],
-        _several,
-        {
-            "a query's other positive stands among its wrong answers: take one slot at a time": (
-                _rivals
-            ),
-            "the mean over the slots, not the sum": lambda q, d, t: 2 * _several(q, d, t),
-            "only the first positive of each query is used": (
-                lambda q, d, t: _several(q, d[:, :1], t)
-            ),
-        },
-    ),
-    "spearman": _compare(
-        [
-            lambda: (_random(7), _random(7, seed=1)),
-            lambda: (torch.tensor([0.1, 0.4, 0.2, 0.3]), torch.tensor([0.0, 1.0, 0.5, 1.0])),
-        ],
-        _spearman,
-        {
-            "this is Pearson's correlation of the values: take that of their ranks": _correlation,
-            "argsort says which pair has which rank; its argsort again says the rank of each": (
-                lambda a, b: _correlation(a.argsort().double(), b.argsort().double())
-            ),
-            "equal values must share the average of their ranks": (
-                lambda a, b: _correlation(
-                    a.argsort(stable=True).argsort().double(),
-                    b.argsort(stable=True).argsort().double(),
-                )
-            ),
-        },
-    ),
-    "pearson_loss": _judge_pearson,
-    "single_task_plan": _judge_plan,
-    "merge": _compare(
-        [lambda: (*_models(), 1.0), lambda: (*_models(), 2.0), lambda: (*_unmoved(), 1.0)],
-        _merge,
-        {
-            "these weights are equal: where does the power come in?": _merge_with(
-                lambda name, base, models, p: torch.full((2,), 0.5, dtype=torch.float64)
-            ),
-            "these are weights of whole models: take the norm tensor by tensor": _merge_with(
-                lambda name, base, models, p: _normalised(_norms(models, base, [*base]) ** p)
-            ),
-            "the weights do not sum to one": _merge_with(
-                lambda name, base, models, p: _norms(models, base, [name]) ** p
-            ),
-            "the norm is that of the deviation from the base, not of the weights": _merge_with(
-                lambda name, base, models, p: _normalised(
-                    torch.stack([m[name].norm() for m in models]) ** p
-                )
-            ),
-            "these are the merged deltas: add them to the base": (
-                lambda base, models, p: {
-                    n: merged - base[n] for n, merged in _merge(base, models, p).items()
-                }
-            ),
-            "nobody moved this tensor, so the weights are 0 / 0: then take equal ones": _merge_with(
-                lambda name, base, models, p: _normalised(_norms(models, base, [name]) ** p)
-            ),
-        },
-    ),
-    "conflict": _compare(
-        [_two_losses],
-        _conflict,
-        {
-            "the second gradient holds the first as well: `backward` adds to `.grad`": _accumulated,
-            "these are inner products: divide by both lengths": _inner_products,
-        },
-    ),
-}
+EXERCISES["conflict"] = _compare(
+    [_two_losses],
+    _conflict,
+    {
+        "the second gradient holds the first as well: `backward` adds to `.grad`": (
+            lambda layers, first, second: _conflict(layers, first, first + second)
+        ),
+        "these are inner products: divide by both lengths": _of_gradients(
+            lambda a, b: (a * b).sum()
+        ),
+    },
+)

@@ -1,8 +1,7 @@
-"""Knobs to turn and tables to search in a notebook, each with a still picture for print.
+"""Tables to search and pictures to turn: two models side by side, and what a merge does.
 
 Every explorer is two things: a pure function that gives the table or draws the picture, and a
-widget that calls it again when a control changes. What the widget shows is also in the output as a
-plain picture or table, for printers, web pages and executed copies, where no kernel answers.
+widget that calls it again when a control changes.
 """
 
 from __future__ import annotations
@@ -14,9 +13,11 @@ import ipywidgets as widgets
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import seaborn as sns
 import torch
 from classroom.knobs import Exhibit, knobs
 from matplotlib.figure import Figure
+from scipy import stats
 from torch import Tensor
 
 from codiemb_lib.core import CodiembError, layer_of
@@ -24,75 +25,46 @@ from codiemb_lib.draw import ROLES, shades
 from codiemb_lib.evaluate import EncodedDataset
 from codiemb_lib.fuse import delta_guided_weights
 
-
-class ExploreError(CodiembError, ValueError):
-    """Two models that cannot be shown side by side."""
-
-
 # Search
 
 
 @dataclass(frozen=True)
 class Index:
-    """Passages as one model sees them.
-
-    Attributes:
-        name: Of the model.
-        passages: m texts.
-        vectors: (m, D), their embeddings.
-        encode: Gives a query's embedding (D,).
-    """
+    """Passages as one model sees them."""
 
     name: str
-    passages: Sequence[str]
-    vectors: np.ndarray
-    encode: Callable[[str], np.ndarray]
+    passages: Sequence[str]  # m texts
+    vectors: np.ndarray  # (m, D), their embeddings
+    encode: Callable[[str], np.ndarray]  # of a query, (D,)
 
 
 def compare_search(query: str, first: Index, second: Index, k: int = 5) -> pd.DataFrame:
-    """What either of two models finds for a query, and where the other ranks it.
+    """The union of what two models find for a query (top k), best first by the second model.
 
-    Returns:
-        The union of both top k, best first by the second model: a column of ranks from 1 for each
-        model, `moved` (up is positive), and the passage.
+    Columns: the rank from 1 by either model, under its name; `moved` (up is positive); passage.
 
     Raises:
-        ExploreError: The models do not search the same passages.
+        CodiembError: The models do not search the same passages.
     """
-    if list(first.passages) != list(second.passages):
-        raise ExploreError(
-            f"expected the same passages for both models, found {len(first.passages):,} for "
-            f"{first.name!r} and {len(second.passages):,} for {second.name!r}, or another order. "
-            "Encode both anew with notebook 05."
-        )
-    ranks = []
-    for index in (first, second):
-        order = np.argsort(-(index.vectors @ index.encode(query)), kind="stable")
-        ranks.append(np.empty(len(order), dtype=int))
-        ranks[-1][order] = np.arange(1, len(order) + 1)
-    table = pd.DataFrame(
-        {
-            first.name: ranks[0],
-            second.name: ranks[1],
-            "moved": ranks[0] - ranks[1],
-            "passage": list(first.passages),
-        }
-    )
-    found = table[np.minimum(*ranks) <= k]
-    return found.sort_values(second.name).reset_index(drop=True)
+    _check_same(first.passages, second.passages, (first.name, second.name))
+    ranks = [
+        stats.rankdata(-index.vectors @ index.encode(query), method="ordinal").astype(int)
+        for index in (first, second)
+    ]
+    table = pd.DataFrame({first.name: ranks[0], second.name: ranks[1]})
+    table = table.assign(moved=ranks[0] - ranks[1], passage=list(first.passages))
+    return table[np.minimum(*ranks) <= k].sort_values(second.name).reset_index(drop=True)
 
 
 def search_box(first: Index, second: Index, query: str, *, k: int = 5) -> Exhibit:
     """:func:`compare_search` with a box to type in, which acts on Enter."""
 
     def show(query: str, k: int) -> str:
-        if not query.strip():
-            return "Type a question."
-        return _html(compare_search(query, first, second, k))
+        asked = query.strip()
+        return _html(compare_search(query, first, second, k)) if asked else "Type a question."
 
-    box = widgets.Text(
-        query, description="query", continuous_update=False, layout={"width": "30em"}
-    )
+    wide = {"width": "30em"}
+    box = widgets.Text(query, description="query", continuous_update=False, layout=wide)
     many = widgets.IntSlider(k, 1, 20, description="top", continuous_update=False)
     return Exhibit([box, many], widgets.HTML(), show)
 
@@ -105,31 +77,23 @@ def compare_pairs(
 ) -> pd.DataFrame:
     """Each pair of a similarity set as people and two models see it.
 
-    Returns:
-        Columns left, right, people (0 to 1); for each model its cosine, under the model's name,
-        and `off, <name>`: the pair's rank by the model less that by people, so that above zero the
-        model finds it too similar; `better`: by how many ranks the second model is nearer.
+    Columns: left, right, people (0 to 1); the cosine by either model, under its name; `off, NAME`:
+    the pair's rank by the model less that by people, so that above zero the model finds it too
+    similar; `better`: by how many ranks the second model is nearer.
 
     Raises:
-        ExploreError: The models do not rate the same pairs.
+        CodiembError: The models do not rate the same pairs.
     """
-    sides = [(e.query_texts, e.passage_texts) for e in (first, second)]
-    if sides[0] != sides[1]:
-        raise ExploreError(
-            f"expected the same pairs for both models, found others in {second.name!r} than in "
-            f"{first.name!r}. Encode both anew with notebook 05."
-        )
-    table = pd.DataFrame(
-        {"left": first.query_texts, "right": first.passage_texts, "people": first.gold}
-    )
-    off = {}
+    for side in ("query_texts", "passage_texts"):
+        _check_same(getattr(first, side), getattr(second, side), names)
+    table = pd.DataFrame({"left": first.query_texts, "right": first.passage_texts})
+    table["people"] = first.gold
     for name, encoded in zip(names, (first, second), strict=True):
         table[name] = np.einsum("nd,nd->n", encoded.queries, encoded.passages)
-        off[name] = table[name].rank() - table["people"].rank()
     for name in names:
-        table[f"off, {name}"] = off[name]
-    table["better"] = off[names[0]].abs() - off[names[1]].abs()
-    return table
+        table[f"off, {name}"] = table[name].rank() - table["people"].rank()
+    off = [table[f"off, {name}"].abs() for name in names]
+    return table.assign(better=off[0] - off[1])
 
 
 ORDERS = {  # of pairs: which column, what of it, largest first
@@ -147,18 +111,12 @@ def select_pairs(
     """The first pairs of `compare_pairs` in one of `ORDERS`, by model `name`."""
     text = (table["left"] + " " + table["right"]).str.lower()
     kept = table[text.str.contains(contains.lower(), regex=False)]
-    return kept.loc[ORDERS[order](kept, name).sort_values(ascending=False, kind="stable").index][
-        :limit
-    ]
+    wanted = ORDERS[order](kept, name).sort_values(ascending=False, kind="stable")
+    return kept.loc[wanted.index].head(limit)
 
 
 def pair_explorer(tables: Mapping[str, pd.DataFrame], names: tuple[str, str]) -> Exhibit:
-    """:func:`select_pairs` with controls for data set, order, model and a word.
-
-    Args:
-        tables: By data set, from `compare_pairs`.
-        names: Of the two models.
-    """
+    """:func:`select_pairs` with controls for the data set (a table of each), order, model, word."""
     controls = [
         widgets.Dropdown(options=[*tables], description="data set"),
         widgets.Dropdown(options=[*ORDERS], description="order"),
@@ -172,6 +130,14 @@ def pair_explorer(tables: Mapping[str, pd.DataFrame], names: tuple[str, str]) ->
     return Exhibit(controls, widgets.HTML(), show)
 
 
+def _check_same(first: Sequence[str], second: Sequence[str], names: tuple[str, str]) -> None:
+    if list(first) != list(second):
+        raise CodiembError(
+            f"expected the same texts for both models, found others in {names[1]!r} than in "
+            f"{names[0]!r}, or another order. Encode both anew with notebook 05."
+        )
+
+
 def _html(table: pd.DataFrame) -> str:
     """A table with its texts cut short; what stands in a text is not taken as HTML."""
     short = table.map(lambda cell: f"{cell[:117]}..." if len(str(cell)) > 120 else cell)
@@ -183,88 +149,73 @@ def _html(table: pd.DataFrame) -> str:
 
 @torch.no_grad()
 def delta_products(
-    base: Mapping[str, Tensor], checkpoints: Sequence[Mapping[str, Tensor]]
+    base: Mapping[str, Tensor], checkpoints: Mapping[str, Mapping[str, Tensor]]
 ) -> dict[str, Tensor]:
-    """Inner products (J, J) of the checkpoints' deviations from the base, by tensor.
-
-    They are all that is needed to tell how long a merged deviation is, so a knob can be turned
-    without the models.
-    """
+    """Inner products (J, J) of the checkpoints' deviations from the base, by tensor: with them a
+    merge's weights and length can be told without the models."""
     products = {}
     for name, start in base.items():
         if start.is_floating_point():
-            deltas = torch.stack([(c[name] - start).flatten() for c in checkpoints]).double()
+            moved = [(weights[name] - start).flatten() for weights in checkpoints.values()]
+            deltas = torch.stack(moved).double()
             products[name] = deltas @ deltas.T
     return products
 
 
 def merged_lengths(
-    products: Mapping[str, Tensor], *, power: float, scale: float = 1.0, granularity: str = "tensor"
+    products: Mapping[str, Tensor],
+    names: Sequence[str],
+    *,
+    power: float,
+    scale: float,
+    granularity: str,
 ) -> pd.DataFrame:
-    """Weights and lengths of a delta-guided merge, by layer.
+    """Rows (layer, ingredient, weight, length) of a delta-guided merge.
 
-    Args:
-        products: From `delta_products`.
-        power: Of the norms.
-        scale: Of the merged deviation.
-        granularity: `tensor`, `layer` or `model`.
-
-    Returns:
-        Rows (layer, ingredient, weight, length); the ingredient is its place, or "merged", whose
-        weight is NaN. A layer's weight is the mean over its tensors. Tensors of no layer have no
-        row, but count in the norms of the whole model.
+    An ingredient is a name, or "merged", whose weight is NaN. A layer's weight is the mean over its
+    tensors. Tensors of no layer have no row, but count in the norms of the whole model.
     """
-    norms = {name: product.diagonal().sqrt() for name, product in products.items()}
     # Weights hang on norms alone: tensors of one number have the same ones.
+    norms = {name: product.diagonal().sqrt() for name, product in products.items()}
     origin = {name: torch.zeros(1, dtype=torch.float64) for name in norms}
-    count = len(next(iter(norms.values())))
-    alike = [{name: norm[j : j + 1] for name, norm in norms.items()} for j in range(count)]
+    alike = [{name: norm[j : j + 1] for name, norm in norms.items()} for j in range(len(names))]
     weights = delta_guided_weights(origin, alike, power=power, granularity=granularity)
     rows = []
     for name, product in products.items():
-        w = weights[name].double()
-        squares = [*product.diagonal().tolist(), (scale**2 * w @ product @ w).item()]
-        labels = [*range(count), "merged"]
-        for label, weight, square in zip(labels, [*w.tolist(), np.nan], squares, strict=True):
-            rows.append((layer_of(name), label, weight, square))
-    rows = [row for row in rows if row[0] is not None]
+        w, layer = weights[name].double(), layer_of(name)
+        if layer is not None:
+            own = zip(names, w.tolist(), product.diagonal().tolist(), strict=True)
+            rows += [(layer, *row) for row in own]
+            rows.append((layer, "merged", np.nan, (scale**2 * w @ product @ w).item()))
     table = pd.DataFrame(rows, columns=["layer", "ingredient", "weight", "length"])
     grouped = table.groupby(["layer", "ingredient"], sort=False)
     return grouped.agg({"weight": "mean", "length": lambda s: np.sqrt(s.sum())}).reset_index()
 
 
-def plot_fusion(lengths: pd.DataFrame, names: Sequence[str]) -> Figure:
+def plot_fusion(lengths: pd.DataFrame) -> Figure:
     """The weight of each ingredient by layer; how far each moved, and the merge of them."""
-    figure, axes = plt.subplots(1, 2, figsize=(6.8, 2.2), layout="constrained")
-    for number, (name, colour) in enumerate(
-        zip(names, shades(ROLES["joint"].colour, len(names)), strict=True)
-    ):
-        rows = lengths[lengths["ingredient"] == number]
-        for ax, column in zip(axes, ("weight", "length"), strict=True):
-            ax.plot(rows["layer"], rows[column], "o-", ms=3, color=colour, label=name)
-    merged = lengths[lengths["ingredient"] == "merged"]
-    axes[1].plot(merged["layer"], merged["length"], "^:", color="#333333", label="merged")
-    axes[0].axhline(1 / len(names), color="#999999", lw=0.6)
-    axes[0].set(ylim=(0, 1), ylabel="weight", xlabel="layer (-1: embeddings)")
-    axes[1].set(ylim=(0, None), ylabel="distance from the start", xlabel="layer (-1: embeddings)")
-    axes[1].legend(loc="upper left", bbox_to_anchor=(1, 1))
-    for ax in axes:
-        ax.set_xticks(lengths["layer"].unique())
+    *names, merged = lengths["ingredient"].unique()
+    palette = dict(zip(names, shades(ROLES["joint"].colour, len(names)), strict=True))
+    palette[merged] = ROLES["baseline"].colour
+    figure, axes = plt.subplots(1, 2, figsize=(6.8, 2.2))
+    for ax, column in zip(axes, ("weight", "length"), strict=True):
+        look = {"hue": "ingredient", "style": "ingredient", "markers": True, "palette": palette}
+        sns.lineplot(lengths, x="layer", y=column, legend=column == "length", ax=ax, **look)
+        ax.set(xlabel="layer (-1: embeddings)", xticks=lengths["layer"].unique())
+    axes[0].axhline(1 / len(names), color="grey", lw=0.6)
+    axes[0].set(ylim=(0, 1))
+    axes[1].set(ylim=(0, None), ylabel="distance from the start")
+    sns.move_legend(axes[1], "upper left", bbox_to_anchor=(1, 1), title=None)
     return figure
 
 
 def fusion_knobs(
-    base: Mapping[str, Tensor], checkpoints: Sequence[Mapping[str, Tensor]], names: Sequence[str]
+    base: Mapping[str, Tensor], checkpoints: Mapping[str, Mapping[str, Tensor]]
 ) -> Exhibit:
     """Power, scale and granularity of a delta-guided merge as knobs on :func:`plot_fusion`."""
     products = delta_products(base, checkpoints)
-
-    def draw(power: float, scale: float, granularity: str) -> Figure:
-        lengths = merged_lengths(products, power=power, scale=scale, granularity=granularity)
-        return plot_fusion(lengths, names)
-
     return knobs(
-        draw,
+        lambda **turned: plot_fusion(merged_lengths(products, [*checkpoints], **turned)),
         power=widgets.FloatSlider(1.0, min=-2, max=6, step=0.5),
         scale=widgets.FloatSlider(1.0, min=0, max=2, step=0.1),
         granularity=widgets.Dropdown(options=["tensor", "layer", "model"]),

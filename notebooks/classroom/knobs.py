@@ -1,8 +1,7 @@
 """Knobs to turn in a notebook, with a still picture for print.
 
-An explorer is two things: a pure function that gives the table or draws the picture, and a widget
-that calls it again when a control changes. What the widget shows is also in the output as a plain
-picture or table, for printers, web pages and executed copies, where no kernel answers.
+What the widget shows is also in the output as a plain picture or table, for printers, web pages and
+executed copies, where no kernel answers.
 """
 
 from __future__ import annotations
@@ -18,12 +17,9 @@ from matplotlib.figure import Figure
 
 
 class Exhibit(widgets.VBox):
-    """Controls above what they show, which is an `Image` or an `HTML`.
+    """Controls above what they show.
 
-    Args:
-        controls: Widgets with a value.
-        shown: What the controls change.
-        show: Gives the value of `shown` for the values of the controls, in their order.
+    `show` gives the value of `shown` for the values of the controls, in their order.
     """
 
     def __init__(
@@ -42,13 +38,10 @@ class Exhibit(widgets.VBox):
         self.shown.value = self._show(*(control.value for control in self.controls))
 
     def _repr_mimebundle_(self, **options) -> dict:
-        value = self.shown.value
-        still = (
-            {"text/html": value}
-            if isinstance(self.shown, widgets.HTML)
-            else {"image/png": base64.b64encode(value).decode()}
-        )
-        return super()._repr_mimebundle_(**options) | still
+        bundle, value = super()._repr_mimebundle_(**options), self.shown.value
+        if isinstance(self.shown, widgets.HTML):
+            return bundle | {"text/html": value}
+        return bundle | {"image/png": base64.b64encode(value).decode()}
 
 
 def knobs(draw: Callable[..., Figure | Axes], **controls: widgets.ValueWidget) -> Exhibit:
@@ -61,7 +54,7 @@ def knobs(draw: Callable[..., Figure | Axes], **controls: widgets.ValueWidget) -
     for name, control in controls.items():
         control.description = control.description or name.replace("_", " ")
         control.style.description_width = "initial"
-        if isinstance(control, widgets.FloatSlider | widgets.FloatLogSlider | widgets.IntSlider):
+        if control.has_trait("continuous_update"):
             control.continuous_update = False
 
     def show(*values: object) -> bytes:

@@ -6,6 +6,7 @@ plane of gold score and cosine a point is a rated pair, which the objective move
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import matplotlib.pyplot as plt
@@ -16,14 +17,14 @@ from torch import Tensor
 
 from codiemb_lib.draw import ROLES
 
-_KINDS = {  # colour, marker and fill of a text on the circle
+KINDS = {  # colour, marker and fill of a text on the circle
     "query": (ROLES["IR"].colour, "o", "full"),
     "positive": (ROLES["IR"].colour, "o", "none"),
     "negative": (ROLES["baseline"].colour, "^", "full"),
     "first": (ROLES["STS"].colour, "s", "full"),
     "second": (ROLES["STS"].colour, "s", "none"),
 }
-_ARROW = "#C03030"  # of no role: a push is neither retrieval nor similarity
+_ARROW = "firebrick"  # of no role: a push is neither retrieval nor similarity
 
 
 def circle(degrees: Sequence[float]) -> Tensor:
@@ -49,22 +50,16 @@ def plot_circle(
     title: str = "",
     ax: Axes | None = None,
 ) -> Axes:
-    """Texts on the unit circle, an arrow at each.
+    """Texts (n, 2) on the unit circle, an arrow at each.
 
-    Args:
-        points: (n, 2), on the circle.
-        pushed: (n, 2), from `pushes`; the longest is drawn with one length whatever its size, the
-            others in proportion.
-        names: (n,), written inside the circle.
-        kinds: (n,), each `query`, `positive`, `negative`, `first` or `second`.
-        title: Of the axes.
-        ax: Where; left out: new axes.
+    The longest arrow of `pushed` (n, 2) has one length whatever its size, the others are in
+    proportion. Names are written inside the circle; a kind is one of `KINDS`.
     """
     ax = ax or plt.subplots(figsize=(2.2, 2.3))[1]
     turn = np.linspace(0, 2 * np.pi, 200)
-    ax.plot(np.cos(turn), np.sin(turn), color="#CCCCCC", lw=0.6, zorder=0)
+    ax.plot(np.cos(turn), np.sin(turn), color="lightgrey", lw=0.6, zorder=0)
     for (x, y), name, kind in zip(points.tolist(), names, kinds, strict=True):
-        colour, marker, fill = _KINDS[kind]
+        colour, marker, fill = KINDS[kind]
         ax.plot(x, y, marker, color=colour, fillstyle=fill, ms=6)
         ax.text(0.8 * x, 0.8 * y, name, ha="center", va="center")
     tips = points + 0.75 * _in_proportion(pushed)
@@ -76,22 +71,9 @@ def plot_circle(
 
 
 def plot_pairs(
-    scores: Tensor,
-    similarities: Tensor,
-    pushed: Tensor,
-    *,
-    title: str = "",
-    ax: Axes | None = None,
+    scores: Tensor, similarities: Tensor, pushed: Tensor, *, title: str = "", ax: Axes | None = None
 ) -> Axes:
-    """Rated pairs by gold score and cosine, an arrow at each.
-
-    Args:
-        scores: (n,), gold, in [0, 1].
-        similarities: (n,), cosine.
-        pushed: (n,), from `pushes`; drawn as in `plot_circle`.
-        title: Of the axes.
-        ax: Where; left out: new axes.
-    """
+    """Rated pairs by gold score and cosine, an arrow at each, drawn as in `plot_circle`."""
     ax = ax or plt.subplots(figsize=(3.3, 2.3))[1]
     ax.plot(scores, similarities, ROLES["STS"].marker, color=ROLES["STS"].colour)
     tips = similarities + 0.35 * _in_proportion(pushed)
@@ -110,7 +92,6 @@ def _in_proportion(pushed: Tensor) -> Tensor:
 
 
 def _arrow(ax: Axes, start: Sequence[float], end: Sequence[float]) -> None:
-    if np.hypot(end[0] - start[0], end[1] - start[1]) < 0.02:  # shorter than its own head
-        return
-    look = {"arrowstyle": "-|>", "color": _ARROW, "lw": 1.2, "mutation_scale": 7}
-    ax.annotate("", end, start, arrowprops=look | {"shrinkA": 0, "shrinkB": 0})
+    if math.dist(start, end) >= 0.02:  # else it is shorter than its own head
+        look = {"arrowstyle": "-|>", "color": _ARROW, "lw": 1.2, "mutation_scale": 7}
+        ax.annotate("", end, start, arrowprops=look | {"shrinkA": 0, "shrinkB": 0})

@@ -10,9 +10,10 @@ import re
 import pytest
 import torch
 import torch.nn.functional as F
-from classroom.checks import EXERCISES, ExerciseError, check
+from classroom.checks import EXERCISES, check
 
-from codiemb_lib.data.records import Record
+from codiemb_lib.core import CodiembError
+from codiemb_lib.data import Record
 
 
 def unit(x):
@@ -21,6 +22,14 @@ def unit(x):
 
 def own(logits, **options):
     return F.cross_entropy(logits, torch.arange(len(logits)), **options)
+
+
+def rated(left, right, score):
+    return Record("sts", left, (right,), positive_scores=(score,))
+
+
+def pearson(a, b):
+    return torch.corrcoef(torch.stack((a, b)).double())[0, 1]
 
 
 def where_pearson(s, y):
@@ -51,20 +60,36 @@ def shuffled(tasks, sizes, seed, *, mix=False, tail=False):
     return steps
 
 
-def merge_by(rule, *, add=True):
+def steps_shuffled(tasks, sizes, seed):
+    order = torch.randperm(8, generator=torch.Generator().manual_seed(seed))
+    return [unshuffled(tasks, sizes, seed)[i] for i in order]
+
+
+def merge_by(rule, *, add=True, norm=lambda deltas, checkpoints: deltas.flatten(1).norm(dim=1)):
+    """A merge whose weights are a function of the powers of norms (J,)."""
+
     def merge(base, checkpoints, power):
         out = {}
         for name, start in base.items():
             deltas = torch.stack([c[name] - start for c in checkpoints])
-            w = rule(name, base, checkpoints, power, deltas)
+            w = rule(norm(deltas, [(c[name], c, base) for c in checkpoints]) ** power)
             out[name] = start * add + torch.tensordot(w, deltas, dims=1)
         return out
 
     return merge
 
 
-def norms(deltas, power):
-    return deltas.flatten(1).norm(dim=1) ** power
+def shares(x):
+    return x / x.sum()
+
+
+def of_weights(_, checkpoints):
+    return torch.stack([weight.norm() for weight, *_ in checkpoints])
+
+
+def of_models(_, checkpoints):
+    whole = [torch.cat([(c[k] - base[k]).flatten() for k in base]) for _, c, base in checkpoints]
+    return torch.stack(whole).norm(dim=1)
 
 
 def accumulating(layers, first, second):
@@ -73,6 +98,11 @@ def accumulating(layers, first, second):
         loss.backward(retain_graph=True)
         found.append({n: w.grad.flatten().clone() for n, w in layers.items()})
     return {n: F.cosine_similarity(found[0][n], found[1][n], dim=0).item() for n in layers}
+
+
+def inner_products(layers, first, second):
+    grad = lambda x, w: torch.autograd.grad(x, w, retain_graph=True)[0]  # noqa: E731
+    return {n: (grad(first, w) * grad(second, w)).sum().item() for n, w in layers.items()}
 
 
 WRONG = {
@@ -86,7 +116,7 @@ WRONG = {
     },
     "mean_pool": {
         "padding counts": lambda s, lengths, prompts: s.mean(1),
-        "prompt's tokens count": lambda s, lengths, prompts: torch.stack(
+        "prompt counts": lambda s, lengths, prompts: torch.stack(
             [x[:n].mean(0) for x, n in zip(s, lengths, strict=True)]
         ),
         "divisor": lambda s, lengths, prompts: torch.stack(
@@ -96,111 +126,66 @@ WRONG = {
     "to_record": {
         "expected a Record, found a tuple": lambda a, b, stars: (a, b, stars),
         "task 'sts'": lambda a, b, stars: Record("ir", a, (b,)),
-        "first text is the query": lambda a, b, stars: Record(
-            "sts", b, (a,), positive_scores=(stars / 5,)
-        ),
-        "3.5 of 5 stars: expected the score 0.7": lambda a, b, stars: Record(
-            "sts", a, (b,), positive_scores=(round(stars / 5),)
-        ),
+        "first text is the query": lambda a, b, stars: rated(b, a, stars / 5),
+        "3.5 of 5 stars: expected the score 0.7": lambda a, b, stars: rated(a, b, round(stars / 5)),
     },
     "info_nce": {
         "yours multiplies": lambda q, d, t: own(unit(q) @ unit(d).T * t),
         "left out": lambda q, d, t: own(unit(q) @ unit(d).T),
-        "must have length one": lambda q, d, t: own(q @ d.T / t),
+        "of length one": lambda q, d, t: own(q @ d.T / t),
         "not the sum": lambda q, d, t: own(unit(q) @ unit(d).T / t, reduction="sum"),
-        "chosen by them": lambda q, d, t: own(unit(d) @ unit(q).T / t),
+        "chosen by passages": lambda q, d, t: own(unit(d) @ unit(q).T / t),
     },
     "several_positives": {
-        "one slot at a time": lambda q, d, t: (
-            sum(
-                F.cross_entropy(unit(q) @ unit(d.flatten(0, 1)).T / t, torch.arange(3) * 2 + p)
-                for p in range(2)
-            )
-            / 2
+        "one slot at a time": lambda q, d, t: own(
+            (unit(q) @ unit(d.flatten(0, 1)).T / t).repeat_interleave(2, dim=0)
         ),
         "not the sum": lambda q, d, t: sum(own(unit(q) @ unit(d[:, p]).T / t) for p in range(2)),
         "only the first positive": lambda q, d, t: own(unit(q) @ unit(d[:, 0]).T / t),
     },
     "spearman": {
-        "Pearson's correlation": lambda a, b: torch.corrcoef(torch.stack((a, b)))[0, 1],
-        "its argsort again": lambda a, b: torch.corrcoef(
-            torch.stack((a.argsort(), b.argsort())).double()
-        )[0, 1],
-        "share the average": lambda a, b: torch.corrcoef(
-            torch.stack((a.argsort().argsort(), b.argsort(stable=True).argsort())).double()
-        )[0, 1],
+        "Pearson's correlation": pearson,
+        "its argsort again": lambda a, b: pearson(a.argsort(), b.argsort()),
+        "share the average": lambda a, b: pearson(
+            a.argsort().argsort(), b.argsort(stable=True).argsort()
+        ),
     },
     "pearson_loss": {
-        "one minus it": lambda s, y: torch.corrcoef(torch.stack((s, y)))[0, 1],
+        "one minus this": pearson,
         "not centred": lambda s, y: 1 - F.cosine_similarity(s, y, dim=0),
-        "similarities are equal, nothing can be learnt: expected 0, found nan": lambda s, y: (
-            1 - torch.corrcoef(torch.stack((s, y)))[0, 1]
-        ),
+        "are equal, nothing can be learnt: expected 0, found nan": lambda s, y: 1 - pearson(s, y),
         "gradient is not": where_pearson,
-        "some differ, the loss is cut off": lambda s, y: (
-            1 - torch.corrcoef(torch.stack((s, y)))[0, 1].item()
-        ),
+        "some differ, the loss is cut off": lambda s, y: 1 - pearson(s, y).item(),
         "are equal, the loss is cut off": lambda s, y: (
-            1 - torch.corrcoef(torch.stack((s, y)))[0, 1] if s.std() and y.std() else 0
+            1 - pearson(s, y) if s.std() and y.std() else 0
         ),
         "mean is rounded, nothing can be learnt": lambda s, y: (
-            1 - torch.corrcoef(torch.stack((s, y)))[0, 1] if s.std() and y.std() else s.sum() * 0
+            1 - pearson(s, y) if s.std() and y.std() else s.sum() * 0
         ),
     },
     "single_task_plan": {
-        "mixes ir and sts": lambda tasks, sizes, seed: shuffled(tasks, sizes, seed, mix=True),
-        "has 4 records": lambda tasks, sizes, seed: shuffled(tasks, sizes, seed, tail=True),
-        "comes twice": lambda tasks, sizes, seed: 2 * unshuffled(tasks, sizes, seed),
-        "every full batch once": lambda tasks, sizes, seed: unshuffled(tasks, sizes, seed)[1:],
+        "mixes ir and sts": lambda *task: shuffled(*task, mix=True),
+        "has 4 records": lambda *task: shuffled(*task, tail=True),
+        "comes twice": lambda *task: [*map(torch.tensor, 2 * unshuffled(*task))],
+        "every full batch once": lambda *task: unshuffled(*task)[1:],
         "another seed gave the same": unshuffled,
-        "shuffle the records before you cut": lambda tasks, sizes, seed: [
-            steps[i]
-            for steps in [unshuffled(tasks, sizes, seed)]
-            for i in torch.randperm(len(steps), generator=torch.Generator().manual_seed(seed))
-        ],
-        r"a record comes twice": lambda tasks, sizes, seed: [
-            *map(torch.tensor, 2 * unshuffled(tasks, sizes, seed))
-        ],
+        "shuffle the records before you cut": steps_shuffled,
         "one task comes first": shuffled,
         "same seed gave two plans": lambda tasks, sizes, seed: shuffled(
             tasks, sizes, int(torch.randint(10**9, ()))
         ),
     },
     "merge": {
-        "where does the power come in": merge_by(lambda *_: torch.full((2,), 0.5).double()),
-        "do not sum to one": merge_by(lambda n, b, c, p, d: norms(d, p)),
-        "not of the weights": merge_by(
-            lambda n, b, c, p, d: (
-                (x := torch.stack([m[n] for m in c]).flatten(1).norm(dim=1) ** p) / x.sum()
-            )
-        ),
-        "add them to the base": merge_by(
-            lambda n, b, c, p, d: norms(d, p) / norms(d, p).sum(), add=False
-        ),
-        "then take equal ones": merge_by(lambda n, b, c, p, d: norms(d, p) / norms(d, p).sum()),
-        "tensor by tensor": merge_by(
-            lambda n, b, c, p, d: (
-                (
-                    x := torch.stack(
-                        [torch.cat([(m[k] - b[k]).flatten() for k in b]).norm() for m in c]
-                    )
-                    ** p
-                )
-                / x.sum()
-            )
-        ),
+        "where does the power come in": merge_by(lambda w: shares(torch.ones_like(w))),
+        "do not sum to one": merge_by(lambda w: w),
+        "not of the weights": merge_by(shares, norm=of_weights),
+        "add them to the base": merge_by(shares, add=False),
+        "then take equal ones": merge_by(shares),
+        "tensor by tensor": merge_by(shares, norm=of_models),
     },
     "conflict": {
         "holds the first as well": accumulating,
-        "divide by both lengths": lambda layers, a, b: {
-            n: (
-                torch.autograd.grad(a, w, retain_graph=True)[0]
-                * torch.autograd.grad(b, w, retain_graph=True)[0]
-            )
-            .sum()
-            .item()
-            for n, w in layers.items()
-        },
+        "divide by both lengths": inner_products,
     },
 }
 
@@ -216,19 +201,15 @@ def test_a_wrong_answer_is_told_what_is_wrong(exercise, hint):
 
 
 def test_a_score_may_differ_by_rounding():
-    record = lambda a, b, stars: Record("sts", a, (b,), positive_scores=(stars * 0.2,))  # noqa: E731
-    assert check("to_record", record).passed
+    assert check("to_record", lambda a, b, stars: rated(a, b, stars * 0.2)).passed
 
 
-def test_every_exercise_has_wrong_answers_here_and_there_are_ten():
+def test_there_are_ten_exercises_and_one_that_is_not_written_is_no_error():
     assert {*WRONG} == {*EXERCISES}
     assert len(EXERCISES) == 10
-
-
-@pytest.mark.parametrize("exercise", EXERCISES)
-def test_an_answer_that_is_not_written_is_no_error(exercise):
-    assert check(exercise, lambda *_: None).message == "not written yet"
-    assert check(exercise, lambda *_: ...).message == "not written yet"
+    for exercise in EXERCISES:
+        assert check(exercise, lambda *_: None).message == "not written yet"
+        assert check(exercise, lambda *_: ...).message == "not written yet"
 
 
 def test_an_error_in_the_answer_goes_through_and_says_on_what_it_was_called():
@@ -239,5 +220,5 @@ def test_an_error_in_the_answer_goes_through_and_says_on_what_it_was_called():
 
 
 def test_an_unknown_exercise_is_named_with_the_nearest():
-    with pytest.raises(ExerciseError, match="mean 'cosine'"):
+    with pytest.raises(CodiembError, match="mean 'cosine'"):
         check("cosin", unit)

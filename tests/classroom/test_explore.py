@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from classroom.explore import (
-    ExploreError,
     Index,
     compare_pairs,
     compare_search,
@@ -23,8 +22,9 @@ from classroom.explore import (
 from classroom.knobs import knobs
 from ipywidgets import Dropdown, FloatSlider
 
-from codiemb_lib.evaluate.scores import EncodedDataset
-from codiemb_lib.fuse import methods as fusion
+from codiemb_lib.core import CodiembError
+from codiemb_lib.evaluate import EncodedDataset
+from codiemb_lib.fuse import delta_guided_weights
 
 
 @pytest.fixture(autouse=True)
@@ -44,38 +44,24 @@ def draw(height, colour):
 
 def test_a_turned_knob_changes_the_picture_and_turned_back_gives_the_same():
     exhibit = knobs(
-        draw, height=FloatSlider(value=0.5, max=1), colour=Dropdown(options=["red", "b"])
+        draw, height=FloatSlider(0.5, min=-1, max=1), colour=Dropdown(options=["red", "b"])
     )
     height, colour = exhibit.controls
+    assert not height.continuous_update  # it acts when it is let go
+    assert height.description == "height"
     first = bytes(exhibit.shown.value)
     assert first.startswith(b"\x89PNG")
     height.value = 0.9
     second = bytes(exhibit.shown.value)
+    bundle = exhibit._repr_mimebundle_()  # the picture as it stands, beside the widget
+    assert "application/vnd.jupyter.widget-view+json" in bundle
+    assert base64.b64decode(bundle["image/png"]) == second
     colour.value = "b"
     assert len({first, second, bytes(exhibit.shown.value)}) == 3
     height.value, colour.value = 0.5, "red"
     assert bytes(exhibit.shown.value) == first
-
-
-def test_a_slider_acts_when_it_is_let_go_and_is_named():
-    exhibit = knobs(draw, height=FloatSlider(value=0.5), colour=Dropdown(options=["red"]))
-    assert not exhibit.controls[0].continuous_update
-    assert exhibit.controls[0].description == "height"
-
-
-def test_the_output_holds_the_picture_as_it_stands_beside_the_widget():
-    exhibit = knobs(draw, height=FloatSlider(value=0.5), colour=Dropdown(options=["red"]))
-    for value in (0.5, 0.7):
-        exhibit.controls[0].value = value
-        bundle = exhibit._repr_mimebundle_()
-        assert "application/vnd.jupyter.widget-view+json" in bundle
-        assert base64.b64decode(bundle["image/png"]) == bytes(exhibit.shown.value)
-
-
-def test_an_error_of_the_drawing_is_not_swallowed():
-    exhibit = knobs(draw, height=FloatSlider(value=0.5, min=-1), colour=Dropdown(options=["red"]))
     with pytest.raises(ValueError, match="too low"):
-        exhibit.controls[0].value = -0.5
+        height.value = -0.5
 
 
 TEXTS = ["about cats", "about dogs", "about <b>cars</b>", "about buses"]
@@ -110,7 +96,7 @@ def test_both_rankings_stand_beside_each_other_with_what_moved():
 
 def test_models_that_search_other_passages_are_refused():
     other = index("other", [0, 1, 2, 3], TEXTS[::-1])
-    with pytest.raises(ExploreError, match="same passages for both models"):
+    with pytest.raises(CodiembError, match="same texts for both models"):
         compare_search("one", FIRST, other)
 
 
@@ -152,7 +138,7 @@ def test_pairs_are_compared_by_rank_with_people():
     ):
         assert select_pairs(table, name, order)["left"].iloc[0] == expected, order
     assert select_pairs(table, "m", "furthest off", contains="cUP")["left"].tolist() == ["Cup"]
-    with pytest.raises(ExploreError, match="same pairs"):
+    with pytest.raises(CodiembError, match="same texts"):
         compare_pairs(pairs([0.1] * 4), pairs([0.1] * 4, left="wxyz"), ("m", "n"))
 
 
@@ -175,31 +161,31 @@ def models():
     generator = torch.Generator().manual_seed(0)
     names = ("embeddings.w", "layer.0.a", "layer.0.b", "layer.1.a", "pooler.w")
     base = {name: torch.randn(4, 3, generator=generator) for name in names}
-    return base, [
-        {n: t + size * torch.randn(4, 3, generator=generator) for n, t in base.items()}
-        for size in (0.1, 1.0)
-    ]
+    return base, {
+        label: {n: t + size * torch.randn(4, 3, generator=generator) for n, t in base.items()}
+        for label, size in {"still": 0.1, "far": 1.0}.items()
+    }
 
 
 @pytest.mark.parametrize("granularity", ["tensor", "layer", "model"])
 def test_weights_and_lengths_are_those_of_the_real_merge(granularity):
     base, checkpoints = models()
-    table = merged_lengths(
-        delta_products(base, checkpoints), power=2.0, scale=0.5, granularity=granularity
-    ).set_index(["layer", "ingredient"])
     options = {"power": 2.0, "granularity": granularity}
-    merged = fusion.fuse(base, checkpoints, method="delta", scale=0.5, **options)
-    weights = fusion.delta_guided_weights(base, checkpoints, **options)
+    table = merged_lengths(delta_products(base, checkpoints), [*checkpoints], scale=0.5, **options)
+    table = table.set_index(["layer", "ingredient"])
+    weights = delta_guided_weights(base, [*checkpoints.values()], **options)
     for layer, members in {-1: ["embeddings.w"], 0: ["layer.0.a", "layer.0.b"]}.items():
-        moved = torch.cat([(merged[n] - base[n]).flatten() for n in members]).norm().item()
-        assert table.loc[(layer, "merged"), "length"] == pytest.approx(moved, rel=1e-5)
+        moved = {n: torch.stack([c[n] - base[n] for c in checkpoints.values()]) for n in members}
+        merged = [torch.tensordot(weights[n].to(d), 0.5 * d, 1) for n, d in moved.items()]
+        length = torch.stack(merged).norm().item()
+        assert table.loc[(layer, "merged"), "length"] == pytest.approx(length, rel=1e-5)
         own = torch.stack([weights[n][1] for n in members]).mean().item()
-        assert table.loc[(layer, 1), "weight"] == pytest.approx(own, rel=1e-5)
+        assert table.loc[(layer, "far"), "weight"] == pytest.approx(own, rel=1e-5)
     assert {layer for layer, _ in table.index} == {-1, 0, 1}
 
 
 def test_fusion_knobs_redraw_for_power_scale_and_granularity():
-    exhibit = fusion_knobs(*models(), ["still", "far"])
+    exhibit = fusion_knobs(*models())
     seen = {bytes(exhibit.shown.value)}
     for control, value in zip(exhibit.controls, (0.0, 0.5, "model"), strict=True):
         exhibit.controls[0].value = 2.0

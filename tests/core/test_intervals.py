@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from codiemb_lib.core.intervals import jackknife_intervals, mean_interval
-from codiemb_lib.space.geometry import anisotropy, anisotropy_by_text, spectrum
+from codiemb_lib.space.measures import anisotropy, anisotropy_by_text, spectrum
 
 
 def test_interval_is_that_of_normal_theory_for_many_values():

@@ -6,13 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from codiemb_lib.evaluate.scores import EncodedDataset
-from codiemb_lib.space import geometry, neighbourhoods
-from codiemb_lib.space.associations import rank_correlations, with_scores
-from codiemb_lib.space.layers import measures_by_layer
-from codiemb_lib.space.maps import coordinates_hash, neighbours_kept, shared_pca, trust
-from codiemb_lib.space.tables import cosine_histograms, equal_texts, measures, rated_pairs, spectra
-from codiemb_lib.space.token_geometry import over_smoothing, over_smoothing_by_layer
+from codiemb_lib.evaluate import EncodedDataset
+from codiemb_lib.space import associations, layers, maps, measures, tables
 from tests.conftest import tiny_architecture
 from tests.golden import check, summary, unit_rows
 
@@ -33,7 +28,7 @@ def space() -> list[EncodedDataset]:
         y = x + 0.4 * rng.normal(size=x.shape)
         return (y / np.linalg.norm(y, axis=1, keepdims=True)).astype(np.float32)
 
-    passages, left = geometry.unit_rows(cone(50, 1), 2), geometry.unit_rows(cone(40, 2), 2)
+    passages, left = measures.unit_rows(cone(50, 1), 2), measures.unit_rows(cone(40, 2), 2)
     gold = [[i, i + 1] for i in range(30)]
     queries, right = near(passages[:30]), near(left)
     scores = rng.integers(0, 6, 40) / 5
@@ -46,44 +41,42 @@ def space() -> list[EncodedDataset]:
 def geometric() -> dict:
     x, y = cone(600, 0), cone(600, 1)  # more than a tile
     pairs = np.array([[0, 1], [0, 2], [3, 3], [5, 0], [3, 3]])
-    spectrum = geometry.spectrum(x)._asdict()
+    same = np.arange(600)[:, None].repeat(2, axis=1)
     return {
-        "anisotropy": geometry.anisotropy(x),
-        "anisotropy, centred": geometry.anisotropy(x, centred=True),
-        "anisotropy_by_text": summary(geometry.anisotropy_by_text(x)),
-        "principal_shares": geometry.principal_shares(x),
-        "uniformity": [geometry.uniformity(x), geometry.uniformity(x, t=1.0)],
-        "potential_by_text": summary(geometry.potential_by_text(x)),
-        "alignment": [geometry.alignment(x, y), geometry.alignment(x, y, alpha=1.0)],
-        "alignment_by_text": summary(geometry.alignment_by_text(x, y)),
-        "cosine_gap": [geometry.cosine_gap(x, y), geometry.cosine_gap(x, y, pairs)],
-        "cosine_gap_by_text": geometry.cosine_gap_by_text(x, y, pairs),
-        "spectrum": spectrum,
-        "spectrum, few": geometry.spectrum(np.vstack([x[:4], x[:4]]))._asdict(),
-        "isoscore": geometry.isoscore(x),
-        "hubness": [neighbourhoods.hubness(x, k=k) for k in (1, 10)],
-        "hubness, asked": neighbourhoods.hubness(x, y[:100], k=5),
-        "intrinsic_dimension": neighbourhoods.intrinsic_dimension(x),
+        "anisotropy": measures.anisotropy(x),
+        "anisotropy_by_text": summary(measures.anisotropy_by_text(x)),
+        "uniformity": [measures.uniformity(x), measures.uniformity(x, t=1.0)],
+        "potential_by_text": summary(measures.potential_by_text(x)),
+        "alignment": [measures.alignment_by_text(x, y, alpha).mean() for alpha in (2.0, 1.0)],
+        "alignment_by_text": summary(measures.alignment_by_text(x, y)),
+        "cosine_gap": [measures.cosine_gap_by_text(x, y, rows).mean() for rows in (same, pairs)],
+        "cosine_gap_by_text": measures.cosine_gap_by_text(x, y, pairs),
+        "spectrum": measures.spectrum(x)._asdict(),
+        "spectrum, few": measures.spectrum(np.vstack([x[:4], x[:4]]))._asdict(),
+        "isoscore": measures.isoscore(x),
+        "hubness": [measures.hubness(x, k=k) for k in (1, 10)],
+        "intrinsic_dimension": measures.intrinsic_dimension(x),
     }
 
 
 def tokens() -> dict:
     states, lengths = np.random.default_rng(5).normal(size=(2, 4, 7, D)) + 0.5, [7, 2, 5, 3]
+    layers = [measures.over_smoothing(layer, lengths) for layer in states]
     return {
-        "one": over_smoothing(states[0], lengths)._asdict(),
-        "by layer": over_smoothing_by_layer(states, lengths)._asdict(),
+        "one": layers[0]._asdict(),
+        "by layer": measures.OverSmoothing(*map(np.stack, zip(*layers, strict=True)))._asdict(),
     }
 
 
 def of_space() -> dict:
     return {
-        "measures": measures(space(), most=30, resamples=199),
-        "equal texts": {kind: summary(x) for kind, x in equal_texts(space(), 25).items()},
-        "spectra": spectra(space(), 25),
-        "rated pairs": rated_pairs(space()).drop(columns="dataset"),
+        "measures": tables.measures_by_kind(space(), most=30, resamples=199),
+        "equal texts": {kind: summary(x) for kind, x in tables.equal_texts(space(), 25).items()},
+        "spectra": tables.spectra(space(), 25),
+        "rated pairs": tables.rated_pairs(space()).drop(columns="dataset"),
         "histograms": {
             f"{task} {pairs}": [int(rows["n"].iloc[0]), rows["share"].tolist()]
-            for (task, pairs), rows in cosine_histograms(space()).groupby(["task", "pairs"])
+            for (task, pairs), rows in tables.cosine_histograms(space()).groupby(["task", "pairs"])
         },
     }
 
@@ -92,23 +85,22 @@ def by_layer() -> dict:
     texts = ["find the old cat", "a red bus is fast", "the dog", "blue car in the new bus"]
     encoder = tiny_architecture("bert")
     return {
-        "plain": measures_by_layer(encoder, texts),
-        "with prompts": measures_by_layer(encoder, texts, ["query: "] * len(texts)),
+        "plain": layers.measures_by_layer(encoder, texts),
+        "with prompts": layers.measures_by_layer(encoder, texts, ["query: "] * len(texts)),
     }
 
 
-def maps() -> dict:
+def of_maps() -> dict:
     spaces = [unit_rows(40, D, seed=seed) for seed in (0, 1)]
-    planes = shared_pca(spaces)
+    planes = maps.shared_pca(spaces)
     return {
         "pca": summary(planes),
-        "trust": [trust(s, p, neighbours=5) for s, p in zip(spaces, planes, strict=True)],
-        "kept": neighbours_kept(*planes, neighbours=5),
-        "hash": coordinates_hash(pd.DataFrame({"x": [1.0, 0.25], "y": [-3.5, 1 / 3]})),
+        "kept": maps.neighbours_kept(*planes, neighbours=5),
+        "hash": maps.coordinates_hash(pd.DataFrame({"x": [1.0, 0.25], "y": [-3.5, 1 / 3]})),
     }
 
 
-def associations() -> dict:
+def of_models() -> dict:
     rng = np.random.default_rng(2)
     models = [(f"m{i}", seed) for i in range(7) for seed in (0, 1)]
     of_model = rng.normal(size=len(models))
@@ -124,8 +116,8 @@ def associations() -> dict:
         for task, metric in {"ir": "ndcg@10", "sts": "spearman"}.items()
         for dataset in "xy"
     ]
-    points = with_scores(pd.DataFrame(rows), pd.DataFrame(scores), ["variant", "seed"])
-    found = rank_correlations(points, ["measure", "task"], resamples=199)
+    points = associations.with_scores(pd.DataFrame(rows), pd.DataFrame(scores), ["variant", "seed"])
+    found = associations.rank_correlations(points, ["measure", "task"], resamples=199)
     return {"correlations": found, "points": points[["value", "score"]].sum().to_dict()}
 
 
@@ -134,8 +126,8 @@ CASES = {
     "tokens": tokens,
     "space": of_space,
     "layers": by_layer,
-    "maps": maps,
-    "associations": associations,
+    "maps": of_maps,
+    "associations": of_models,
 }
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from codiemb_lib.space import layers
-from codiemb_lib.space.geometry import anisotropy, spectrum
+from codiemb_lib.space.measures import anisotropy, spectrum
 
 TEXTS = ["find the old cat", "a red bus is fast", "the dog", "blue car in the new bus", "slow cat"]
 

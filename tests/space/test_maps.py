@@ -30,6 +30,7 @@ def test_each_model_gets_both_maps_of_all_texts(models, monkeypatch):
         assert (pca["agreement"] == 1).all()
         assert pca["trust_low"].equals(pca["trust_high"])
         umap = table[table["map"] == "umap"].iloc[0]
+        assert pca["trust"].iloc[0] > 0.9  # neighbours of clusters as clear as these are kept
         assert umap["trust_low"] <= umap["trust"] <= umap["trust_high"]
         assert 0 < umap["agreement"] < 1
 
@@ -53,14 +54,6 @@ def test_shared_pca_is_one_linear_map(models):
     np.testing.assert_allclose(np.abs(turned[0]), np.abs(first), atol=1e-9)
 
 
-def test_a_map_that_is_the_space_is_trusted_and_a_random_one_is_not():
-    rng = np.random.default_rng(0)
-    angles = rng.uniform(0, 3, size=60)
-    circle = np.column_stack([np.cos(angles), np.sin(angles)])
-    assert maps.trust(circle, circle, neighbours=5) == pytest.approx(1)
-    assert maps.trust(circle, rng.normal(size=(60, 2)), neighbours=5) < 0.6
-
-
 def test_turned_and_shifted_maps_show_the_same():
     plane = np.random.default_rng(0).normal(size=(50, 2))
     assert maps.neighbours_kept(plane, plane @ [[0, 1], [-1, 0]] + 3, neighbours=5) == 1
@@ -74,20 +67,3 @@ def test_hash_is_that_of_the_saved_rows(tmp_path):
     saved = pd.read_csv(tmp_path / "umap.csv")
     assert maps.coordinates_hash(saved) == maps.coordinates_hash(points)
     assert maps.coordinates_hash(points.assign(x=[1 / 3, 2.001])) != maps.coordinates_hash(points)
-
-
-def test_models_of_different_texts_are_refused(models):
-    with pytest.raises(ValueError, match=r"of the same texts, found \[45, 40\] rows"):
-        maps.shared_pca([models[0], models[1][:40]])
-
-
-def test_hover_chart_holds_every_point_with_its_text():
-    points = pd.DataFrame(
-        [("base", "ir", "docs", "a text", 0.5, 1.5)],
-        columns=["variant", "task", "dataset", "text", "x", "y"],
-    )
-    chart = maps.hover_chart(points, {"ir": "#0173B2"})
-    assert chart["data"]["values"] == points.to_dict("records")
-    assert chart["spec"]["encoding"]["tooltip"][0] == {"field": "text"}
-    assert chart["$schema"].endswith("v5.json")
-    assert "v5" in maps.VEGA_LITE
