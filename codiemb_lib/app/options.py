@@ -47,7 +47,7 @@ def examples(*lines: str) -> str:
 def preset_option(default: str | None, says: str) -> Callable:
     """The option `--preset`, whose names a shell completes."""
 
-    def complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    def complete(_context: object, _option: object, incomplete: str) -> list[str]:
         return sorted(p.stem for p in core.preset_path("x").parent.glob(f"{incomplete}*.yaml"))
 
     return click.option("--preset", default=default, help=says, shell_complete=complete)
