@@ -1,9 +1,9 @@
 # make reproduce   every figure and table of a preset: PRESET=mini (default), PRESET=smoke, ...
 # make report      the same, then data/runs/PRESET/report.html: one file with all of it
-# make test        the tests; ARGS="tests/test_fusion.py -x" for some of them
+# make test        the tests, two at a time; ARGS="tests/fuse -x -n 0" for some of them
 # make test-browser  JupyterLab in a headless Chromium; skipped, with a reason, where there is none
 # make screenshots  the same, and what is on the screen goes to figures/notebooks
-# make lint        ruff, on code and notebooks
+# make lint        style, which room imports which, dependencies, names that only tests use
 # make lab         JupyterLab on the notebooks; ARGS=--no-browser, say
 # make lock        remake requirements.lock from the bounds in pyproject.toml
 #
@@ -33,10 +33,10 @@ report: reproduce
 	$(RUN) codiemb_lib report --preset "$(PRESET)"
 
 test: $(READY)
-	$(RUN) pytest $(ARGS)
+	$(RUN) pytest -n 2 --dist loadgroup $(ARGS)
 
 test-browser: $(READY)
-	$(RUN) pytest tests/test_browser.py -rs $(ARGS)
+	$(RUN) pytest tests/app/test_browser.py -rs $(ARGS)
 
 screenshots: export CODIEMB_SCREENSHOTS = figures/notebooks
 screenshots: test-browser
@@ -44,6 +44,11 @@ screenshots: test-browser
 lint: $(READY)
 	$(RUN) ruff check
 	$(RUN) ruff format --check
+	.venv/bin/lint-imports
+	.venv/bin/deptry .
+	rm -rf .venv/notebooks
+	$(RUN) nbconvert --log-level ERROR --to python --output-dir .venv/notebooks notebooks/*.ipynb
+	.venv/bin/vulture codiemb_lib notebooks/classroom speed $(wildcard data/build) .venv/notebooks
 
 lab: $(READY)
 	$(RUN) jupyterlab notebooks $(ARGS)

@@ -2,8 +2,9 @@
 #
 # A rule executes one notebook; its output is the executed copy, written once every cell has passed.
 # Its inputs are the notebook, the preset, the registry of data sets, the runs before it, and the
-# library modules that this notebook imports, directly or not. What the notebook computes lies beside
-# the copy. Trained and fused models are not declared as outputs, since Snakemake removes those
+# files of the rooms of the library that this notebook imports, directly or not. How it draws counts
+# only where pictures are what it is for: a colour trains, merges and measures nothing anew. What the
+# notebook computes lies beside the copy. Trained and fused models are not declared as outputs, since Snakemake removes those
 # before it runs a rule again: a killed training would lose the checkpoint that it goes on from, and
 # a notebook whose text alone has changed would train anew instead of finding its finished run.
 
@@ -14,9 +15,8 @@ import shlex
 import sys
 from pathlib import Path
 
-from codiemb_lib.core import data_root
-from codiemb_lib.core import load_preset
 from codiemb_lib.app import notebook_files
+from codiemb_lib.core import data_root, load_preset
 from codiemb_lib.data import list_datasets, public_files
 
 PRESET = load_preset(config.get("preset", "mini"))
@@ -59,14 +59,15 @@ def root_files():
     return sorted(os.path.relpath(path) for path in paths if path.is_file())
 
 
-def needs(notebook):
+def needs(notebook, *, draws=False):
     """What every rule of a notebook depends on."""
     path = f"notebooks/{notebook}.ipynb"
+    library = notebook_files(path, root="codiemb_lib", without=() if draws else ("draw",))
     return {
         "notebook": path,
         "preset": f"notebooks/presets/{PRESET.name}.yaml",
         "registry": ["data/registry.yaml", *sorted(glob.glob("data/build/*.py"))],
-        "library": [str(file) for file in notebook_files(path, root="codiemb_lib")],
+        "library": [str(file) for file in library],
         "local": local_files() + root_files(),
     }
 
@@ -109,7 +110,7 @@ rule all:
 
 rule start:
     input:
-        **needs("00_start_here"),
+        **needs("00_start_here", draws=True),
     output:
         f"{RUNS}/00_start_here.ipynb",
     message:
@@ -120,7 +121,7 @@ rule start:
 
 rule data:
     input:
-        **needs("01_data_and_batches"),
+        **needs("01_data_and_batches", draws=True),
     output:
         f"{RUNS}/01_data_and_batches.ipynb",
     message:
@@ -131,7 +132,7 @@ rule data:
 
 rule losses:
     input:
-        **needs("02_losses_by_hand"),
+        **needs("02_losses_by_hand", draws=True),
     output:
         f"{RUNS}/02_losses_by_hand.ipynb",
     message:
@@ -212,7 +213,7 @@ rule geometry:
 
 rule figures:
     input:
-        **needs("09_paper_figures"),
+        **needs("09_paper_figures", draws=True),
         scores=every("scores.csv"),
         fusion=STUDIES,
         comparison=rules.comparison.output.rows,

@@ -6,6 +6,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "cli": ["main"],
-        "rooms": ["notebook_files"],
+        "rooms": ["imported_rooms", "notebook_files"],
     },
 )

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
+import pandas as pd
+
+from codiemb_lib import core, draw
 from codiemb_lib.core import PresetError
-from codiemb_lib.draw import FIGURES
 
 _HEAD = """\
 # Figures
@@ -14,33 +17,47 @@ Each figure stands here as PNG and PDF, with its rows as CSV and its caption. Th
 caption draws it anew from the rows, in seconds; notebook `09_paper_figures` draws them all. This
 page is made by `codiemb gallery`.
 """
+_FIGURE = """
+### {stem}
+
+![{stem}]({preset}/{stem}.png)
+
+{caption}
+
+`codiemb draw {stem} --preset {preset}` ([PDF]({preset}/{stem}.pdf), [CSV]({preset}/{stem}.csv))
+"""
 
 
-def drawn(folder: str | Path) -> list[str]:
+def drawn(folder: Path) -> list[str]:
     """The figures that a folder holds, in the order of the registry."""
-    return [stem for stem in FIGURES if (Path(folder) / f"{stem}.png").is_file()]
+    return [stem for stem in draw.FIGURES if (folder / f"{stem}.png").is_file()]
 
 
-def gallery(folder: str | Path, presets: list[str]) -> str:
-    """The page, in Markdown, for the presets whose figures lie below a folder.
-
-    Raises:
-        FileNotFoundError: A figure has no caption beside it.
-        PresetError: A preset has no figures.
-    """
-    parts = [_HEAD]
+def gallery(folder: Path, presets: Iterable[str]) -> str:
+    """The page, in Markdown, for the presets whose figures lie below a folder."""
+    page = _HEAD
     for preset in presets:
-        if not (stems := drawn(Path(folder) / preset)):
+        if not (stems := drawn(folder / preset)):
             raise PresetError(
-                f"{Path(folder) / preset}: expected figures of a preset, found none. Draw them by "
+                f"{folder / preset}: expected figures of a preset, found none. Draw them by "
                 f"`make reproduce PRESET={preset}`, or correct the name."
             )
-        parts.append(f"\n## {preset}\n")
+        page += f"\n## {preset}\n"
         for stem in stems:
-            caption = (Path(folder) / preset / f"{stem}.md").read_text(encoding="utf-8")
-            files = ", ".join(f"[{end.upper()}]({preset}/{stem}.{end})" for end in ("pdf", "csv"))
-            parts.append(
-                f"\n### {stem}\n\n![{stem}]({preset}/{stem}.png)\n\n{caption.strip()}\n\n"
-                f"`codiemb draw {stem} --preset {preset}` ({files})\n"
-            )
-    return "".join(parts)
+            caption = (folder / preset / f"{stem}.md").read_text(encoding="utf-8").strip()
+            page += _FIGURE.format(stem=stem, preset=preset, caption=caption)
+    return page
+
+
+def redraw(stem: str, preset: str) -> Path:
+    """Draw a figure of a preset anew from the rows beside it; returns the picture's path."""
+    if stem not in draw.FIGURES:
+        raise PresetError(core.unknown("figure", stem, draw.FIGURES))
+    rows = core.figures_folder(preset) / f"{stem}.csv"
+    if not rows.is_file():
+        raise PresetError(
+            f"{rows}: expected the rows of the figure, found none. Run notebook 09, or "
+            f"`make reproduce PRESET={preset}`."
+        )
+    draw.write(stem, pd.read_csv(rows), rows.parent)
+    return rows.with_suffix(".png")

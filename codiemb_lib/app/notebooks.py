@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import logging
+import shutil
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -20,24 +21,21 @@ from jupyter_client.manager import AsyncKernelManager
 from nbclient.exceptions import DeadKernelError
 from nbformat import NotebookNode
 from papermill.exceptions import PapermillExecutionError
+from papermill.translators import PythonTranslator
+from pydantic import TypeAdapter, ValidationError
 from traitlets.config import Config
 
 from codiemb_lib.core import CodiembError, alone, atomic_path, check_writable, unknown
 
-logger = logging.getLogger(__name__)
+logging.getLogger("papermill").setLevel(logging.CRITICAL)  # what it reports, we say ourselves
 
 Literal = int | float | bool | str
-TYPES: dict[str, type] = {"int": int, "float": float, "bool": bool, "str": str}
-BOOLEANS = {"true": True, "false": False}
-KERNEL_SECONDS = 300  # for a kernel to answer: many may start at once on a busy machine
+TYPES = {kind.__name__: TypeAdapter(kind) for kind in (int, float, bool, str)}
+KERNEL_SECONDS = 3600  # for a kernel to answer: many may start at once on a busy machine
 
 
 class NotebookError(CodiembError, ValueError):
-    """A notebook cannot be run as it stands."""
-
-
-class ParameterError(NotebookError):
-    """A parameter that a notebook does not have, or a value of another type."""
+    """A notebook, or a parameter of it, that cannot be run as it stands."""
 
 
 class CellError(CodiembError, RuntimeError):
@@ -70,8 +68,7 @@ def execute(
         The path of the executed copy.
 
     Raises:
-        NotebookError: No notebook, or no proper `parameters` cell.
-        ParameterError: An unknown name or a value of the wrong type.
+        NotebookError: No notebook, no proper `parameters` cell, or a parameter that it has not.
         UnwritableError: The output's folder cannot be written.
         CellError: A cell failed, or the kernel died in it.
     """
@@ -84,109 +81,98 @@ def execute(
             "executed copy. Name one, for example under data/runs/."
         )
     check_writable(output.parent)
-    failed = output.with_name(f"{output.stem}.failed.ipynb")
-    with alone(output) as lock, atomic_path(output) as temporary:
+    kept = failed = output.with_name(f"{output.stem}.failed.ipynb")
+    # A socket's path must be shorter than about 100 characters, which some TMPDIR alone exceed.
+    short = None if len(tempfile.gettempdir()) < 60 else "/tmp"
+    with alone(output) as lock, tempfile.TemporaryDirectory(prefix="codiemb-", dir=short) as folder:
+        source, executed = Path(folder, "source.ipynb"), Path(folder, "executed.ipynb")
+        shutil.copy(notebook, source)  # papermill would fill in what stands in braces in a path
         try:
-            _run(notebook, temporary, values, progress=progress, keep_open=lock)
-            _check_whole(notebook, temporary)
-        except BaseException as error:
-            kept = _keep_failed(temporary, failed, notebook)
-            if isinstance(error, PapermillExecutionError | DeadKernelError):
-                raise CellError(f"{notebook}: {_reason(error, failed)} {kept}") from error
-            raise
-        _name_paths(temporary, temporary, notebook, output)
+            papermill.execute_notebook(
+                source,
+                executed,
+                values,
+                kernel_name="python3",
+                language="python",
+                progress_bar=progress,
+                start_timeout=KERNEL_SECONDS,
+                kernel_manager_class=type("_Kernel", (_Kernel,), {"keep_open": lock}),
+                config=Config(
+                    KernelManager={"transport": "ipc", "connection_file": f"{folder}/kernel.json"}
+                ),
+                resources={"metadata": {"path": str(notebook.resolve().parent)}},
+            )
+            _check_whole(notebook, executed)
+            kept = output
+        except (PapermillExecutionError, DeadKernelError) as error:
+            reason = _reason(error, executed)
+            raise CellError(f"{notebook}: {reason} The partly executed copy: {failed}") from error
+        finally:
+            if executed.is_file():
+                _keep(executed, kept, notebook)
     failed.unlink(missing_ok=True)
     return output
 
 
-def _check_whole(notebook: Path, executed: Path) -> None:
-    """Refuse a copy whose last cells did not run: `sys.exit(0)` ends a kernel in peace."""
-    for number, cell in enumerate(_read(executed).cells, start=1):
-        if cell.cell_type == "code" and cell.source.strip() and cell.execution_count is None:
-            raise CellError(
-                f"{notebook}: expected all cells to run, found that cell {number} did not."
-            )
+def _keep(executed: Path, output: Path, notebook: Path) -> None:
+    """Write the copy where it belongs, and into it what it is a copy of, without our own paths."""
+    copy = _read(executed)
+    copy.metadata.papermill.update(input_path=notebook.name, output_path=output.name)
+    with atomic_path(output) as temporary:
+        nbformat.write(copy, temporary)
 
 
 def read_parameters(notebook: str | Path) -> dict[str, Literal]:
     """The parameters of a notebook and their defaults, whose types are the parameters' types.
 
     They stand in the one code cell tagged `parameters`, a line each: `steps: int = 200  # why`.
-
-    Raises:
-        NotebookError: No such notebook, no such cell or several, or a line of another form.
     """
-    cells = [
-        (number, cell)
-        for number, cell in enumerate(_read(Path(notebook)).cells, start=1)
-        if cell.cell_type == "code" and "parameters" in cell.metadata.get("tags", [])
-    ]
+    cells = [c for c in _read(notebook).cells if "parameters" in c.metadata.get("tags", [])]
     if len(cells) != 1:
         raise NotebookError(
             f"{notebook}: expected one code cell tagged `parameters`, found {len(cells)}. "
             "Tag the cell of the defaults (in JupyterLab: property inspector, cell tags)."
         )
-    number, cell = cells[0]
-    try:
-        body = ast.parse(cell.source).body
-    except SyntaxError as error:
-        line = f"cell {number}, line {error.lineno}"
-        raise NotebookError(f"{notebook}: {line}: expected Python, found: {error.msg}.") from error
-    return dict(_default(f"{notebook}: cell {number}", cell.source, node) for node in body)
-
-
-def _read(notebook: Path) -> NotebookNode:
-    try:
-        return nbformat.read(notebook, as_version=4)
-    except OSError as error:
-        raise NotebookError(
-            f"{notebook}: expected a notebook, found: {error.strerror}. Check the path."
-        ) from error
-    except (nbformat.reader.NotJSONError, nbformat.ValidationError, AttributeError) as error:
-        raise NotebookError(
-            f"{notebook}: expected a notebook, found another format. Save it again in JupyterLab."
-        ) from error
-
-
-def _default(where: str, source: str, node: ast.stmt) -> tuple[str, Literal]:
-    """Name and default of one line `name: type = literal`."""
-    match node:
-        case ast.AnnAssign(target=ast.Name(name), annotation=ast.Name(kind), value=ast.expr()):
-            try:
-                value = ast.literal_eval(node.value)
-            except ValueError:
-                value = None
-            if kind in TYPES and _is(value, TYPES[kind]) and node.lineno == node.end_lineno:
-                return name, TYPES[kind](value)
-    found = (ast.get_source_segment(source, node) or "").splitlines()[0]
-    raise NotebookError(
-        f"{where}, line {node.lineno}: expected `name: type = literal` in one line, with a type "
-        f"out of {', '.join(TYPES)}, found `{found}`."
-    )
-
-
-def _is(value: object, kind: type) -> bool:
-    """Whether a value may stand for a type: an int for a float, but no bool for an int."""
-    return type(value) is kind or (kind is float and type(value) is int)
+    defaults = {}
+    for name, kind, default, _ in PythonTranslator.inspect(cells[0]):
+        try:
+            value = ast.literal_eval(default)
+            defaults[name] = TYPES[kind].validate_python(value, strict=True)
+        except (KeyError, SyntaxError, ValueError) as error:
+            raise NotebookError(
+                f"{notebook}: expected `{name}: type = literal` in one line, with a type out of "
+                f"{', '.join(TYPES)}, found the type {kind} and the value `{default}`."
+            ) from error
+    return defaults
 
 
 def _value(notebook: Path, name: str, given: Literal, defaults: Mapping[str, Literal]) -> Literal:
     """What is given for a parameter, in the parameter's type."""
     if name not in defaults:
-        raise ParameterError(f"{notebook}: {unknown('parameter', name, defaults)}")
-    kind = type(defaults[name])
-    expected = "true or false" if kind is bool else kind.__name__
-    refused = ParameterError(
-        f"{notebook}: parameter {name!r}: expected {expected}, found {given!r}."
-    )
-    if isinstance(given, str) and kind is not str:
-        try:
-            return BOOLEANS[given.lower()] if kind is bool else kind(given)
-        except (ValueError, KeyError) as error:
-            raise refused from error
-    if not _is(given, kind):
-        raise refused
-    return kind(given)
+        raise NotebookError(f"{notebook}: {unknown('parameter', name, defaults)}")
+    try:
+        kind = type(defaults[name]).__name__
+        return TYPES[kind].validate_python(given, strict=not isinstance(given, str))
+    except ValidationError as error:
+        raise NotebookError(
+            f"{notebook}: parameter {name!r}: expected {kind}, found {given!r}."
+        ) from error
+
+
+def _read(notebook: str | Path) -> NotebookNode:
+    try:
+        return nbformat.read(notebook, as_version=4)
+    except (
+        OSError,
+        nbformat.reader.NotJSONError,
+        nbformat.ValidationError,
+        AttributeError,
+    ) as error:
+        found = getattr(error, "strerror", None) or "another format"
+        raise NotebookError(
+            f"{notebook}: expected a notebook, found: {found}. Correct the path, or save it again "
+            "in JupyterLab."
+        ) from error
 
 
 class _Kernel(AsyncKernelManager):
@@ -207,63 +193,23 @@ class _Kernel(AsyncKernelManager):
         await super().start_kernel(pass_fds=(self.keep_open,), **options)
 
 
-def _run(
-    notebook: Path,
-    output: Path,
-    values: Mapping[str, Literal],
-    *,
-    progress: bool,
-    keep_open: int,
-) -> None:
-    # A socket's path must be shorter than about 100 characters, which some TMPDIR alone exceed.
-    short = None if len(tempfile.gettempdir()) < 60 else "/tmp"
-    with tempfile.TemporaryDirectory(prefix="codiemb-", dir=short) as sockets:
-        connection = {"transport": "ipc", "connection_file": f"{sockets}/kernel.json"}
-        papermill.execute_notebook(
-            _literally(notebook),
-            _literally(output),
-            parameters=dict(values),
-            kernel_name="python3",
-            language="python",
-            progress_bar=progress,
-            start_timeout=KERNEL_SECONDS,
-            kernel_manager_class=type("_Kernel", (_Kernel,), {"keep_open": keep_open}),
-            config=Config(KernelManager=connection),
-            resources={"metadata": {"path": str(notebook.resolve().parent)}},
-        )
+def _check_whole(notebook: Path, executed: Path) -> None:
+    """Refuse a copy whose last cells did not run: `sys.exit(0)` ends a kernel in peace."""
+    for number, cell in enumerate(_read(executed).cells, start=1):
+        if cell.cell_type == "code" and cell.source.strip() and cell.execution_count is None:
+            raise CellError(
+                f"{notebook}: expected all cells to run, found that cell {number} did not."
+            )
 
 
-def _literally(path: Path) -> str:
-    """A path for papermill, which fills in what stands in braces."""
-    return str(path).replace("{", "{{").replace("}", "}}")
-
-
-def _name_paths(source: Path, target: Path, notebook: Path, output: Path) -> None:
-    """Say in a copy's metadata what it is a copy of, instead of temporary and absolute paths."""
-    copy = nbformat.read(source, as_version=4)
-    copy.metadata.papermill.update(input_path=notebook.name, output_path=output.name)
-    nbformat.write(copy, target)
-
-
-def _keep_failed(temporary: Path, failed: Path, notebook: Path) -> str:
-    if not temporary.is_file():  # the kernel never came up
-        return "No cell was executed."
-    with atomic_path(failed) as target:
-        _name_paths(temporary, target, notebook, failed)
-    return f"The partly executed copy: {failed}"
-
-
-def _reason(error: PapermillExecutionError | DeadKernelError, failed: Path) -> str:
+def _reason(error: PapermillExecutionError | DeadKernelError, executed: Path) -> str:
     """Which cell failed and why, in one line."""
     if isinstance(error, PapermillExecutionError):
         why = " ".join(f"{error.ename}: {error.evalue}".split())
         return f"cell In [{error.exec_count}], `{_first_line(error.source)}`, failed: {why}."
-    started = [
-        cell.source
-        for cell in nbformat.read(failed, as_version=4).cells
-        if cell.metadata.get("papermill", {}).get("start_time")
-    ]
-    return f"the kernel died in cell `{_first_line(started[-1])}`, often for want of memory."
+    cells = [c for c in _read(executed).cells if c.metadata.get("papermill", {}).get("start_time")]
+    last = _first_line(cells[-1].source)
+    return f"the kernel died in cell `{last}`, often for want of memory."
 
 
 def _first_line(source: str) -> str:

@@ -1,180 +1,101 @@
-"""One HTML file that tells a whole reproduction, without a server, a network or another file."""
+"""One HTML file that tells a whole reproduction, without a server, a network or another file.
+
+It is a notebook, put together from what lies in `figures/<preset>` and `data/runs/<preset>`, and
+turned to HTML by nbconvert.
+"""
 
 from __future__ import annotations
 
 import base64
+import html
+import logging
+from collections.abc import Iterator
 from pathlib import Path
 
-import jinja2
 import nbformat
 import pandas as pd
 from nbconvert import HTMLExporter
-from nbconvert.filters import markdown2html
-from pygments.formatters import HtmlFormatter
+from nbformat.v4 import new_markdown_cell, new_notebook
+from traitlets.config import Config
 
+from codiemb_lib import core
 from codiemb_lib.app.gallery import drawn
-from codiemb_lib.core import (
-    figures_folder,
-    git_commit,
-    load_preset,
-    preset_folder,
-    preset_path,
-    read_json,
-    run_folder,
+from codiemb_lib.core import Preset
+
+# JupyterLab's look without what it would fetch; progress bars are left out.
+_TEMPLATE = "{% extends 'lab/index.html.j2' %}" + "".join(
+    f"{{% block {block} %}}{{% endblock %}}"
+    for block in (
+        *("html_head_js", "html_head_js_mathjax", "html_head_js_mermaidjs", "jupyter_widgets"),
+        "stream_stderr",
+    )
 )
-
-_SHOWN = ("image/png", "text/html", "text/markdown", "text/plain")  # forms of a notebook's output
-
-# Everything below is given as HTML but for what `|e` escapes.
-_PAGE = jinja2.Template(
-    """\
-<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<title>CoDiEmb, preset {{ preset.name|e }}</title>
-<style>
-body { font: 16px/1.5 sans-serif; color: #222 }
-body { max-width: 62rem; margin: 2rem auto; padding: 0 1rem }
-img { max-width: 100% }
-table { border-collapse: collapse; font-size: 0.85rem; display: block; overflow-x: auto }
-td, th { padding: 0.2rem 0.6rem; border-bottom: 1px solid #ddd; text-align: left }
-figure { margin: 2rem 0 }
-figcaption, nav, summary, .faint { font-size: 0.9rem; color: #444 }
-pre { font-size: 0.8rem; overflow-x: auto; background: #f7f7f7; padding: 0.6rem }
-details { margin: 0.6rem 0 }
-{{ code_style }}
-</style>
-</head>
-<body>
-<h1>CoDiEmb, preset <code>{{ preset.name|e }}</code></h1>
-<p>{{ preset.description|e }}</p>
-<p class="faint">Drawn at commit {{ commit|e or "unknown" }}.</p>
-<nav>{% for name in ("results", "figures", "provenance", "notebooks") %}
-<a href="#{{ name }}">{{ name }}</a>{% endfor %}</nav>
-
-<h2 id="results">Results</h2>
-{% for table in tables %}{{ table }}
-{% else %}<p>No table: notebook 09 has not run.</p>
-{% endfor %}
-<h2 id="figures">Figures</h2>
-{% for figure in figures %}<figure id="{{ figure.stem }}">
-<img src="data:image/png;base64,{{ figure.png }}" alt="{{ figure.stem }}">
-<figcaption>{{ figure.caption }}
-<a download="{{ figure.stem }}.csv" href="data:text/csv;base64,{{ figure.csv }}">rows (CSV)</a>
-</figcaption>
-</figure>
-{% else %}<p>No figure: notebook 09 has not run.</p>
-{% endfor %}
-<h2 id="provenance">Provenance</h2>
-{% if runs %}<h3>Runs</h3>
-{{ runs }}
-{% for name, value in facts.items() %}<h3>{{ name|e }}</h3>
-<ul>{% for line in value %}<li>{{ line|e }}</li>{% endfor %}</ul>
-{% endfor %}{% else %}<p>The models were not trained here{% if figures %}: figures and tables are
-those of the committed rows{% endif %}.</p>
-{% endif %}{% if costs %}<h3>Costs</h3>
-{{ costs }}
-{% endif %}<details><summary>The preset</summary><pre>{{ yaml|e }}</pre></details>
-
-<h2 id="notebooks">Executed notebooks</h2>
-{% for name, body in notebooks.items() %}<details><summary>{{ name|e }}</summary>
-{{ body }}
-</details>
-{% else %}<p>None was executed here.</p>
-{% endfor %}
-</body>
-</html>
-"""
-)
+logging.getLogger("traitlets").setLevel(logging.ERROR)  # a cell has no words for its picture
+_SHOWN = ["image/png", "text/html", "text/markdown", "text/plain"]  # of an output, the first
 
 
 def report(preset: str) -> str:
     """The page: tables, figures with captions and rows, provenance, and the executed notebooks.
 
-    What lies in `figures/<preset>` and `data/runs/<preset>` is put together, nothing is computed.
-    The notebooks are those of the whole preset; those of single runs stay in their folders.
-
-    Raises:
-        PresetError: There is no such preset.
+    Nothing is computed. The notebooks are those of the whole preset; those of single runs stay in
+    their folders.
     """
-    settings = load_preset(preset)
-    pictures, runs = figures_folder(settings.name), preset_folder(settings.name)
-    ran = [
-        run_folder(settings.name, m, s) for m in settings.models for s in settings.model_seeds(m)
-    ]
-    manifests = [
-        read_json(path) for run in sorted(ran) if (path := run / "manifest.json").is_file()
-    ]
-    source = Path(preset) if preset.endswith((".yaml", ".yml")) else preset_path(preset)
-    costs = pictures / "costs.csv"
-    return _PAGE.render(
-        preset=settings,
-        commit=git_commit(),
-        code_style=HtmlFormatter().get_style_defs(".highlight"),
-        tables=[
-            markdown2html(path.read_text(encoding="utf-8"))
-            for name in ("results", "claims", "merges")
-            if (path := pictures / f"{name}.md").is_file()
-        ],
-        figures=[
-            {
-                "stem": stem,
-                "png": _encoded(pictures / f"{stem}.png"),
-                "csv": _encoded(pictures / f"{stem}.csv"),
-                "caption": markdown2html((pictures / f"{stem}.md").read_text(encoding="utf-8")),
-            }
-            for stem in drawn(pictures)
-        ],
-        runs=_runs(manifests),
-        facts=_facts(manifests),
-        costs=pd.read_csv(costs).to_html(index=False, border=0) if costs.is_file() else "",
-        yaml=source.read_text(encoding="utf-8"),
-        notebooks={path.name: _body(path) for path in sorted(runs.glob("[0-9]*.ipynb"))},
+    settings = core.load_preset(preset)
+    figures, runs = core.figures_folder(settings.name), core.preset_folder(settings.name)
+    notebooks = sorted(runs.glob("[0-9]*.ipynb"))
+    contents = ["Results", "Figures", "Provenance", *(path.stem for path in notebooks)]
+    parts = [f"# CoDiEmb, preset {settings.name}\n\n{settings.description}"]
+    parts += [" · ".join(f'<a href="#{name}">{name}</a>' for name in contents)]
+    parts += [_heading("Results"), *_results(figures)]
+    parts += [_heading("Figures"), *(_figure(figures, stem) for stem in drawn(figures))]
+    parts += [_heading("Provenance"), *_provenance(settings)]
+    parts += [f"```yaml\n{core.preset_path(preset).read_text(encoding='utf-8')}\n```"]
+    cells = [new_markdown_cell(part) for part in parts]
+    for path in notebooks:
+        cells += [new_markdown_cell(_heading(path.stem)), *nbformat.read(path, as_version=4).cells]
+    for number, cell in enumerate(cells):
+        cell["id"] = f"cell-{number}"  # not drawn, so that the same page has the same bytes
+    title = {"title": f"CoDiEmb, preset {settings.name}"}
+    priority = Config(NbConvertBase={"display_data_priority": _SHOWN})
+    exporter = HTMLExporter(config=priority, raw_template=_TEMPLATE, embed_images=True)
+    return exporter.from_notebook_node(new_notebook(cells=cells, metadata=title))[0]
+
+
+def _heading(name: str) -> str:
+    return f'<h2 id="{name}">{name}</h2>'
+
+
+def _results(figures: Path) -> Iterator[str]:
+    for name in ("results", "claims", "merges"):
+        if (path := figures / f"{name}.md").is_file():
+            yield path.read_text(encoding="utf-8")
+
+
+def _figure(folder: Path, stem: str) -> str:
+    """A figure with its caption and its rows."""
+    picture, rows = (
+        base64.b64encode((folder / f"{stem}.{end}").read_bytes()).decode() for end in ("png", "csv")
+    )
+    return (
+        f'<figure id="{stem}"><img src="data:image/png;base64,{picture}" alt="{stem}"></figure>\n\n'
+        f"{(folder / f'{stem}.md').read_text(encoding='utf-8')}\n\n"
+        f'<a download="{stem}.csv" href="data:text/csv;base64,{rows}">rows (CSV)</a>'
     )
 
 
-def _encoded(path: Path) -> str:
-    return base64.b64encode(path.read_bytes()).decode()
-
-
-def _runs(manifests: list[dict]) -> str:
-    """A line a run, as an HTML table."""
+def _provenance(preset: Preset) -> Iterator[str]:
+    """The runs, what they share or where they differ, and what they cost."""
+    yield f"This page was made at commit {core.git_commit() or 'unknown'}."
+    runs = [(preset.name, m, seed) for m in preset.models for seed in preset.model_seeds(m)]
+    files = [core.run_folder(*run) / "manifest.json" for run in runs]
+    manifests = [core.read_json(file) for file in files if file.is_file()]
     if not manifests:
-        return ""
-    columns = ["variant", "seed", "seconds", "peak_memory_mib", "git_commit", "fingerprint"]
-    return pd.DataFrame(manifests)[columns].to_html(index=False, border=0)
-
-
-def _facts(manifests: list[dict]) -> dict[str, list[str]]:
-    """What the runs share, or where they differ: each distinct value once."""
-
-    def distinct(lines) -> list[str]:
-        return list(dict.fromkeys(lines))
-
-    return {
-        "Hardware": distinct(m["hardware"] for m in manifests),
-        "Versions": distinct(
-            ", ".join(f"{name} {version}" for name, version in m["versions"].items())
-            for m in manifests
-        ),
-        "Data (SHA-256 of the records)": distinct(
-            f"{name}: {value}" for m in manifests for name, value in m["data"].items()
-        ),
-    }
-
-
-def _body(path: Path) -> str:
-    """An executed notebook as HTML that loads nothing: what needs a script becomes its text."""
-    notebook = nbformat.read(path, as_version=4)
-    notebook.metadata.pop("widgets", None)
-    for cell in notebook.cells:
-        outputs = cell.get("outputs", [])
-        for output in outputs:
-            if "data" in output:
-                output.metadata["image/png"] = {"alt": "what the cell above draws"}
-                output.data = {kind: output.data[kind] for kind in _SHOWN if kind in output.data}
-        if outputs:  # without progress bars
-            cell.outputs = [o for o in outputs if o.get("name") != "stderr"]
-    exporter = HTMLExporter(template_name="basic", embed_images=True)
-    return exporter.from_notebook_node(notebook)[0]
+        yield "The models were not trained here; figures and tables are those of committed rows."
+    else:
+        columns = ["variant", "seed", "seconds", "peak_memory_mib", "git_commit", "fingerprint"]
+        yield pd.DataFrame(manifests)[columns].to_html(index=False, border=0)
+        for fact in ("hardware", "versions", "data"):
+            found = dict.fromkeys(str(manifest[fact]) for manifest in manifests)
+            yield "\n".join([f"{fact}:\n", *(f"- {html.escape(value)}" for value in found)])
+    if (costs := core.figures_folder(preset.name) / "costs.csv").is_file():
+        yield pd.read_csv(costs).to_html(index=False, border=0)

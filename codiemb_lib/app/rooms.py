@@ -1,43 +1,50 @@
 """Which files of this library a notebook hangs on: those of the rooms that it imports, and below.
 
-Nothing is imported to find out: the names of rooms are read from the text of the code cells.
+Nothing is imported to find out: which room imports which is read from the source.
 """
 
 from __future__ import annotations
 
+import ast
 import json
 import re
+from collections.abc import Collection
 from pathlib import Path
 
-# What each room may import; import-linter holds the code to it (pyproject.toml).
-BELOW = {
-    "core": (),
-    "data": ("core",),
-    "model": ("core",),
-    "evaluate": ("data", "model"),
-    "train": ("evaluate",),
-    "fuse": ("evaluate",),
-    "space": ("evaluate",),
-    "draw": ("evaluate", "fuse", "space"),
-    "app": ("train", "draw"),
-}
-_IMPORT = re.compile(r"^\s*(?:from|import) codiemb_lib\.(\w+)", re.MULTILINE)
+from codiemb_lib import DOORS
+
+_ROOM_OF = {name: room for room, names in DOORS.items() for name in names}
 
 
-def notebook_files(notebook: str | Path, *, root: str | Path) -> list[Path]:
+def imported_rooms(code: str) -> set[str]:
+    """The rooms that a piece of Python imports, also by the names that the package itself has."""
+    names = []
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names += [f"{node.module}.{alias.name}" for alias in node.names]
+    found = [name.split(".")[1] for name in names if name.startswith("codiemb_lib.")]
+    return {_ROOM_OF.get(name, name) for name in found if not name.startswith("_")}
+
+
+def notebook_files(
+    notebook: str | Path, *, root: str | Path, without: Collection[str] = ()
+) -> list[Path]:
     """The files of the rooms that a notebook imports, directly or not.
 
     Args:
         notebook: Its path.
         root: The package's folder; the paths returned start with it.
+        without: Rooms that do not count where the notebook itself imports them.
     """
     cells = json.loads(Path(notebook).read_text(encoding="utf-8"))["cells"]
     code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
-    rooms: set[str] = set()
-    waiting = _IMPORT.findall(code)
+    waiting = imported_rooms(re.sub(r"(?m)^\s*[%!]", "#", code)) - {*without}
+    files: dict[str, list[Path]] = {}
     while waiting:
-        if (room := waiting.pop()) not in rooms:
-            rooms.add(room)
-            waiting += BELOW[room]
-    files = (file for room in rooms for file in Path(root, room).rglob("*"))
-    return sorted(file for file in files if file.suffix in {".py", ".mplstyle"})
+        room = waiting.pop()
+        files[room] = [f for f in Path(root, room).rglob("*") if f.suffix in {".py", ".mplstyle"}]
+        source = [file.read_text(encoding="utf-8") for file in files[room] if file.suffix == ".py"]
+        waiting |= set().union(*map(imported_rooms, source)) - files.keys()
+    return sorted(file for found in files.values() for file in found)

@@ -1,4 +1,10 @@
-"""What every room may stand on: presets, where runs lie, files written whole, intervals, words."""
+"""What every room may stand on.
+
+A preset (`load_preset`) says what an experiment is. `run_folder` and its like say where its results
+lie, `write_manifest` and `collect` what they are. `atomic_path`, `alone` and the writers on top of
+them leave whole files, also behind a kill. `mean_interval`, `jackknife_intervals` and `t_interval`
+say how sure a mean is. The words for tasks and metrics stand here, and the base of all errors.
+"""
 
 import lazy_loader
 
@@ -7,51 +13,23 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submod_attrs={
         "errors": ["CodiembError"],
         "files": [
-            "UnwritableError",
-            "alone",
-            "atomic_path",
-            "check_writable",
-            "clear_scratch",
-            "data_root",
-            "project_root",
-            "read_json",
-            "scratch_beside",
-            "sha256_file",
-            "sha256_folder",
-            "sha256_text",
-            "write_json",
-            "write_text",
+            *["alone", "atomic_path", "check_writable", "clear_scratch", "scratch_beside"],
+            *["data_root", "project_root", "UnwritableError"],
+            *["read_json", "write_json", "write_text"],
+            *["sha256_file", "sha256_folder", "sha256_text"],
         ],
         "intervals": ["jackknife_intervals", "mean_interval", "t_interval"],
         "merge": ["FusionSettings", "FusionStudy"],
         "preset": [
-            "DatasetSettings",
-            "EncoderSettings",
-            "LoraSettings",
-            "ObjectiveSettings",
-            "Preset",
-            "PresetError",
-            "Prompts",
-            "VariantSettings",
-            "load_preset",
-            "preset_path",
+            *["Preset", "PresetError", "load_preset", "preset_path"],
+            *["DatasetSettings", "EncoderSettings", "LoraSettings"],
+            *["ObjectiveSettings", "Prompts", "VariantSettings"],
         ],
         "runs": [
-            "collect",
-            "collect_costs",
-            "figures_folder",
-            "git_commit",
-            "hardware",
-            "is_complete",
-            "is_finished",
-            "label_rows",
-            "model_folder",
-            "peak_memory_mib",
-            "preset_folder",
-            "run_folder",
-            "versions",
-            "write_manifest",
-            "write_rows",
+            *["figures_folder", "model_folder", "preset_folder", "run_folder"],
+            *["is_complete", "is_finished", "write_manifest"],
+            *["git_commit", "hardware", "peak_memory_mib", "versions"],
+            *["collect", "collect_costs", "label_rows", "write_rows"],
         ],
         "settings": ["read_settings"],
         "words": ["MAIN_METRIC", "Task", "layer_of", "normalise", "task_means", "unknown"],

@@ -1,4 +1,4 @@
-"""Files written whole or not at all, and the hashes that name their content."""
+"""Files written whole or not at all, the folders of the project, and the hashes of content."""
 
 from __future__ import annotations
 
@@ -41,19 +41,11 @@ def data_root(named: str = "") -> Path | None:
 
 
 class UnwritableError(CodiembError, OSError):
-    """A folder that should receive results cannot be written."""
-
-
-class JsonError(CodiembError, ValueError):
-    """A file holds no JSON."""
+    """A file or folder that should receive results cannot be written."""
 
 
 def check_writable(folder: str | Path) -> Path:
-    """Create `folder` if it is missing and prove that it takes files: call it before long work.
-
-    Raises:
-        UnwritableError: The folder cannot be made, or no file can be made in it.
-    """
+    """Create `folder` if it is missing and prove that it takes files: call it before long work."""
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -87,7 +79,6 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
                 _sync(file)
             if path.is_dir():  # a folder cannot be renamed onto a folder that is not empty
                 path.rename(scratch / "replaced")
-            temporary.rename(path)
         else:
             if path.is_dir():
                 raise UnwritableError(
@@ -95,17 +86,13 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
                     "Choose another name."
                 )
             _sync(temporary)
-            temporary.replace(path)
+        temporary.replace(path)
         _sync(path.parent)
 
 
 @contextmanager
 def scratch_beside(path: Path) -> Iterator[Path]:
-    """A folder beside `path`, which vanishes at the end, or else by `clear_scratch(path)`.
-
-    Raises:
-        UnwritableError: The parent folder cannot be written.
-    """
+    """A folder beside `path`, which vanishes at the end, or else by `clear_scratch(path)`."""
     check_writable(path.parent)
     scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=_SCRATCH, dir=path.parent))
     try:
@@ -115,7 +102,7 @@ def scratch_beside(path: Path) -> Iterator[Path]:
 
 
 def clear_scratch(path: str | Path) -> None:
-    """Remove what was beside `path` for a while in processes that were killed."""
+    """Remove the folders of `scratch_beside(path)` that killed processes left."""
     path = Path(path)
     drawn = "?" * 8  # by mkdtemp; a star would take the scratch of `path.more` for that of `path`
     for scratch in path.parent.glob(f".{glob.escape(path.name)}.{drawn}{_SCRATCH}"):
@@ -160,16 +147,11 @@ def write_json(path: str | Path, value: Any) -> None:
 
 
 def read_json(path: str | Path) -> Any:
-    """Read JSON.
-
-    Raises:
-        JsonError: The file is no JSON; the message names the file and the line.
-    """
-    path = Path(path)
+    """Read JSON; a CodiembError names the file and the line of what is none."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(Path(path).read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
-        raise JsonError(f"{path}:{error.lineno}: expected JSON, found: {error.msg}.") from error
+        raise CodiembError(f"{path}:{error.lineno}: expected JSON, found: {error.msg}.") from error
 
 
 def sha256_file(path: str | Path) -> str:

@@ -11,7 +11,7 @@ from scipy import stats
 
 
 class Interval(NamedTuple):
-    """What :func:`mean_interval` returns."""
+    """A mean and the bounds of its interval."""
 
     mean: float
     low: float
@@ -31,7 +31,7 @@ def mean_interval(
     Texts are resampled, so the interval says what other texts of the same kind would give.
 
     Args:
-        values: Terms of a mean, of any `..._by_text` or of `over_smoothing`.
+        values: At least two finite terms of a mean.
         confidence: Share of the intervals that are to hold the true mean.
         pairwise: Each value is itself a text's mean over all others (`anisotropy_by_text`,
             `potential_by_text`): a text then sways the others' values as much as it does its own,
@@ -40,16 +40,11 @@ def mean_interval(
         seed: Of the resamples.
 
     Raises:
-        ValueError: Fewer than two values, values that are not finite, or a confidence that is no
-            share between 0 and 1.
+        ValueError: Fewer than two values, or some that are not finite.
     """
-    _check_confidence(confidence)
     values = np.asarray(values, dtype=np.float64)
-    if values.ndim != 1 or len(values) < 2 or not np.isfinite(values).all():
-        found = "NaN or infinity" if np.size(values) - np.isfinite(values).sum() else values.shape
-        raise ValueError(
-            f"mean_interval: expected finite values of shape (n,) with n >= 2, found {found}."
-        )
+    if len(values) < 2 or not np.isfinite(values).all():
+        raise ValueError(f"mean_interval: expected two finite values or more, found {values}.")
     mean = values.mean()
     if pairwise:
         values = 2 * values - mean
@@ -66,7 +61,7 @@ def mean_interval(
 
 
 class Intervals(NamedTuple):
-    """What :func:`jackknife_intervals` returns: arrays (m,)."""
+    """Several statistics and the bounds of their intervals: arrays (m,)."""
 
     values: np.ndarray
     low: np.ndarray
@@ -78,10 +73,9 @@ def jackknife_intervals(
     rows: ArrayLike,
     *,
     groups: int = 10,
-    confidence: float = 0.95,
     seed: int = 0,
 ) -> Intervals:
-    r"""Statistics of rows that are no means over texts, and their intervals by the jackknife.
+    r"""Statistics of rows that are no means over texts, and their 95 % intervals by the jackknife.
 
     For ranks and neighbourhoods, to which the copies of a bootstrap would be false neighbours. Each
     of the `groups` random groups of rows is left out once (Kott, 2001); with the statistics
@@ -93,33 +87,15 @@ def jackknife_intervals(
         statistic: Rows (n', D) in, m numbers out.
         rows: (n, D).
         groups: How many, from 2 to n.
-        confidence: As in :func:`mean_interval`.
         seed: Of the groups.
-
-    Raises:
-        ValueError: Fewer rows than groups, fewer than two groups, or a confidence that is no share
-            between 0 and 1.
     """
-    _check_confidence(confidence)
     rows = np.asarray(rows)
-    if not 2 <= groups <= len(rows):
-        raise ValueError(
-            f"jackknife_intervals: expected from 2 to {len(rows)} groups of {len(rows)} rows, "
-            f"found {groups}."
-        )
     group = np.random.default_rng(seed).permutation(len(rows)) % groups
     values = np.asarray(statistic(rows), dtype=np.float64)
     without = np.array([statistic(rows[group != g]) for g in range(groups)], dtype=np.float64)
     error = np.sqrt((groups - 1) * without.var(axis=0))
-    half = stats.t.ppf((1 + confidence) / 2, groups - 1) * error
+    half = stats.t.ppf(0.975, groups - 1) * error
     return Intervals(values, values - half, values + half)
-
-
-def _check_confidence(confidence: float) -> None:
-    if not 0 < confidence < 1:
-        raise ValueError(
-            f"expected a confidence between 0 and 1, such as 0.95, found {confidence!r}."
-        )
 
 
 def t_interval(values: ArrayLike) -> tuple[float, float]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from codiemb_lib.core.errors import CodiembError
 from codiemb_lib.core.files import project_root
@@ -19,6 +19,15 @@ _Chosen = TypeVar("_Chosen")
 
 class PresetError(CodiembError, ValueError):
     """A preset is unknown, or says something that cannot be run."""
+
+
+def _each_once(values: Sequence) -> Sequence:
+    if twice := [value for value in {*values} if values.count(value) > 1]:
+        raise ValueError(f"expected each of {[*values]} once, found {twice} again")
+    return values
+
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*$")]  # becomes that of a folder
 
 
 class LoraSettings(Settings):
@@ -144,41 +153,31 @@ class GeometrySettings(Settings):
 class Preset(Settings):
     """One experiment: everything that its notebooks do not take as a parameter."""
 
-    name: str
+    name: Name
     description: str
-    seeds: Annotated[tuple[int, ...], Field(min_length=1)]
+    seeds: Annotated[
+        tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1), AfterValidator(_each_once)
+    ]
     encoder: EncoderSettings
     data_root: str = ""  # a folder with files of public sets; the variable CODIEMB_DATA goes first
     datasets: Annotated[tuple[DatasetSettings, ...], Field(min_length=1)]
     remove_leaks: bool = False  # records of train that stand in dev or test; see `leaks`
     objective: ObjectiveSettings = ObjectiveSettings()
     training: TrainingSettings
-    variants: Annotated[dict[str, VariantSettings], Field(min_length=1)]
-    fusion: dict[str, FusionSettings] = {}
+    variants: Annotated[dict[Name, VariantSettings], Field(min_length=1)]
+    fusion: dict[Name, FusionSettings] = {}
     fusion_study: FusionStudy | None = None
     benchmark: dict[str, Prompts] = {}  # tasks by their MTEB names
     geometry: GeometrySettings = GeometrySettings()
 
     @model_validator(mode="after")
-    def _names_fit_together(self) -> Preset:
-        names = [dataset.name for dataset in self.datasets]
-        if len(set(names)) < len(names):
-            raise ValueError(f"every data set once, found {names}")
-        if len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
-            raise ValueError(f"seeds: expected different numbers from 0, found {[*self.seeds]}")
-        study = self.fusion_study.candidates if self.fusion_study else ()
-        for name in (self.name, *self.variants, *self.fusion, *study):  # become names of folders
-            if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name):
-                raise ValueError(
-                    f"the name {name!r}: expected letters, digits, `_`, `-` and `.`, the first a "
-                    "letter or a digit"
-                )
-        taken = {"base": "the untrained encoder", "fusion": "the folder of merges"}
-        if clash := taken.keys() & (self.variants.keys() | self.fusion.keys()):
-            name = clash.pop()
-            raise ValueError(f"the name {name!r} is taken by {taken[name]}")
-        if clash := self.variants.keys() & self.fusion.keys():
-            raise ValueError(f"{clash.pop()!r} names a variant and a fusion")
+    def _names_differ(self) -> Preset:
+        _each_once([dataset.name for dataset in self.datasets])
+        _each_once(["base", "fusion", *self.variants, *self.fusion])  # folders side by side
+        return self
+
+    @model_validator(mode="after")
+    def _models_that_are_named_exist(self) -> Preset:
         merged = {f"fusion {model!r}": f.ingredients for model, f in self.fusion.items()}
         if study := self.fusion_study:
             merged["fusion_study.path"] = study.path or ()
@@ -190,9 +189,15 @@ class Preset(Settings):
                 raise ValueError(
                     f"{place}: expected ingredients among {[*self.variants]}, found {strangers}"
                 )
+        if strangers := [v for v in self.geometry.umap_variants if v not in self.models]:
+            raise ValueError(f"umap_variants: expected some of {self.models}, found {strangers}")
+        return self
+
+    @model_validator(mode="after")
+    def _objectives_of_variants_are_settings(self) -> Preset:
         for variant, settings in self.variants.items():
             try:
-                own = ObjectiveSettings(**self.objective.model_dump() | settings.objective)
+                own = self.as_trained(variant).objective
             except ValidationError as error:
                 wrong = explain(error, ObjectiveSettings, inside="objective")
                 raise ValueError(f"variant {variant!r}: {wrong}") from error
@@ -201,8 +206,6 @@ class Preset(Settings):
                     f"variant {variant!r}: objective.matryoshka: expected even dimensions, whose "
                     f"halves `angle` pairs, found {[*own.matryoshka]}"
                 )
-        if strangers := [v for v in self.geometry.umap_variants if v not in self.models]:
-            raise ValueError(f"umap_variants: expected some of {self.models}, found {strangers}")
         return self
 
     @property
@@ -226,9 +229,8 @@ class Preset(Settings):
     def as_trained(self, variant: str) -> Preset:
         """The preset with the objective and learning rate of one of its variants."""
         own = self.variant(variant)
-        training = self.training
-        if own.learning_rate is not None:
-            training = training.model_copy(update={"learning_rate": own.learning_rate})
+        rate = own.learning_rate or self.training.learning_rate
+        training = self.training.model_copy(update={"learning_rate": rate})
         objective = ObjectiveSettings(**self.objective.model_dump() | own.objective)
         return self.model_copy(update={"objective": objective, "training": training})
 
@@ -237,14 +239,15 @@ class Preset(Settings):
         return self._named("fusion", name, self.fusion)
 
     def _named(self, kind: str, name: str, settings: dict[str, _Chosen]) -> _Chosen:
-        """One of the settings; PresetError where there is none of that name."""
         if name not in settings:
             raise PresetError(unknown(kind, name, settings, f"of preset {self.name!r}"))
         return settings[name]
 
 
 def preset_path(name: str) -> Path:
-    """Where the preset of this name lies."""
+    """Where the preset of this name lies; a name that ends as YAML files do is itself a path."""
+    if name.endswith((".yaml", ".yml")):
+        return Path(name)
     return project_root() / "notebooks" / "presets" / f"{name}.yaml"
 
 
@@ -254,7 +257,7 @@ def load_preset(name: str) -> Preset:
     Raises:
         PresetError: No such preset, no YAML, an unknown key, or a value out of its range.
     """
-    path = Path(name) if name.endswith((".yaml", ".yml")) else preset_path(name)
+    path = preset_path(name)
     if not path.is_file():
         known = [file.stem for file in preset_path("x").parent.glob("*.yaml")]
         raise PresetError(unknown("preset", name, known))

@@ -22,10 +22,6 @@ from codiemb_lib.core.preset import Preset
 PACKAGES = ("torch", "transformers", "accelerate", "numpy", "scipy", "pytrec-eval-terrier")
 
 
-class RunError(CodiembError, ValueError):
-    """A run that is needed is missing or unfinished."""
-
-
 def preset_folder(preset: str) -> Path:
     """`data/runs/<preset>`: the runs and tables of a preset."""
     return project_root() / "data" / "runs" / preset
@@ -42,16 +38,12 @@ def figures_folder(preset: str) -> Path:
 
 
 def model_folder(preset: Preset, model: str, seed: int) -> str:
-    """What `EncoderSettings.name` must be to load a model of a preset.
-
-    Raises:
-        RunError: The run is missing or unfinished.
-    """
+    """What `EncoderSettings.name` must be to load a model of a preset."""
     if model == "base":
         return preset.encoder.name
     folder = run_folder(preset.name, model, seed)
     if not is_finished(folder):
-        raise RunError(
+        raise CodiembError(
             f"{folder}: expected a finished run of {model!r}, found none. Train it with notebook "
             "03 (or fuse it with 04), or run `make reproduce`."
         )
@@ -72,10 +64,9 @@ def write_manifest(
     """Write `manifest.json`, the last file of a run: where it stands, the run is complete.
 
     Args:
-        folder: The run's folder.
-        preset, model, seed: Which run it is.
+        folder, preset, model, seed: Which run it is, and where it lies.
         settings: Everything that shaped the result, resolved.
-        fingerprint: Hash of settings, data and code; a run with another one is stale.
+        fingerprint: Hash of all that the result hangs on; a run with another one is stale.
         data: Content hash of each data set.
         seconds: Wall-clock time.
     """
@@ -104,9 +95,8 @@ def is_finished(folder: str | Path) -> bool:
 
 def is_complete(folder: str | Path, fingerprint: str) -> bool:
     """Whether a folder holds a finished run with this fingerprint."""
-    if not is_finished(folder):
-        return False
-    return read_json(Path(folder) / "manifest.json")["fingerprint"] == fingerprint
+    manifest = Path(folder) / "manifest.json"
+    return is_finished(folder) and read_json(manifest)["fingerprint"] == fingerprint
 
 
 @cache
@@ -118,16 +108,15 @@ def versions() -> dict[str, str]:
 @cache
 def git_commit() -> str:
     """The commit that the project stands at, `+changes` if files differ; "" outside git."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(project_root()), *arguments]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
     try:
-        commit = _git("rev-parse", "HEAD")
-        return commit + ("+changes" if _git("status", "--porcelain", "-uno") else "")
+        return git("rev-parse", "HEAD") + "+changes" * bool(git("status", "--porcelain", "-uno"))
     except (OSError, subprocess.CalledProcessError):  # no git, or no repository: a tarball
         return ""
-
-
-def _git(*arguments: str) -> str:
-    command = ["git", "-C", str(project_root()), *arguments]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
 
 @cache
@@ -143,11 +132,9 @@ def hardware() -> str:
 
 def _processor() -> str:
     cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 def peak_memory_mib() -> int:
@@ -169,56 +156,33 @@ def label_rows(rows: pd.DataFrame, preset: str, model: str, seed: int) -> pd.Dat
 
 
 def collect(preset: Preset, table: str, models: Iterable[str] | None = None) -> pd.DataFrame:
-    """One table (`scores`, `log`, `dev`, `fusion`, ...) of many runs, one below the other.
+    """One table of many runs, one below the other.
 
     Args:
         preset: Whose runs.
-        table: The stem of the CSV in each run's folder.
+        table: The stem of the CSV in each run's folder: `scores`, `log`, `dev`, `fusion`, ...
         models: Which models; left out: all of the preset.
-
-    Raises:
-        RunError: A run has no such table, or one without rows; or there is no run to collect from.
     """
     parts = []
     for model in preset.models if models is None else models:
         for seed in preset.model_seeds(model):
             path = run_folder(preset.name, model, seed) / f"{table}.csv"
-            if not path.is_file():
-                raise RunError(
-                    f"{path}: expected the table of a finished run, found none. "
-                    f"Run `make reproduce PRESET={preset.name}`."
-                )
             try:
                 rows = pd.read_csv(path)
-            except pd.errors.EmptyDataError as error:  # the log of a run that failed at once
-                raise RunError(
-                    f"{path}: expected the rows of a finished run, found an empty table. "
+            except (FileNotFoundError, pd.errors.EmptyDataError) as error:
+                raise CodiembError(
+                    f"{path}: expected the rows of a finished run, found none. "
                     f"Run `make reproduce PRESET={preset.name}`."
                 ) from error
             parts.append(label_rows(rows, preset.name, model, seed))
-    if not parts:
-        raise RunError(
-            f"preset {preset.name!r}: expected models to collect {table!r} of, found none."
-        )
     return pd.concat(parts, ignore_index=True)
 
 
 def collect_costs(preset: Preset) -> pd.DataFrame:
     """Steps, tokens, wall-clock seconds and peak memory of every training run of a preset."""
     logs = collect(preset, "log", preset.variants)
-    rows = []
-    for (variant, seed), log in logs.groupby(["variant", "seed"], sort=False):
-        manifest = read_json(run_folder(preset.name, variant, seed) / "manifest.json")
-        rows.append(
-            {
-                "preset": preset.name,
-                "variant": variant,
-                "seed": seed,
-                "steps": len(log),
-                "tokens": log["tokens"].sum(),
-                "seconds": manifest["seconds"],
-                "peak_memory_mib": manifest["peak_memory_mib"],
-                "hardware": manifest["hardware"],
-            }
-        )
-    return pd.DataFrame(rows)
+    runs = logs.groupby(["preset", "variant", "seed"], sort=False)["tokens"]
+    rows = runs.agg(steps="size", tokens="sum").reset_index()
+    folders = [run_folder(*run) for run in rows[["preset", "variant", "seed"]].values]
+    manifests = pd.DataFrame([read_json(folder / "manifest.json") for folder in folders])
+    return rows.join(manifests[["seconds", "peak_memory_mib", "hardware"]])

@@ -22,20 +22,14 @@ class Settings(BaseModel):
 
 
 def read_settings(path: Path, model: type[S], error: type[CodiembError]) -> S:
-    """The settings in a YAML file.
-
-    Raises:
-        CodiembError: Of the class `error`: no YAML, no mapping, an unknown key, a value out of its
-            range.
-    """
+    """The settings in a YAML file; what is wrong with it is raised as an `error`."""
     try:
-        content = load_yaml(path.read_text(encoding="utf-8"))
+        content = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)
+        if not isinstance(content, dict):
+            raise error(f"{path}: expected a mapping of keys, found {type(content).__name__}.")
+        return model.model_validate(content)
     except yaml.YAMLError as wrong:
         raise error(f"{path}: expected YAML, found: {' '.join(str(wrong).split())}") from wrong
-    if not isinstance(content, dict):
-        raise error(f"{path}: expected a mapping of keys, found {type(content).__name__}.")
-    try:
-        return model.model_validate(content)
     except ValidationError as wrong:
         raise error(f"{path}: {explain(wrong, model)}") from wrong
 
@@ -52,11 +46,6 @@ class _UniqueKeys(yaml.SafeLoader):
                 )
             seen.add(key.value if isinstance(key.value, str) else id(key))
         return super().construct_mapping(node, deep)
-
-
-def load_yaml(text: str) -> Any:
-    """What a text in YAML says; yaml.YAMLError where it is none, or a key stands twice."""
-    return yaml.load(text, _UniqueKeys)
 
 
 def explain(error: ValidationError, model: type[BaseModel], inside: str = "") -> str:
@@ -78,9 +67,8 @@ def explain(error: ValidationError, model: type[BaseModel], inside: str = "") ->
 def _model_at(model: type[BaseModel], location: Sequence[str | int]) -> type[BaseModel]:
     """The section of a model at a location such as ("training", "batch_sizes")."""
     for part in location:  # a key of a mapping, or a place in a list, leads no deeper
-        if isinstance(part, str) and part in model.model_fields:
-            inner = [*_models(model.model_fields[part].annotation)]
-            model = inner[0] if inner else model
+        if part in model.model_fields:
+            model = next(_models(model.model_fields[part].annotation), model)
     return model
 
 

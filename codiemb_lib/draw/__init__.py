@@ -6,7 +6,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "costs": ["cost_scores"],
-        "figures": ["FIGURES"],
+        "figures": ["FIGURES", "write"],
         "style": ["ROLES", "label_points", "shades", "use_style"],
         "tables": ["claims_table", "merges_table", "results_table", "to_markdown"],
     },

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -9,6 +8,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import click
 import nbformat
 import numpy as np
 import pandas as pd
@@ -17,7 +17,8 @@ import pytest
 import yaml
 
 from codiemb_lib import __version__
-from codiemb_lib.app.cli import main
+from codiemb_lib.app.cli import cli, main
+from codiemb_lib.app.encoding import benchmark
 from codiemb_lib.core.files import alone
 from codiemb_lib.core.preset import preset_path
 from codiemb_lib.data.datasets import load_dataset
@@ -61,13 +62,11 @@ def is_alive(pid: int) -> bool:
     return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
 
 
-def test_failing_cell_takes_one_line_and_status_1(notebook, tmp_path):
-    process = start("execute", notebook, tmp_path / "out" / "n.ipynb", "-p", "wait", "false")
-    _, error = process.communicate(timeout=240)
-    assert process.returncode == 1
-    [line] = error.splitlines()
+def test_failing_cell_takes_one_line_and_status_1(capsys, notebook, tmp_path):
+    assert main(["execute", str(notebook), str(tmp_path / "n.ipynb"), "-p", "wait", "false"]) == 1
+    [line] = capsys.readouterr().err.splitlines()
     assert line.startswith(f"codiemb: {notebook}: cell In [5], `raise KeyError('no wait')`, failed")
-    assert line.endswith(str(tmp_path / "out" / "n.failed.ipynb"))
+    assert line.endswith(str(tmp_path / "n.failed.ipynb"))
 
 
 @pytest.mark.parametrize("by", [signal.SIGTERM, signal.SIGKILL])
@@ -75,18 +74,16 @@ def test_whoever_waits_for_a_killed_run_finds_its_kernel_gone(notebook, tmp_path
     out = tmp_path / "n.ipynb"
     process = start("execute", notebook, out, "-p", "wait", "true")
     written = notebook.with_name("pid")
-    deadline = time.monotonic() + 240
     while not (written.is_file() and written.read_text()):
-        assert time.monotonic() < deadline
         assert process.poll() is None
         time.sleep(0.05)
     kernel = int(written.read_text())
     assert is_alive(kernel)
     process.send_signal(by)
-    process.communicate(timeout=240)
+    process.communicate()
     with alone(out):
         # A process that ends closes its files, the lock among them, a moment before it is gone.
-        psutil.wait_procs([psutil.Process(kernel)] if is_alive(kernel) else [], timeout=5)
+        psutil.wait_procs([psutil.Process(kernel)] if is_alive(kernel) else [], timeout=3600)
         assert not is_alive(kernel)
     assert not out.exists()
 
@@ -100,35 +97,6 @@ def test_bad_input_takes_one_line_and_status_2(capsys, notebook, tmp_path):
     assert "each parameter once" in twice
     assert "expected a notebook" in error_of(capsys, "execute", tmp_path / "none.ipynb", out)
     assert "Did you mean 'smoke'?" in error_of(capsys, "reproduce", "--preset", "smoek")
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"powr": 2}, "Did you mean 'power'?"),
-        ({"method": "tie"}, "Did you mean 'ties'?"),
-        ({"method": "linear", "weights": [1]}, "expected one for each of 2 models"),
-        ({"method": "ties", "density": 0}, "density: expected a number above 0"),
-        ({"method": "ties", "weights": [1, -1]}, "expected none below zero"),
-        ({"method": "linear"}, "linear: expected the option 'weights', found none"),
-        ({"method": "linear", "weights": [1, -1]}, "expected a sum other than zero"),
-        ({"method": "slerp", "ingredients": ["codiemb"] * 3}, "exactly two models, found 3"),
-        ({"method": "model_stock", "ingredients": ["codiemb"]}, "expected two models or more"),
-        ({"method": "greedy"}, "expected a method without scores"),
-    ],
-)
-def test_a_fusion_that_cannot_be_made_stops_before_anything_runs(
-    capsys, tmp_path, monkeypatch, changes, message
-):
-    preset = yaml.safe_load(preset_path("smoke").read_text())
-    preset["name"] = "mine"
-    preset["fusion"]["delta"].update(changes)
-    path = tmp_path / "mine.yaml"
-    path.write_text(yaml.safe_dump(preset))
-    monkeypatch.setattr("os.execv", lambda *_: pytest.fail("something ran"))
-    error = error_of(capsys, "reproduce", "--preset", path)
-    assert error.startswith(f"codiemb: {path}: fusion 'delta': ")
-    assert message in error
 
 
 @pytest.mark.parametrize(
@@ -169,8 +137,8 @@ def test_error_that_is_not_ours_keeps_its_traceback(monkeypatch, error):
 @pytest.mark.parametrize("lines", [1, 10_000])  # within and beyond what is buffered
 def test_a_reader_who_has_enough_is_no_error(lines):
     code = (
-        "import sys; from codiemb_lib import cli; "
-        f"cli.list_data = lambda _: [print('a line') for _ in range({lines})]; "
+        "import sys; from codiemb_lib.app import cli; import codiemb_lib.data as data; "
+        f"data.list_datasets = lambda: print(*['a line'] * {lines}, sep='\\n') or []; "
         "sys.exit(cli.main(['data', 'list']))"
     )
     command = [sys.executable, "-c", code]
@@ -179,6 +147,67 @@ def test_a_reader_who_has_enough_is_no_error(lines):
         errors = process.stderr.read()
     assert errors == b""
     assert process.returncode == 128 + signal.SIGPIPE
+
+
+COMMANDS = ["execute", "reproduce", "draw", "gallery", "report", "fuse", "benchmark"]
+COMMANDS += ["data list", "data describe", "data prepare", "data mine"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_each_command_has_help_with_examples_that_can_be_parsed(capsys, command):
+    assert main([*command.split(), "--help"]) == 0
+    examples = capsys.readouterr().out.partition("Examples:\n")[2].strip().splitlines()
+    assert examples
+    for example in examples:
+        group, words = cli, example.split()[1:]
+        while isinstance(group, click.Group):
+            group, words = group.commands[words[0]], words[1:]
+        group.make_context(command, words)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "Missing command. See `codiemb --help`."),
+        (["data"], "Missing command. See `codiemb data --help`."),
+        (["fusee"], "No such command 'fusee'. Did you mean 'fuse'? See `codiemb --help`."),
+        (["draw"], "Missing argument 'FIGURE'. See `codiemb draw --help`."),
+        (["draw", "x", "--prest", "mini"], "No such option '--prest'. Did you mean '--preset'?"),
+        (["execute", "a", "b", "-p", "x"], "Option '-p' requires 2 arguments."),
+        (["benchmark", "m", "--tasks"], "Option '--tasks' requires an argument."),
+        (["benchmark", "m", "--split", "all"], "'all' is not one of 'train', 'dev', 'test'."),
+    ],
+)
+def test_a_wrong_call_takes_one_line_and_status_2(capsys, words, message):
+    line = error_of(capsys, *words)
+    assert line.startswith("codiemb: ")
+    assert message in line
+
+
+@pytest.mark.parametrize(
+    ("words", "tasks", "scale"),
+    [
+        ("m --tasks a b c --scale 0 5", ("a", "b", "c"), (0, 5)),
+        ("--tasks a --tasks b --tasks c -- m", ("a", "b", "c"), None),
+        ("--scale -1 1 m --tasks a", ("a",), (-1, 1)),
+        ("--tasks a b --split dev m", ("a", "b"), None),
+    ],
+)
+def test_an_option_takes_several_values_or_is_repeated(words, tasks, scale):
+    given = benchmark.make_context("benchmark", words.split()).params
+    assert (given["encoder"], given["tasks"], given["scale"]) == ("m", tasks, scale)
+
+
+def test_the_shell_completes_commands_and_presets(capsys, monkeypatch):
+    monkeypatch.setenv("_CODIEMB_COMPLETE", "bash_complete")
+    for words, found in (
+        ("codiemb re", {"plain,report", "plain,reproduce"}),
+        ("codiemb draw --preset smo", {"plain,smoke"}),
+    ):
+        monkeypatch.setenv("COMP_WORDS", words)
+        monkeypatch.setenv("COMP_CWORD", str(len(words.split()) - 1))
+        assert main([]) == 0
+        assert {*capsys.readouterr().out.split()} == found
 
 
 def test_data_list_has_a_line_for_each_data_set(capsys):
@@ -288,9 +317,8 @@ def test_data_prepare_reads_a_data_set_of_the_hub(capsys, tmp_path, monkeypatch)
     untold = error_of(capsys, *command, "--hub", "train")
     assert "expected the columns of query, positive" in untold
     assert "Write OURS=THEIRS" in error_of(capsys, *command, *form, "--hub", "validation")
-    assert "expected a data set of the Hub" in error_of(
-        capsys, *command, *form, "--hub", "dev=best"
-    )
+    other = error_of(capsys, *command, *form, "--hub", "dev=best")
+    assert "expected a data set of the Hub" in other
     twice = error_of(capsys, *command, *form, "--hub", "train", "train=validation")
     assert "expected each split once" in twice
     assert "expected --hub beside" in error_of(capsys, *command, *form, "--revision", "main")
@@ -482,15 +510,10 @@ def test_benchmark_takes_prompts_sizes_and_encoder_settings_of_a_preset(
     assert {(s.name, s.max_length) for s in loaded} == {(str(model), 8)}
 
 
-def test_version(capsys):
-    with pytest.raises(SystemExit, match="0"):
-        main(["--version"])
-    assert capsys.readouterr().out == f"codiemb {__version__}\n"
-
-
-def test_help_is_quick():
+def test_version_and_help_are_quick():
     code = (
-        "import sys, codiemb_lib.app.cli; print({'papermill', 'torch', 'pandas'} & {*sys.modules})"
+        "import sys; from codiemb_lib.app import main; main(['--help']); main(['--version']); "
+        "print({'papermill', 'torch', 'pandas'} & {*sys.modules})"
     )
-    found = subprocess.check_output([sys.executable, "-c", code], text=True, env=os.environ)
-    assert found == "set()\n"
+    found = subprocess.check_output([sys.executable, "-c", code], text=True).splitlines()
+    assert found[-2:] == [f"codiemb {__version__}", "set()"]

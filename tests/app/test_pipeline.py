@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -16,14 +17,16 @@ import nbformat
 import pytest
 import yaml
 
+from codiemb_lib.app.reproduce import reproduce
 from codiemb_lib.core.preset import load_preset
 from tests.made_up import python_path
 
 ROOT = Path(__file__).parents[2]
 PRESET = load_preset("smoke")
-PATIENCE = 240  # seconds, on a busy machine
 TABLE = "root/sick/SICK_train.txt"
 TRAINED, FUSED, MODELS = len(PRESET.variants), len(PRESET.fusion), len(PRESET.models)
+AFTER = {"comparison": 1, "geometry": 1, "figures": 1}
+HOUR = 3600  # seconds, after which something hangs
 
 
 def copy_project(folder: Path) -> Path:
@@ -38,47 +41,57 @@ def copy_project(folder: Path) -> Path:
     return project
 
 
-def start(project: Path, log: str, *options: str, preset: str = "smoke") -> subprocess.Popen:
-    """Call `codiemb reproduce` in the background; what it prints goes to a file of the project."""
-    command = [sys.executable, "-m", "codiemb_lib", "reproduce", "--preset", preset]
+def start(project: Path, log: str, *command: str) -> subprocess.Popen:
+    """Call a Python module in the background; what it prints goes to a file of the project."""
+    own = {"PYTHONPATH": python_path(project), "CODIEMB_ROOT": "", "CODIEMB_DATA": ""}
     with (project / log).open("w") as stream:
         return subprocess.Popen(
-            [*command, "--cores", "2", "--", *options],
+            [sys.executable, "-m", *command],
             cwd=project,
-            env={
-                **os.environ,
-                "PYTHONPATH": python_path(project),
-                "CODIEMB_ROOT": "",
-                "CODIEMB_DATA": "",
-            },
+            env=os.environ | own,
             stdout=stream,
             stderr=stream,
         )
 
 
-def reproduce(project: Path, *options: str, preset: str = "smoke") -> str:
-    status = start(project, "log", *options, preset=preset).wait(PATIENCE)
+def start_tiny(project: Path, log: str, *options: str) -> subprocess.Popen:
+    command = ["codiemb_lib", "reproduce", "--preset", "tiny", "--cores", "2", "--", *options]
+    return start(project, log, *command)
+
+
+def snakemake(project: Path, *options: str) -> str:
+    """What Snakemake prints; `codiemb reproduce` becomes it."""
+    command = ["snakemake", "--nolock", "--cores", "2", "--config", "preset=smoke", *options]
+    status = start(project, "log", *command).wait(HOUR)
     text = (project / "log").read_text()
     assert status == 0, text
     return text
 
 
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE
+def wait_until(condition: Callable[[], bool], process: subprocess.Popen) -> None:
     while not condition():
-        assert time.monotonic() < deadline
+        assert process.poll() is None
         time.sleep(0.05)
 
 
 def jobs(project: Path) -> dict[str, int]:
     """How often each rule would run, from the table of a dry run."""
-    text = reproduce(project, "--dry-run")
+    text = snakemake(project, "--dry-run", "--quiet", "host", "reason")
     if "Nothing to be done" in text:
         return {}
     table = text.partition("Job stats:")[2].partition("total")[0]
     counts = {rule: int(count) for rule, count in re.findall(r"^(\w+) +(\d+)$", table, re.M)}
     del counts["all"]
     return counts
+
+
+def finish(project: Path) -> None:
+    """Empty files in place of models."""
+    for model in (*PRESET.variants, *PRESET.fusion):
+        for name in ("manifest.json", "model/model.safetensors"):
+            path = project / "data" / "runs" / "smoke" / model / "seed-0" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
 
 
 @pytest.fixture(scope="module")
@@ -94,28 +107,26 @@ def finished(tmp_path_factory) -> Path:
     path.write_text(yaml.safe_dump(preset))
     (project / TABLE).parent.mkdir(parents=True)
     (project / TABLE).touch()
-    summary = reproduce(project, "--summary")
+    summary = snakemake(project, "--summary")
     for path in re.findall(r"^(?:data|figures)/\S+", summary, re.M):
         (project / path).parent.mkdir(parents=True, exist_ok=True)
         (project / path).touch()
-    for model in (*PRESET.variants, *PRESET.fusion):
-        for name in ("manifest.json", "model/model.safetensors"):
-            path = project / "data" / "runs" / "smoke" / model / "seed-0" / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.touch()
-    reproduce(project, "--touch", "--forceall")
+    finish(project)
+    snakemake(project, "--touch", "--forceall")
     return project
 
 
 @contextmanager
-def changed(path: Path, addition: str = "\n# changed\n"):
-    """Add a line to a file, and afterwards put the file back as it was."""
-    before = path.read_text()
-    path.write_text(before + addition)
+def changed(*paths: Path):
+    """Add an empty line to files, and afterwards put them back as they were."""
+    before = {path: path.read_text() for path in paths}
+    for path, text in before.items():
+        path.write_text(text + "\n")
     try:
         yield
     finally:
-        path.write_text(before)
+        for path, text in before.items():
+            path.write_text(text)
 
 
 def test_everything_runs_in_a_fresh_clone(tmp_path):
@@ -126,50 +137,24 @@ def test_everything_runs_in_a_fresh_clone(tmp_path):
         "train": TRAINED,
         "fuse": len(PRESET.seeds),
         "benchmark": MODELS,
-        "comparison": 1,
-        "geometry": 1,
-        "figures": 1,
+        **AFTER,
     }
 
 
 def test_nothing_runs_twice_and_a_new_time_stamp_alone_changes_nothing(finished):
-    assert jobs(finished) == {}
     for path in [*finished.rglob("*.py"), *finished.rglob("*.ipynb"), *finished.rglob("*.yaml")]:
         if "runs" not in path.parts:
             path.touch()
-    assert jobs(finished) == {}
+    with changed(finished / "notebooks" / "presets" / "mini.yaml"):  # nor does another preset
+        assert jobs(finished) == {}
 
 
-@contextmanager
-def removed(path: Path):
-    """Take a file away, and afterwards put it back."""
-    path.rename(path.with_suffix(".away"))
-    try:
-        yield
-    finally:
-        path.with_suffix(".away").rename(path)
-
-
-def test_a_model_or_figure_that_was_removed_is_made_again(finished):
-    runs, figures = finished / "data" / "runs" / "smoke", finished / "figures" / "smoke"
-    with removed(runs / "codiemb" / "seed-0" / "model" / "model.safetensors"):
-        assert jobs(finished)["train"] == 1
-    with removed(runs / "soup" / "seed-0" / "manifest.json"):
-        counts = jobs(finished)
-        assert (counts.get("train"), counts["fuse"]) == (None, 1)
-    for end in ("csv", "md", "pdf", "png"):
-        (figures / f"trade_off.{end}").touch()
-    with removed(figures / "trade_off.png"):
-        assert jobs(finished) == {"figures": 1}
-    assert jobs(finished) == {}
-
-
-@pytest.mark.parametrize("name", ["scores.py", "style.py", "paper.mplstyle"])
-def test_touched_figure_retrains_nothing(finished, name):
-    with changed(finished / "codiemb_lib" / "draw" / name):
+def test_what_draws_and_what_teaches_computes_nothing_anew(finished):
+    room, classroom = finished / "codiemb_lib" / "draw", finished / "notebooks" / "classroom"
+    with changed(*room.glob("*.py"), *room.glob("*.mplstyle"), *classroom.glob("*.py")):
         counts = jobs(finished)
     assert counts["figures"] == 1
-    assert not counts.keys() & {"train", "fuse", "benchmark"}
+    assert counts.keys() <= {"start", "data", "losses", "figures"}
 
 
 def test_touched_objective_retrains(finished):
@@ -177,43 +162,67 @@ def test_touched_objective_retrains(finished):
         counts = jobs(finished)
     assert (counts["train"], counts["fuse"]) == (TRAINED, len(PRESET.seeds))
     assert counts["benchmark"] == MODELS - 1  # the untrained encoder's scores stand
-    assert (counts["comparison"], counts["geometry"], counts["figures"]) == (1, 1, 1)
+    assert counts.items() >= AFTER.items()
     assert "start" not in counts
 
 
 def test_touched_measure_of_geometry_retrains_nothing(finished):
-    with changed(finished / "codiemb_lib" / "space" / "geometry.py"):
+    with changed(finished / "codiemb_lib" / "space" / "__init__.py"):
         counts = jobs(finished)
     assert (counts["geometry"], counts["figures"]) == (1, 1)
     assert "train" not in counts  # notebook 04 runs: it measures the space along its path
 
 
-def test_touched_comparison_measures_no_model_anew(finished):
-    with changed(finished / "codiemb_lib" / "draw" / "tables.py"):
-        assert not jobs(finished).keys() & {"train", "fuse", "benchmark", "comparison"}
-    with changed(finished / "notebooks" / "06_comparison.ipynb", "\n"):
-        assert jobs(finished) == {"comparison": 1, "figures": 1}
-
-
 def test_changed_notebook_and_what_follows_from_it_run(finished):
-    with changed(finished / "notebooks" / "04_checkpoint_fusion.ipynb", "\n"):
+    with changed(finished / "notebooks" / "06_comparison.ipynb"):
+        assert jobs(finished) == {"comparison": 1, "figures": 1}
+    with changed(finished / "notebooks" / "04_checkpoint_fusion.ipynb"):
         counts = jobs(finished)
-    after = {"comparison": 1, "geometry": 1, "figures": 1}
-    assert counts == {"fuse": len(PRESET.seeds), "benchmark": FUSED, **after}
+    assert counts == {"fuse": len(PRESET.seeds), "benchmark": FUSED, **AFTER}
 
 
-def test_changed_preset_concerns_its_own_runs_only(finished):
-    presets = finished / "notebooks" / "presets"
-    with changed(presets / "mini.yaml"):
-        assert jobs(finished) == {}
-    with changed(presets / "smoke.yaml"):
-        assert jobs(finished)["train"] == TRAINED
+def test_changed_data_or_preset_concern_all_that_read_them(finished):
+    for path in (TABLE, "notebooks/presets/smoke.yaml"):
+        with changed(finished / path):
+            counts = jobs(finished)
+        assert (counts["data"], counts["train"], counts["benchmark"]) == (1, TRAINED, MODELS)
 
 
-def test_changed_file_of_the_data_root_concerns_all_that_read_data(finished):
-    with changed(finished / TABLE):
-        counts = jobs(finished)
-    assert (counts["data"], counts["train"], counts["benchmark"]) == (1, TRAINED, MODELS)
+def test_a_model_or_figure_that_was_removed_is_made_again(tmp_path, monkeypatch):
+    """Snakemake knows of them by executed copies alone, so these are forced to run."""
+    presets = tmp_path / "notebooks" / "presets"
+    shutil.copytree(ROOT / "notebooks" / "presets", presets)
+    shutil.copytree(
+        ROOT / "data", tmp_path / "data", ignore=shutil.ignore_patterns("cache", "runs")
+    )
+    monkeypatch.setenv("CODIEMB_ROOT", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    started = []
+    monkeypatch.setattr("os.execv", lambda python, command: started.append(command))
+    runs, figures = Path("data/runs/smoke"), Path("figures/smoke")
+    copies = [
+        runs / "codiemb" / "seed-0" / "03_joint_training.ipynb",
+        runs / "ir_only" / "seed-0" / "03_joint_training.ipynb",
+        runs / "fusion" / "seed-0" / "04_checkpoint_fusion.ipynb",
+        runs / "09_paper_figures.ipynb",
+    ]
+    finish(tmp_path)
+    figures.mkdir(parents=True)
+    for file in (*copies, *(figures / f"trade_off.{end}" for end in ("csv", "md", "pdf", "png"))):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+
+    def forced() -> list[str]:
+        reproduce("smoke", "1")
+        _, _, after = " ".join(started[-1]).partition("--forcerun ")
+        return after.partition(" --cores")[0].split()
+
+    assert forced() == []
+    (runs / "codiemb" / "seed-0" / "model" / "model.safetensors").unlink()
+    assert forced() == [str(copies[0])]
+    (runs / "soup" / "seed-0" / "manifest.json").unlink()
+    (figures / "trade_off.png").unlink()
+    assert forced() == [str(copies[0]), *map(str, copies[2:])]
 
 
 TINY = """
@@ -303,7 +312,7 @@ def journal(project: Path) -> list[str]:
 
 def test_failed_notebook_is_named_then_the_run_goes_on(tiny):
     (tiny / "fail").touch()
-    assert start(tiny, "log", preset="tiny").wait(PATIENCE) == 1
+    assert start_tiny(tiny, "log").wait(HOUR) == 1
     text = (tiny / "log").read_text()
     failed = "data/runs/tiny/codiemb/seed-0/03_joint_training.failed.ipynb"
     assert re.search(
@@ -312,7 +321,7 @@ def test_failed_notebook_is_named_then_the_run_goes_on(tiny):
     assert (tiny / failed).is_file()
 
     (tiny / "fail").unlink()
-    reproduce(tiny, preset="tiny")
+    assert start_tiny(tiny, "log").wait(HOUR) == 0, (tiny / "log").read_text()
     done = journal(tiny)
     assert done.count("from scratch") == done.count("from checkpoint") == 1
     assert sorted(line for line in done if line.startswith("benchmark")) == [
@@ -324,37 +333,26 @@ def test_failed_notebook_is_named_then_the_run_goes_on(tiny):
     assert done[-1] == "figures"
     assert not (tiny / failed).exists()
 
-    assert "Nothing to be done" in reproduce(tiny, preset="tiny")
     (tiny / "figures" / "tiny" / "results.csv").unlink()
-    reproduce(tiny, preset="tiny")
+    assert start_tiny(tiny, "log").wait(HOUR) == 0
     assert journal(tiny) == [*done, "figures"]
 
 
-def test_run_after_a_kill_waits_for_what_lives_on_and_needs_no_unlocking(tiny):
-    """Snakemake alone is killed: its notebook lives on and must not run twice at once."""
+@pytest.mark.parametrize("killed", [False, True])
+def test_second_call_waits_for_the_first_also_for_what_outlives_it(tiny, killed):
+    """Where Snakemake alone is killed, its notebook lives on and must not run twice at once."""
     (tiny / "wait").touch()
-    first = start(tiny, "first", "--until", "train", preset="tiny")
-    wait_until(lambda: "from scratch" in journal(tiny))
-    first.kill()
-    first.wait(PATIENCE)
-
-    second = start(tiny, "second", "--until", "train", preset="tiny")
-    wait_until(lambda: "waiting for its end" in (tiny / "second").read_text())
+    first = start_tiny(tiny, "first", "--until", "train")
+    wait_until(lambda: "from scratch" in journal(tiny), first)
+    if killed:
+        first.kill()
+        first.wait(HOUR)
+    second = start_tiny(tiny, "second", "--until", "train")
+    wait_until(lambda: "waiting for its end" in (tiny / "second").read_text(), second)
     assert journal(tiny).count("train begins") == 1
     (tiny / "wait").unlink()
-    assert second.wait(PATIENCE) == 0, (tiny / "second").read_text()
+    assert first.wait(HOUR) == (-signal.SIGKILL if killed else 0), (tiny / "first").read_text()
+    assert second.wait(HOUR) == 0, (tiny / "second").read_text()
     runs = [line for line in journal(tiny) if line.startswith("train")]
-    assert runs == ["train begins", "train ends"] * 2
-    assert "from checkpoint" in journal(tiny)
-
-
-def test_second_call_waits_for_the_first(tiny):
-    (tiny / "wait").touch()
-    first = start(tiny, "first", "--until", "train", preset="tiny")
-    wait_until(lambda: "train begins" in journal(tiny))
-    second = start(tiny, "second", "--until", "train", preset="tiny")
-    wait_until(lambda: "waiting for its end" in (tiny / "second").read_text())
-    (tiny / "wait").unlink()
-    assert first.wait(PATIENCE) == 0, (tiny / "first").read_text()
-    assert second.wait(PATIENCE) == 0, (tiny / "second").read_text()
-    assert journal(tiny).count("train begins") == 1
+    assert runs == ["train begins", "train ends"] * (2 if killed else 1)
+    assert ("from checkpoint" in journal(tiny)) == killed

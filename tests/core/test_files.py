@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
+from codiemb_lib.core.errors import CodiembError
 from codiemb_lib.core.files import (
-    JsonError,
     UnwritableError,
     atomic_path,
     check_writable,
@@ -79,7 +79,7 @@ def test_parents_are_made_and_json_comes_back(tmp_path):
 def test_broken_json_names_file_and_line(tmp_path):
     path = tmp_path / "broken.json"
     path.write_text('{\n"a": }')
-    with pytest.raises(JsonError, match=r"broken\.json:2: expected JSON"):
+    with pytest.raises(CodiembError, match=r"broken\.json:2: expected JSON"):
         read_json(path)
 
 

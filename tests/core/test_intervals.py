@@ -50,22 +50,15 @@ def test_pairwise_interval_has_the_spread_of_other_samples():
     assert (high - low) / (2 * 1.96) == pytest.approx(true, rel=0.15)
 
 
-@pytest.mark.parametrize("values", [[1.0], [[1.0, 2.0]], []])
-def test_too_few_values_are_refused(values):
-    with pytest.raises(ValueError, match=r"n >= 2, found \("):
+@pytest.mark.parametrize("values", [[1.0], [], [1, np.inf, 2]])
+def test_values_without_a_spread_are_refused(values):
+    with pytest.raises(ValueError, match="expected two finite values or more"):
         mean_interval(values)
-
-
-def test_values_that_are_not_finite_are_refused():
-    with pytest.raises(ValueError, match="found NaN or infinity"):
-        mean_interval([1, np.inf, 2])
 
 
 def test_jackknife_of_a_mean_is_that_of_normal_theory():
     values = np.random.default_rng(0).normal(3, 2, size=(2000, 1))
-    value, low, high = jackknife_intervals(
-        lambda rows: [rows.mean()], values, groups=200, confidence=0.95
-    )
+    value, low, high = jackknife_intervals(lambda rows: [rows.mean()], values, groups=200)
     error = values.std() / np.sqrt(2000)
     assert value == values.mean()
     assert high - low == pytest.approx(2 * 1.96 * error, rel=0.2)
@@ -82,16 +75,3 @@ def test_jackknife_of_an_effective_rank_has_the_spread_of_other_samples():
     found = [jackknife_intervals(rank, rows) for rows in samples[:30]]
     half = np.mean([high - value for value, _, high in found])
     assert half / 2.262 == pytest.approx(true, rel=0.25)  # Student's quantile, 9 degrees
-
-
-def test_jackknife_needs_groups_with_rows():
-    with pytest.raises(ValueError, match="expected from 2 to 4 groups of 4 rows, found 10"):
-        jackknife_intervals(np.mean, np.ones((4, 2)))
-
-
-@pytest.mark.parametrize("confidence", [95, 1, 0, -0.5, float("nan")])
-def test_a_confidence_that_is_no_share_is_refused(confidence):
-    with pytest.raises(ValueError, match="confidence between 0 and 1"):
-        mean_interval([1.0, 2.0, 3.0], confidence=confidence)
-    with pytest.raises(ValueError, match="confidence between 0 and 1"):
-        jackknife_intervals(lambda x: [x.mean()], np.ones((20, 2)), confidence=confidence)

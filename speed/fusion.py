@@ -1,10 +1,10 @@
 """Time and memory of merging models of 335 million parameters: ours, mergekit, plain file access.
 
-    python benchmarks/fusion.py [--mergekit PYTHON] [--checkpoints 3 8] [--rounds 5]
+    python speed/fusion.py [--mergekit PYTHON] [--checkpoints 3 8] [--rounds 5]
 
 Weights are made up in the shapes of bge-large (fp32, 1.3 GB a model) in a temporary folder, which
 wants room for base, checkpoints and one result: 16 GB for 8 checkpoints. PYTHON is that of a
-virtual environment made from benchmarks/mergekit.txt; mergekit merges at its default options.
+virtual environment made from speed/mergekit.txt; mergekit merges at its default options.
 
 Each merge is a process of its own. The clock runs in it, after all imports of either library, until
 the result is on the disk (mergekit returns before; it is charged the rest of the writing). The

@@ -1,6 +1,6 @@
 """Evaluation: a benchmark over one encoder against the evaluators of sentence-transformers.
 
-    python benchmarks/evaluation_speed.py [--data FOLDER] [--rounds 5] [--limit N]
+    python speed/evaluation_speed.py [--data FOLDER] [--rounds 5] [--limit N]
 
 The same encoder (all-MiniLM-L6-v2 in fp32), records, passages and measures, from the texts to the
 scores, nothing kept between rounds; equal scores asserted. They take turns after a round that does

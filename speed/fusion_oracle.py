@@ -1,8 +1,8 @@
 """Our linear, TIES, SLERP and Model Stock against mergekit's, tensor by tensor.
 
-    python benchmarks/fusion_oracle.py --mergekit PYTHON
+    python speed/fusion_oracle.py --mergekit PYTHON
 
-PYTHON is that of a virtual environment made from benchmarks/mergekit.txt. Small encoders of random
+PYTHON is that of a virtual environment made from speed/mergekit.txt. Small encoders of random
 weights (BERT, XLM-R, Qwen2) with up to four checkpoints of each are merged by both. The largest
 difference of any number must not exceed 1e-6, or the exit status is 1.
 

@@ -1,6 +1,6 @@
 """Exact search and hard negatives: time and memory, beside plain ways to search.
 
-    python benchmarks/mining.py
+    python speed/mining.py
 
 Random unit vectors of float32. The plain ways multiply blocks of queries with all passages and then
 sort each row whole (`argsort`) or select in it (`torch.topk`). Each way runs once per size, in a

@@ -1,12 +1,12 @@
 """Uniformity beside `torch.pdist`, and memory for 100,000 embeddings.
 
-    python benchmarks/geometry.py
+    python speed/geometry.py
 
 Random unit vectors of float32. The plain way is one line, `torch.pdist(x).square_().mul_(-2).exp_()
 .mean().log()`, in place, so that it holds the distances of all pairs once. Ways take turns, each
 turn in a process of its own; memory is the most that it held, less what it held with the vectors
 loaded. On one thread, because two that share a busy machine wait for each other for longer than
-they compute. Equal values are asserted. Writes benchmarks/results/geometry.csv.
+they compute. Equal values are asserted. Writes speed/results/geometry.csv.
 """
 
 from __future__ import annotations

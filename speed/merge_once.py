@@ -1,6 +1,6 @@
 """One process that merges: the part of the benchmarks of fusion that runs in either environment.
 
-    PYTHON benchmarks/merge_once.py < JOBS
+    PYTHON speed/merge_once.py < JOBS
 
 JOBS is a JSON list of `[tool, output, arguments]`. For each, a line of JSON on standard output says
 how long it took, after all imports, until the result was returned and until it was on the disk, and

@@ -1,6 +1,6 @@
 """Training: records per second against sentence-transformers, and how far from the machine's peak.
 
-    python benchmarks/training_speed.py [--data FOLDER] [--rounds 5] [--threads 2 1]
+    python speed/training_speed.py [--data FOLDER] [--rounds 5] [--threads 2 1]
                                         [--encoder minilm-l6]
 
 Both train the same encoder (all-MiniLM-L6-v2, texts cut at 96 tokens, dropout on, fp32) for one

@@ -1,6 +1,6 @@
 """Encoding: texts of mixed length per second against sentence-transformers' `encode`.
 
-    python benchmarks/encoding_speed.py [--data FOLDER] [--texts 600] [--rounds 5]
+    python speed/encoding_speed.py [--data FOLDER] [--texts 600] [--rounds 5]
                                         [--encoder minilm-l6]
 
 The same encoder (all-MiniLM-L6-v2, texts cut at 256 tokens; fp32, on a GPU bf16), the same texts in

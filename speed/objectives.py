@@ -1,10 +1,10 @@
 """How fast `pro_loss` is, forward and backward, and in how much memory.
 
-    python benchmarks/objectives.py
+    python speed/objectives.py
 
 Against a plain loop over rows and against one n x n block under autograd, in turns, so that a
 disturbance meets all of them; on one thread, because two that share a busy machine wait for each
-other for far longer than they compute. Writes benchmarks/results/objectives.csv.
+other for far longer than they compute. Writes speed/results/objectives.csv.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Memory and time of a training step as the batch grows, with and without gradient caching.
 
-    python benchmarks/gradient_cache.py [--queries 64 256 1024] [--rounds 3]
+    python speed/gradient_cache.py [--queries 64 256 1024] [--rounds 3]
 
 all-MiniLM-L6-v2, one positive and one hard negative a query, texts cut at 64 tokens, one step, on
 api-docs. Each step is in a process of its own, so that the peak is its own: the most memory held,

@@ -1,6 +1,6 @@
 """What the CoDiEmb losses cost over InfoNCE + CoSENT, as a share of a training step.
 
-    python benchmarks/loss_cost.py [--pairs 64] [--rounds 15]
+    python speed/loss_cost.py [--pairs 64] [--rounds 15]
 
 all-MiniLM-L6-v2 in fp32, dropout on, batches of similarity pairs from the embedded sets. Steps with
 each objective take turns on the same batches; CoDiEmb's includes pooling the middle layer.
