@@ -48,24 +48,12 @@ def reproduce(arguments: argparse.Namespace) -> None:
         preset_path,
         project_root,
     )
-    from codiemb_lib.fuse import FusionError, check_options, options_of
 
     if named := [word for word in arguments.snakemake if preset_path(word).is_file()]:
         raise PresetError(f"expected --preset before the name of a preset, found {named[0]!r}.")
     if arguments.cores != "all" and not arguments.cores.strip("0").isdecimal():
         raise PresetError(f"--cores: expected a number from 1, or all, found {arguments.cores!r}.")
     preset = load_preset(arguments.preset)
-    merges = [(f"fusion {name!r}", settings) for name, settings in preset.fusion.items()]
-    if study := preset.fusion_study:
-        merges += [(f"fusion_study {m!r}", s) for m in study.candidates for s in study.merges(m)]
-    for place, settings in merges:
-        options = {"scale": settings.scale, **settings.model_extra}
-        try:
-            check_options(settings.method, options, len(settings.ingredients))
-            if settings in preset.fusion.values() and "score" in options_of(settings.method):
-                raise FusionError("expected a method without scores: only a study looks at dev.")
-        except FusionError as error:  # now rather than after hours of training
-            raise PresetError(f"{arguments.preset}: {place}: {error}") from error
     _check_data(preset)
     root = check_writable(project_root())
     os.chdir(root)
@@ -448,7 +436,7 @@ def _parser() -> argparse.ArgumentParser:
 
     fusing = commands.add_parser("fuse", help="fuse models of one base as a recipe says")
     fusing.add_argument(
-        "recipe", metavar="RECIPE", help="a YAML file; see codiemb_lib/fuse/recipes.py"
+        "recipe", metavar="RECIPE", help="a YAML file; see codiemb_lib/fuse/merging.py"
     )
     fusing.add_argument("out", metavar="OUT", help="the folder of the fused model")
     fusing.set_defaults(command=fuse)

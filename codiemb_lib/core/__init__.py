@@ -23,7 +23,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "write_text",
         ],
         "intervals": ["jackknife_intervals", "mean_interval", "t_interval"],
-        "merge": ["FusionSettings", "FusionStudy"],
+        "merge": ["FusionStudy", "METHODS", "Merge"],
         "preset": [
             "DatasetSettings",
             "EncoderSettings",
@@ -53,7 +53,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "write_manifest",
             "write_rows",
         ],
-        "settings": ["read_settings"],
+        "settings": ["explain", "read_settings"],
         "words": ["MAIN_METRIC", "Task", "layer_of", "normalise", "task_means", "unknown"],
     },
 )

@@ -10,7 +10,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from codiemb_lib.core.errors import CodiembError
 from codiemb_lib.core.files import project_root
-from codiemb_lib.core.merge import FusionSettings, FusionStudy
+from codiemb_lib.core.merge import METHODS, FusionStudy, Merge
 from codiemb_lib.core.settings import Settings, explain, read_settings
 from codiemb_lib.core.words import Task, unknown
 
@@ -154,7 +154,7 @@ class Preset(Settings):
     objective: ObjectiveSettings = ObjectiveSettings()
     training: TrainingSettings
     variants: Annotated[dict[str, VariantSettings], Field(min_length=1)]
-    fusion: dict[str, FusionSettings] = {}
+    fusion: dict[str, Merge] = {}
     fusion_study: FusionStudy | None = None
     benchmark: dict[str, Prompts] = {}  # tasks by their MTEB names
     geometry: GeometrySettings = GeometrySettings()
@@ -179,17 +179,6 @@ class Preset(Settings):
             raise ValueError(f"the name {name!r} is taken by {taken[name]}")
         if clash := self.variants.keys() & self.fusion.keys():
             raise ValueError(f"{clash.pop()!r} names a variant and a fusion")
-        merged = {f"fusion {model!r}": f.ingredients for model, f in self.fusion.items()}
-        if study := self.fusion_study:
-            merged["fusion_study.path"] = study.path or ()
-            for method in study.candidates:
-                for settings in study.merges(method):
-                    merged[f"fusion_study.{method} {settings.ingredients}"] = settings.ingredients
-        for place, ingredients in merged.items():
-            if strangers := [v for v in ingredients if v not in self.variants]:
-                raise ValueError(
-                    f"{place}: expected ingredients among {[*self.variants]}, found {strangers}"
-                )
         for variant, settings in self.variants.items():
             try:
                 own = ObjectiveSettings(**self.objective.model_dump() | settings.objective)
@@ -203,6 +192,24 @@ class Preset(Settings):
                 )
         if strangers := [v for v in self.geometry.umap_variants if v not in self.models]:
             raise ValueError(f"umap_variants: expected some of {self.models}, found {strangers}")
+        return self
+
+    @model_validator(mode="after")
+    def _variants_are_merged(self) -> Preset:
+        merged = {f"fusion {model!r}": merge.ingredients for model, merge in self.fusion.items()}
+        if self.fusion_study:
+            merged["fusion_study"] = self.fusion_study.runs
+        for place, ingredients in merged.items():
+            if strangers := [name for name in ingredients if name not in self.variants]:
+                raise ValueError(
+                    f"{place}: expected ingredients among {[*self.variants]}, found {strangers}"
+                )
+        for model, merge in self.fusion.items():
+            if METHODS[merge.method].scored:
+                raise ValueError(
+                    f"fusion {model!r}: expected a method without scores, found {merge.method!r}: "
+                    "only a `fusion_study` looks at dev"
+                )
         return self
 
     @property
@@ -232,7 +239,7 @@ class Preset(Settings):
         objective = ObjectiveSettings(**self.objective.model_dump() | own.objective)
         return self.model_copy(update={"objective": objective, "training": training})
 
-    def fused(self, name: str) -> FusionSettings:
+    def fused(self, name: str) -> Merge:
         """The settings of one fused model."""
         return self._named("fusion", name, self.fusion)
 

@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from scipy import stats
 from torch import Tensor
 
+from codiemb_lib import fuse
 from codiemb_lib.core import CodiembError, unknown
 from codiemb_lib.data import Record
-from codiemb_lib.fuse import methods as fusion
 from codiemb_lib.train import cosine_by_layer, objectives
 
 Judge = Callable[[Callable], str]  # "" where the answer is right
@@ -265,7 +265,7 @@ def _judge_plan(answer: Callable) -> str:
 
 
 def _merge(base: dict, checkpoints: list[dict], power: float) -> dict:
-    return dict(fusion.fuse(base, checkpoints, method="delta", power=power))
+    return dict(fuse.merge(base, checkpoints, method="delta", power=power))
 
 
 def _merge_with(weights: Callable) -> Callable:

@@ -24,7 +24,7 @@ from classroom.knobs import knobs
 from ipywidgets import Dropdown, FloatSlider
 
 from codiemb_lib.evaluate.scores import EncodedDataset
-from codiemb_lib.fuse import methods as fusion
+from codiemb_lib.fuse import delta_guided_weights, merge
 
 
 @pytest.fixture(autouse=True)
@@ -188,8 +188,8 @@ def test_weights_and_lengths_are_those_of_the_real_merge(granularity):
         delta_products(base, checkpoints), power=2.0, scale=0.5, granularity=granularity
     ).set_index(["layer", "ingredient"])
     options = {"power": 2.0, "granularity": granularity}
-    merged = fusion.fuse(base, checkpoints, method="delta", scale=0.5, **options)
-    weights = fusion.delta_guided_weights(base, checkpoints, **options)
+    merged = merge(base, checkpoints, method="delta", scale=0.5, **options)
+    weights = delta_guided_weights(base, checkpoints, **options)
     for layer, members in {-1: ["embeddings.w"], 0: ["layer.0.a", "layer.0.b"]}.items():
         moved = torch.cat([(merged[n] - base[n]).flatten() for n in members]).norm().item()
         assert table.loc[(layer, "merged"), "length"] == pytest.approx(moved, rel=1e-5)

@@ -1,0 +1,407 @@
+"""Merges: of tensors in memory, or of model folders into one with a card, as a recipe says."""
+
+from __future__ import annotations
+
+import fnmatch
+import inspect
+import platform
+import re
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from importlib import metadata
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+import yaml
+from pydantic import Field, ValidationError, field_validator, model_validator
+from torch import Tensor
+
+from codiemb_lib import __version__
+from codiemb_lib.core import (
+    METHODS,
+    EncoderSettings,
+    Merge,
+    clear_scratch,
+    explain,
+    load_preset,
+    read_settings,
+    scratch_beside,
+    sha256_file,
+    task_means,
+    unknown,
+)
+from codiemb_lib.fuse import methods
+from codiemb_lib.fuse.folders import check_origin, open_folders, settings_folder
+from codiemb_lib.fuse.methods import Weights
+from codiemb_lib.fuse.tensors import Folder, FusionError, Lazy, cast, check_alike, wide, write_model
+
+Model = Weights | str | Path
+Score = Callable[[Weights], float]
+_M = TypeVar("_M", bound=Merge)
+
+
+class Recipe(Merge):
+    """A merge of model folders, whose paths are relative to the recipe."""
+
+    base: str  # as an encoder is named in a preset: packaged, a folder, or on the Hub
+    revision: str = ""  # of the base on the Hub
+    ingredients: Annotated[dict[str, str], Field(min_length=1)]  # folders of models or adapters
+    settings_from: str = ""  # `base` or an ingredient, where these differ in their settings
+    dev: str = ""  # the preset on whose dev sets a greedy soup is scored
+
+    @field_validator("ingredients", mode="before")
+    @classmethod
+    def _a_list_has_its_paths_as_names(cls, value: object) -> object:
+        if not isinstance(value, list):
+            return value
+        if len({*map(str, value)}) < len(value):
+            raise ValueError(f"expected each ingredient once, found {value}; weights weigh them")
+        return {path: path for path in value}
+
+    @model_validator(mode="after")
+    def _names_are_known(self) -> Recipe:
+        if "base" in self.ingredients:
+            raise ValueError("ingredients: expected other names than `base`, that of the base")
+        known = ["", "base", *self.ingredients]
+        if self.settings_from not in known:
+            raise ValueError(f"settings_from: {unknown('ingredient', self.settings_from, known)}")
+        return self
+
+
+class Fused(NamedTuple):
+    """What became of a recipe."""
+
+    folder: Path
+    tensors: int
+    kept: list[str]  # the names of the ingredients in the result
+
+
+@torch.no_grad()
+def merge(
+    base: Model,
+    checkpoints: Sequence[Model],
+    *,
+    method: str = "delta",
+    scale: float = 1.0,
+    keep: Mapping[str, str | int] | None = None,
+    output: str | Path | None = None,
+    settings_from: str | int | None = None,
+    score: Score | None = None,
+    **options: Any,
+) -> dict[str, Tensor] | Path:
+    """Merge models that were trained from one base: base + scale * (merged - base).
+
+    Sums are in float32 (float64 for float64 tensors); the result has the types of numbers of the
+    first checkpoint that is no adapter, or of the base. Integer tensors must be equal and are
+    copied; a head that is tied to the embeddings stays so.
+
+    Folders are models of transformers or sentence-transformers with weights in safetensors, or
+    adapters of peft. They are read and written a few tensors at a time. Tokenizer, pooling,
+    prompts and configurations come from the first checkpoint that is no adapter, after a check that
+    all such agree in them; from the base where all are adapters. So the output is a model of
+    sentence-transformers where that is one; a card, README.md, says how it was made.
+
+    Args:
+        base: The initialisation: a mapping from names to tensors, a folder, or the name of an
+            encoder. Layers that the checkpoints were trained without are left out.
+        checkpoints: Models with its names and shapes, of the same kind.
+        method: A name in `core.METHODS`, whose functions stand in `fuse/methods.py`.
+        scale: Length of the merged delta; 0 gives the base.
+        keep: Tensors that are not merged, nor count in a norm: patterns of names such as
+            "*embeddings*", and "base" or the number of the checkpoint that they come from. The
+            first pattern that fits holds.
+        output: For folders: the folder to write, absent or empty.
+        settings_from: "base", or the number of the checkpoint whose settings the result takes,
+            where they differ.
+        score: For the greedy soup: from a model to a number, higher being better.
+        **options: Of the method.
+
+    Returns:
+        The merged mapping, in the order of the base, or the path `output`.
+
+    Raises:
+        FusionError: The method cannot take an option; names, shapes or settings differ; a run's
+            manifest names another base; a value is not finite, or too large for its type; integers
+            differ; a folder is missing, or its weights are pickled; the output is not empty.
+        EncoderError: No folder and no encoder has the name of the base.
+        UnwritableError: The output cannot be written.
+    """
+    if isinstance(checkpoints, str | Path | Mapping):
+        raise TypeError("checkpoints: expected a list of models, found a single one.")
+    models = {str(j): model for j, model in enumerate(checkpoints)}
+    kept = {pattern: str(source) for pattern, source in (keep or {}).items()}
+    given = {"method": method, "scale": scale, "keep": kept, **options}
+    if {isinstance(model, str | Path) for model in (base, *checkpoints)} != {output is not None}:
+        raise FusionError(
+            "merge writes to `output` when base and checkpoints are all folders, and returns a "
+            f"mapping when they are mappings: found output={output!r}. Name folders alone, or none."
+        )
+    if output is None:
+        return merge_weights(base, models, _checked(Merge, ingredients=[*models], **given), score)
+    recipe = _checked(
+        Recipe,
+        base=str(base),
+        ingredients={name: str(folder) for name, folder in models.items()},
+        settings_from="" if settings_from is None else str(settings_from),
+        **given,
+    )
+    return _merge_folders(recipe, Path(), Path(output), score).folder
+
+
+def _checked(kind: type[_M], **given: Any) -> _M:
+    """What is given as a `Merge` or a `Recipe`; FusionError where it cannot be one."""
+    try:
+        return kind(**given)
+    except ValidationError as error:
+        raise FusionError(explain(error, kind)) from error
+
+
+# Tensors
+
+
+@torch.no_grad()
+def merge_weights(
+    base: Weights, runs: Mapping[str, Weights], settings: Merge, score: Score | None = None
+) -> dict[str, Tensor]:
+    """The model that settings make of the runs they name, in the types of numbers of the first."""
+    merged = work_out(base, runs, settings, score)
+    first = runs[next(iter(settings.ingredients))]
+    return {name: cast(name, merged[name], first[name].dtype).clone() for name in base}
+
+
+def work_out(
+    base: Weights, runs: Mapping[str, Weights], settings: Merge, score: Score | None = None
+) -> Lazy:
+    """The model that settings make of the runs they name, worked out when tensors are asked for.
+
+    They are in float32 or wider. Of a greedy soup, `kept` has the numbers of the ingredients in it.
+
+    Raises:
+        FusionError: Models do not fit together, or a score is missing or too much.
+    """
+    if METHODS[settings.method].scored != (score is not None):
+        raise FusionError(
+            "expected a `score`, from a model to a number, with the method 'greedy' and no other, "
+            f"found {score} with {settings.method!r}."
+        )
+    models = [runs[name] for name in settings.ingredients]
+    check_alike(base, models)
+    tied, *others = (getattr(model, "ties", {}) for model in (base, *models))
+    # Heads that all models tie to one table: worked out by their own names, the two would part.
+    tied = {
+        head: table for head, table in tied.items() if all(o.get(head) == table for o in others)
+    }
+    sources = kept_tensors(base, settings.keep)
+    origin, models = with_kept(base, models, runs, sources)
+    options = settings.options() | ({"score": score} if score else {})
+    merged = getattr(methods, settings.method)(origin, models, **options)
+
+    def scaled(name: str) -> Tensor:
+        name = tied.get(name, name)
+        tensor = origin[name]
+        if not tensor.is_floating_point():
+            return tensor
+        if name not in sources and settings.scale == 1:
+            return merged[name]
+        if name not in sources and settings.scale != 0:
+            tensor = torch.lerp(tensor.to(wide(tensor.dtype)), merged[name], settings.scale)
+        if not tensor.isfinite().all():  # no method has looked at it
+            raise FusionError(
+                f"{name}: expected finite weights, found NaN or infinity in the base, or in the "
+                "checkpoint that `keep` takes it from. Take an earlier checkpoint."
+            )
+        return tensor
+
+    result = Lazy(base, scaled)
+    result.kept = merged.kept
+    return result
+
+
+def kept_tensors(base: Weights, keep: Mapping[str, str]) -> dict[str, str]:
+    """Which model each tensor comes from that is not merged; the first pattern that fits holds.
+
+    Raises:
+        FusionError: A pattern fits none.
+    """
+    sources: dict[str, str] = {}
+    for pattern, source in keep.items():
+        names = fnmatch.filter(base, pattern)
+        if not names:
+            raise FusionError(
+                f"keep: expected a pattern of tensors' names, such as {next(iter(base))!r}, found "
+                f"{pattern!r}, which fits none."
+            )
+        sources = dict.fromkeys(names, source) | sources
+    return sources
+
+
+def with_kept(
+    base: Weights,
+    models: Sequence[Weights],
+    runs: Mapping[str, Weights],
+    sources: Mapping[str, str],
+) -> tuple[Weights, list[Weights]]:
+    """As if all models had the tensors that are kept: no method then changes them."""
+    kept = {name: base if source == "base" else runs[source] for name, source in sources.items()}
+
+    def alike(model: Weights) -> Weights:
+        return Lazy(model, lambda name: kept.get(name, model)[name], like=model) if kept else model
+
+    return alike(base), [alike(model) for model in models]
+
+
+# Folders
+
+
+def load_recipe(path: str | Path) -> Recipe:
+    """Read a recipe and check all that can be checked without its models.
+
+    Raises:
+        FusionError: No such file, no YAML, an unknown key, a value out of its range, a name that is
+            no ingredient's, or a greedy soup without dev sets.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FusionError(f"{path}: expected a recipe in YAML, found no such file.")
+    recipe = read_settings(path, Recipe, FusionError)
+    if METHODS[recipe.method].scored != bool(recipe.dev):
+        raise FusionError(
+            f"{path}: expected `dev`, the preset whose dev sets decide, with `method: greedy` and "
+            f"no other, found dev: {recipe.dev!r} with {recipe.method}."
+        )
+    return recipe
+
+
+@torch.no_grad()
+def fuse_recipe(path: str | Path, output: str | Path) -> Fused:
+    """Merge what a recipe names into a complete model with a card. Paths are from its folder.
+
+    Raises:
+        FusionError: As for :func:`load_recipe` and :func:`merge`.
+        EncoderError: The base is unknown.
+        UnwritableError: The output cannot be written.
+    """
+    return _merge_folders(load_recipe(path), Path(path).parent, Path(output), hashed=True)
+
+
+def _merge_folders(
+    recipe: Recipe, here: Path, output: Path, score: Score | None = None, hashed: bool = False
+) -> Fused:
+    """The one road from folders to a folder; `hashed`: whether the card has hashes of the files."""
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise FusionError(
+            f"{output}: expected a new or an empty folder, found content. Remove it or choose "
+            "another folder."
+        )
+    base = here / recipe.base
+    if not base.is_dir():
+        from codiemb_lib.model import locate  # takes seconds
+
+        base = locate(EncoderSettings(name=recipe.base, revision=recipe.revision))
+    folders = {name: here / folder for name, folder in recipe.ingredients.items()}
+    check_origin(base, folders.values())
+    clear_scratch(output)
+    with ExitStack() as stack:
+        scratch = stack.enter_context(scratch_beside(output))
+        origin, models, like = open_folders(base, [*folders.values()], scratch)
+        source = {"": None, "base": base, **folders}[recipe.settings_from]
+        settings = settings_folder(source, base, [*folders.values()], like)
+        if recipe.dev:
+            score = _dev_score(recipe.dev, like, settings, scratch)
+        merged = work_out(origin, dict(zip(folders, models, strict=True)), recipe, score)
+        kept = [name for j, name in enumerate(folders) if j in (merged.kept or range(len(folders)))]
+        pool = ThreadPoolExecutor(torch.get_num_threads())
+        stack.callback(pool.shutdown, cancel_futures=True)
+        hashes = {  # beside the merge: they take about as long
+            (name, file.relative_to(folder).as_posix()): pool.submit(sha256_file, file)
+            for name, folder in (folders if hashed else {}).items()
+            for file in sorted(folder.rglob("*.safetensors"))
+        }
+
+        def card() -> str:
+            found = {place: digest.result() for place, digest in hashes.items()}
+            return _model_card(output.name, recipe, kept, settings, found)
+
+        write_model(output, merged, like=like, settings=settings, card=card)
+    return Fused(output, len(merged), kept)
+
+
+def _dev_score(preset: str, like: Folder, settings: Path, scratch: Path) -> Score:
+    """The function from weights to the mean over tasks of a preset's dev scores."""
+    from codiemb_lib.data import load_split
+    from codiemb_lib.evaluate import evaluate
+    from codiemb_lib.model import Encoder
+
+    experiment = load_preset(preset)
+    scored = [d for d in experiment.datasets if d.dev != 0]
+    root = experiment.data_root
+    records = {d.name: load_split(d.name, "dev", limit=d.dev, root=root) for d in scored}
+
+    def score(weights: Weights) -> float:
+        # Through a folder, for transformers knows names and heads of its models better than we do.
+        with tempfile.TemporaryDirectory(dir=scratch) as name:
+            folder = write_model(Path(name) / "soup", weights, like=like, settings=settings)
+            changes = {"name": str(folder.resolve()), "lora": None}
+            encoder = Encoder.load(experiment.encoder.model_copy(update=changes))
+        scores = evaluate(encoder, scored, records)
+        return float(np.mean([*task_means(scores).values()]))
+
+    return score
+
+
+def _model_card(
+    name: str,
+    recipe: Recipe,
+    kept: Sequence[str],
+    settings: Path,
+    hashes: Mapping[tuple[str, str], str],
+) -> str:
+    """The README.md of a merged model: how it was made, and nothing about how good it is.
+
+    Args:
+        name: The model's.
+        recipe: What was merged and how.
+        kept: The names of the ingredients in the result.
+        settings: The folder whose tokenizer, pooling and prompts the result has.
+        hashes: By ingredient and file, the SHA-256 of weights that went in; may be none.
+    """
+    library = "sentence-transformers" if (settings / "modules.json").is_file() else "transformers"
+    head = {
+        "library_name": library,
+        "pipeline_tag": "sentence-similarity",
+        "tags": [library, "feature-extraction", "sentence-similarity", "merge"],
+        "base_model": recipe.base,
+    }
+    files = hashes or {(ingredient, ""): "" for ingredient in recipe.ingredients}
+    rows = [
+        f"| {ingredient} | {'yes' if ingredient in kept else 'no'} | {file} | {digest} |"
+        for (ingredient, file), digest in files.items()
+    ]
+    packages = {p: metadata.version(p) for p in ("torch", "transformers")}
+    versions = {"codiemb": __version__, "python": platform.python_version()} | packages
+    written = {"base": recipe.base, "method": recipe.method}
+    written |= recipe.model_dump(mode="json", exclude_defaults=True)
+    # Formulas as Markdown has them.
+    formula = inspect.getdoc(getattr(methods, recipe.method))
+    formula = re.sub(r"\.\. math::((?:.|\n)+?)\n\n", r"$$\1$$\n\n", formula)
+    formula = re.sub(r":math:`((?:.|\n)+?)`", r"$\1$", formula)
+    formula = re.sub(r":func:`(.+?)`", r"`\1`", formula)
+    return "\n".join(
+        [
+            f"---\n{yaml.safe_dump(head, sort_keys=False)}---",
+            f"# {name}\n",
+            "The weights of models that were trained from one base, merged by this recipe:\n",
+            f"```yaml\n{yaml.safe_dump(written, sort_keys=False, allow_unicode=True)}```\n",
+            f"## Method: {recipe.method}\n",
+            f"{formula}\n",
+            "## Ingredients\n",
+            "| ingredient | in the result | file | sha256 |\n| --- | --- | --- | --- |",
+            *rows,
+            "\n## Versions\n",
+            ", ".join(f"{package} {version}" for package, version in versions.items()) + "\n",
+        ]
+    )
