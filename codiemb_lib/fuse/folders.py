@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 import re
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 from safetensors.torch import save_file
 
@@ -15,20 +14,10 @@ from codiemb_lib.core import read_json, sha256_file, sha256_folder
 from codiemb_lib.fuse.tensors import Folder, FusionError, wide
 
 _LAYERS = ("num_hidden_layers", "n_layers", "n_layer", "num_layers")  # of several architectures
-_SETTINGS = (  # files by which two models of equal weights would encode a text differently
-    "config.json",
-    "modules.json",
-    "config_sentence_transformers.json",
-    "sentence_bert_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "vocab.txt",
-    "vocab.json",
-    "merges.txt",
-    "*.model",
-    "*.py",
-    "*/config.json",
-)
+# Files by which two models of equal weights would encode a text differently.
+_SETTINGS = ["config.json", "modules.json", "config_sentence_transformers.json"]
+_SETTINGS += ["sentence_bert_config.json", "tokenizer.json", "tokenizer_config.json", "vocab.txt"]
+_SETTINGS += ["vocab.json", "merges.txt", "*.model", "*.py", "*/config.json"]
 # What the settings of two checkpoints of one run may differ in: library versions, the state in
 # which a tokenizer was saved, and the type of numbers in the file.
 _VOLATILE_KEYS = {"__version__", "truncation", "padding"}
@@ -47,9 +36,6 @@ def open_folders(
     into a copy of the base, in the folder `scratch`. A base that was saved with a head, so that its
     names have a prefix (`model.`, `roberta.`), is seen without either where models that were saved
     alone have neither; and without its last layers where the models were trained without these.
-
-    Raises:
-        FusionError: A folder is missing or damaged, the base is an adapter, or peft refuses one.
     """
     if _is_adapter(base):
         raise FusionError(f"{base}: expected a whole model as the base, found an adapter.")
@@ -73,11 +59,7 @@ def _is_adapter(folder: Path) -> bool:
 
 
 def _merge_adapter(folder: Path, base: Folder, scratch: Path) -> Folder:
-    """The base with an adapter added by peft, in float32 or wider, written to `scratch`.
-
-    Raises:
-        FusionError: peft is not installed, or cannot add this adapter to this base.
-    """
+    """The base with an adapter added by peft, in float32 or wider, written to `scratch`."""
     try:
         from peft import PeftModel
     except ImportError as error:
@@ -131,11 +113,7 @@ def _layer(name: str) -> int:
 
 
 def check_origin(base: Path, folders: Iterable[Path]) -> None:
-    """Refuse runs of this project whose manifest says that they started from another model.
-
-    Raises:
-        FusionError: The hash in a manifest is not that of the base.
-    """
+    """Refuse runs of this project whose manifest says that they started from another model."""
     manifests = [folder.resolve().parent / "manifest.json" for folder in folders]
     started = {
         file: found
@@ -157,15 +135,8 @@ def check_origin(base: Path, folders: Iterable[Path]) -> None:
 def settings_folder(source: Path | None, base: Path, folders: Sequence[Path], like: Folder) -> Path:
     """The folder whose tokenizer, pooling, prompts and configurations the result takes.
 
-    Args:
-        source: One of the others, of which an adapter has those of the base; None: that of `like`,
-            if all that are no adapters agree.
-        base: The base.
-        folders: The models.
-        like: The model whose files of weights the result has.
-
-    Raises:
-        FusionError: They do not agree, or the source has other layers than the result.
+    That is the `source`, or the base for an adapter. Without one it is the folder of `like`, whose
+    files of weights the result has, if all models that are no adapters agree.
     """
     if source is None:
         _check_same_settings([folder for folder in folders if not _is_adapter(folder)])
@@ -208,8 +179,4 @@ def _say_the_same(one: Path, other: Path) -> bool:
     keys = (first.keys() | second.keys()) - _VOLATILE_KEYS
     if one.name == "tokenizer_config.json":
         keys = first.keys() & second.keys() & _TOKENIZER_KEYS
-    return _only(first, keys) == _only(second, keys)
-
-
-def _only(content: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:
-    return {key: content[key] for key in keys if key in content}
+    return all(key in first and key in second and first[key] == second[key] for key in keys)

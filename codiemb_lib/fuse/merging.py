@@ -12,9 +12,10 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, TypeVar
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 import torch
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
@@ -41,7 +42,12 @@ from codiemb_lib.fuse.tensors import Folder, FusionError, Lazy, cast, check_alik
 
 Model = Weights | str | Path
 Score = Callable[[Weights], float]
-_M = TypeVar("_M", bound=Merge)
+
+_MARKDOWN = {  # of formulas and names in docstrings
+    r"\.\. math::((?:.|\n)+?)\n\n": r"$$\1$$\n\n",
+    r":math:`((?:.|\n)+?)`": r"$\1$",
+    r":func:`(.+?)`": r"`\1`",
+}
 
 
 class Recipe(Merge):
@@ -102,8 +108,7 @@ def merge(
     Folders are models of transformers or sentence-transformers with weights in safetensors, or
     adapters of peft. They are read and written a few tensors at a time. Tokenizer, pooling,
     prompts and configurations come from the first checkpoint that is no adapter, after a check that
-    all such agree in them; from the base where all are adapters. So the output is a model of
-    sentence-transformers where that is one; a card, README.md, says how it was made.
+    all such agree in them; from the base where all are adapters. A card says how it was made.
 
     Args:
         base: The initialisation: a mapping from names to tensors, a folder, or the name of an
@@ -115,8 +120,7 @@ def merge(
             "*embeddings*", and "base" or the number of the checkpoint that they come from. The
             first pattern that fits holds.
         output: For folders: the folder to write, absent or empty.
-        settings_from: "base", or the number of the checkpoint whose settings the result takes,
-            where they differ.
+        settings_from: "base", or the number of the checkpoint whose settings the result takes.
         score: For the greedy soup: from a model to a number, higher being better.
         **options: Of the method.
 
@@ -124,40 +128,30 @@ def merge(
         The merged mapping, in the order of the base, or the path `output`.
 
     Raises:
-        FusionError: The method cannot take an option; names, shapes or settings differ; a run's
-            manifest names another base; a value is not finite, or too large for its type; integers
-            differ; a folder is missing, or its weights are pickled; the output is not empty.
+        FusionError: Options, models or folders do not fit together; the message says how.
         EncoderError: No folder and no encoder has the name of the base.
         UnwritableError: The output cannot be written.
     """
     if isinstance(checkpoints, str | Path | Mapping):
         raise TypeError("checkpoints: expected a list of models, found a single one.")
     models = {str(j): model for j, model in enumerate(checkpoints)}
-    kept = {pattern: str(source) for pattern, source in (keep or {}).items()}
-    given = {"method": method, "scale": scale, "keep": kept, **options}
+    options |= {"method": method, "scale": scale}
+    options["keep"] = {pattern: str(source) for pattern, source in (keep or {}).items()}
     if {isinstance(model, str | Path) for model in (base, *checkpoints)} != {output is not None}:
         raise FusionError(
             "merge writes to `output` when base and checkpoints are all folders, and returns a "
             f"mapping when they are mappings: found output={output!r}. Name folders alone, or none."
         )
-    if output is None:
-        return merge_weights(base, models, _checked(Merge, ingredients=[*models], **given), score)
-    recipe = _checked(
-        Recipe,
-        base=str(base),
-        ingredients={name: str(folder) for name, folder in models.items()},
-        settings_from="" if settings_from is None else str(settings_from),
-        **given,
-    )
-    return _merge_folders(recipe, Path(), Path(output), score).folder
-
-
-def _checked(kind: type[_M], **given: Any) -> _M:
-    """What is given as a `Merge` or a `Recipe`; FusionError where it cannot be one."""
     try:
-        return kind(**given)
+        if output is None:
+            return merge_weights(base, models, Merge(ingredients=[*models], **options), score)
+        ingredients = {name: str(folder) for name, folder in models.items()}
+        if settings_from is not None:
+            options["settings_from"] = str(settings_from)
+        recipe = Recipe(base=str(base), ingredients=ingredients, **options)
     except ValidationError as error:
-        raise FusionError(explain(error, kind)) from error
+        raise FusionError(explain(error, Recipe)) from error
+    return _merge_folders(recipe, Path(), Path(output), score).folder
 
 
 # Tensors
@@ -179,9 +173,6 @@ def work_out(
     """The model that settings make of the runs they name, worked out when tensors are asked for.
 
     They are in float32 or wider. Of a greedy soup, `kept` has the numbers of the ingredients in it.
-
-    Raises:
-        FusionError: Models do not fit together, or a score is missing or too much.
     """
     if METHODS[settings.method].scored != (score is not None):
         raise FusionError(
@@ -202,12 +193,10 @@ def work_out(
 
     def scaled(name: str) -> Tensor:
         name = tied.get(name, name)
-        tensor = origin[name]
-        if not tensor.is_floating_point():
-            return tensor
-        if name not in sources and settings.scale == 1:
+        tensor, merges = origin[name], name not in sources and settings.scale != 0
+        if (merges and settings.scale == 1) or not tensor.is_floating_point():
             return merged[name]
-        if name not in sources and settings.scale != 0:
+        if merges:
             tensor = torch.lerp(tensor.to(wide(tensor.dtype)), merged[name], settings.scale)
         if not tensor.isfinite().all():  # no method has looked at it
             raise FusionError(
@@ -222,11 +211,7 @@ def work_out(
 
 
 def kept_tensors(base: Weights, keep: Mapping[str, str]) -> dict[str, str]:
-    """Which model each tensor comes from that is not merged; the first pattern that fits holds.
-
-    Raises:
-        FusionError: A pattern fits none.
-    """
+    """Which model each tensor comes from that is not merged; the first pattern that fits holds."""
     sources: dict[str, str] = {}
     for pattern, source in keep.items():
         names = fnmatch.filter(base, pattern)
@@ -240,16 +225,13 @@ def kept_tensors(base: Weights, keep: Mapping[str, str]) -> dict[str, str]:
 
 
 def with_kept(
-    base: Weights,
-    models: Sequence[Weights],
-    runs: Mapping[str, Weights],
-    sources: Mapping[str, str],
+    base: Weights, models: Sequence[Weights], runs: Mapping[str, Weights], sources: dict[str, str]
 ) -> tuple[Weights, list[Weights]]:
     """As if all models had the tensors that are kept: no method then changes them."""
     kept = {name: base if source == "base" else runs[source] for name, source in sources.items()}
 
     def alike(model: Weights) -> Weights:
-        return Lazy(model, lambda name: kept.get(name, model)[name], like=model) if kept else model
+        return Lazy(model, lambda name: kept.get(name, model)[name]) if kept else model
 
     return alike(base), [alike(model) for model in models]
 
@@ -261,8 +243,7 @@ def load_recipe(path: str | Path) -> Recipe:
     """Read a recipe and check all that can be checked without its models.
 
     Raises:
-        FusionError: No such file, no YAML, an unknown key, a value out of its range, a name that is
-            no ingredient's, or a greedy soup without dev sets.
+        FusionError: There is no such file, or it says something that cannot be done.
     """
     path = Path(path)
     if not path.is_file():
@@ -280,10 +261,7 @@ def load_recipe(path: str | Path) -> Recipe:
 def fuse_recipe(path: str | Path, output: str | Path) -> Fused:
     """Merge what a recipe names into a complete model with a card. Paths are from its folder.
 
-    Raises:
-        FusionError: As for :func:`load_recipe` and :func:`merge`.
-        EncoderError: The base is unknown.
-        UnwritableError: The output cannot be written.
+    It raises what :func:`load_recipe` and :func:`merge` do.
     """
     return _merge_folders(load_recipe(path), Path(path).parent, Path(output), hashed=True)
 
@@ -332,25 +310,28 @@ def _merge_folders(
 
 def _dev_score(preset: str, like: Folder, settings: Path, scratch: Path) -> Score:
     """The function from weights to the mean over tasks of a preset's dev scores."""
-    from codiemb_lib.data import load_split
-    from codiemb_lib.evaluate import evaluate
+    from codiemb_lib.data import load_dataset
+    from codiemb_lib.evaluate import encode_split, score
     from codiemb_lib.model import Encoder
 
     experiment = load_preset(preset)
-    scored = [d for d in experiment.datasets if d.dev != 0]
     root = experiment.data_root
-    records = {d.name: load_split(d.name, "dev", limit=d.dev, root=root) for d in scored}
+    data = {d.name: load_dataset(d.name, root=root) for d in experiment.datasets if d.dev != 0}
 
-    def score(weights: Weights) -> float:
+    def dev_score(weights: Weights) -> float:
         # Through a folder, for transformers knows names and heads of its models better than we do.
         with tempfile.TemporaryDirectory(dir=scratch) as name:
             folder = write_model(Path(name) / "soup", weights, like=like, settings=settings)
             changes = {"name": str(folder.resolve()), "lora": None}
             encoder = Encoder.load(experiment.encoder.model_copy(update=changes))
-        scores = evaluate(encoder, scored, records)
-        return float(np.mean([*task_means(scores).values()]))
+        return mean_of_tasks(score(encode_split(encoder, experiment, "dev", data=data)))
 
-    return score
+    return dev_score
+
+
+def mean_of_tasks(scores: pd.DataFrame) -> float:
+    """What dev decides by: the mean of the tasks' means (`core.task_means`)."""
+    return float(np.mean([*task_means(scores).values()]))
 
 
 def _model_card(
@@ -362,12 +343,8 @@ def _model_card(
 ) -> str:
     """The README.md of a merged model: how it was made, and nothing about how good it is.
 
-    Args:
-        name: The model's.
-        recipe: What was merged and how.
-        kept: The names of the ingredients in the result.
-        settings: The folder whose tokenizer, pooling and prompts the result has.
-        hashes: By ingredient and file, the SHA-256 of weights that went in; may be none.
+    `kept` names the ingredients in the result, `settings` is the folder whose configurations it
+    has, and `hashes` holds, by ingredient and file, the SHA-256 of weights; there may be none.
     """
     library = "sentence-transformers" if (settings / "modules.json").is_file() else "transformers"
     head = {
@@ -381,27 +358,22 @@ def _model_card(
         f"| {ingredient} | {'yes' if ingredient in kept else 'no'} | {file} | {digest} |"
         for (ingredient, file), digest in files.items()
     ]
-    packages = {p: metadata.version(p) for p in ("torch", "transformers")}
-    versions = {"codiemb": __version__, "python": platform.python_version()} | packages
+    versions = [f"{p} {metadata.version(p)}" for p in ("torch", "transformers")]
+    versions = [f"codiemb {__version__}", f"python {platform.python_version()}", *versions]
     written = {"base": recipe.base, "method": recipe.method}
     written |= recipe.model_dump(mode="json", exclude_defaults=True)
-    # Formulas as Markdown has them.
     formula = inspect.getdoc(getattr(methods, recipe.method))
-    formula = re.sub(r"\.\. math::((?:.|\n)+?)\n\n", r"$$\1$$\n\n", formula)
-    formula = re.sub(r":math:`((?:.|\n)+?)`", r"$\1$", formula)
-    formula = re.sub(r":func:`(.+?)`", r"`\1`", formula)
-    return "\n".join(
-        [
-            f"---\n{yaml.safe_dump(head, sort_keys=False)}---",
-            f"# {name}\n",
-            "The weights of models that were trained from one base, merged by this recipe:\n",
-            f"```yaml\n{yaml.safe_dump(written, sort_keys=False, allow_unicode=True)}```\n",
-            f"## Method: {recipe.method}\n",
-            f"{formula}\n",
-            "## Ingredients\n",
-            "| ingredient | in the result | file | sha256 |\n| --- | --- | --- | --- |",
-            *rows,
-            "\n## Versions\n",
-            ", ".join(f"{package} {version}" for package, version in versions.items()) + "\n",
-        ]
-    )
+    for pattern, markdown in _MARKDOWN.items():
+        formula = re.sub(pattern, markdown, formula)
+    lines = [
+        f"---\n{yaml.safe_dump(head, sort_keys=False)}---",
+        f"# {name}\n",
+        "The weights of models that were trained from one base, merged by this recipe:\n",
+        f"```yaml\n{yaml.safe_dump(written, sort_keys=False, allow_unicode=True)}```\n",
+        f"## Method: {recipe.method}\n\n{formula}\n",
+        "## Ingredients\n",
+        "| ingredient | in the result | file | sha256 |\n| --- | --- | --- | --- |",
+        *rows,
+        f"\n## Versions\n\n{', '.join(versions)}\n",
+    ]
+    return "\n".join(lines)

@@ -48,68 +48,55 @@ class Moves:
         alone.tensors, alone._labels = [self.tensors[j]], [self._labels[0], self._labels[1 + j]]
         return alone
 
-    def weights(self) -> Iterator[tuple[slice, Tensor]]:
-        r"""Blocks of :math:`\theta_j`, (J, block), and where each lies."""
-        flat = [tensor.reshape(-1) for tensor in self.tensors]
-        for where, block in self._blocks(len(self.tensors)):
-            for row, tensor in zip(block, flat, strict=True):
-                row.copy_(tensor[where])
-            self._check_finite(block)
-            yield where, block
-
-    def deltas(self) -> Iterator[tuple[slice, Tensor]]:
-        r"""Blocks of :math:`\delta_j`, (J, block), and where each lies."""
+    def deltas(self, *, whole: bool = False) -> Iterator[Tensor]:
+        r"""Blocks of :math:`\delta_j`, (J, block), or, where they are `whole`, :math:`\theta_j`."""
         origin, flat = self.origin.reshape(-1), [tensor.reshape(-1) for tensor in self.tensors]
-        for where, block in self._blocks(len(self.tensors)):
-            start = origin[where].to(block.dtype)
-            for row, tensor in zip(block, flat, strict=True):
-                torch.sub(tensor[where].to(block.dtype), start, out=row)
-            self._check_finite(block)
-            yield where, block
+        step = max(1, _BLOCK // len(flat))
+        block = torch.empty(len(flat), min(len(origin), step), dtype=wide(origin.dtype))
+        for at in range(0, len(origin), step):
+            start, part = origin[at : at + step].to(block.dtype), block[:, : len(origin) - at]
+            for row, tensor in zip(part, flat, strict=True):
+                if whole:
+                    row.copy_(tensor[at : at + step])
+                else:
+                    torch.sub(tensor[at : at + step].to(block.dtype), start, out=row)
+            self._check_finite(part)
+            yield part
+
+    def products(self, *, whole: bool = False) -> Tensor:
+        """Inner products of what :meth:`deltas` yields, (J, J), in float64."""
+        # In float32 the sum over a large tensor (an embedding table) is off by a thousandth.
+        none = torch.zeros(len(self.tensors), len(self.tensors), dtype=torch.float64)
+        return sum(((d @ d.T).double() for d in self.deltas(whole=whole)), start=none)
 
     def norms(self) -> Tensor:
         """Euclidean norms of the deltas, (J,), in float64."""
-        # In float32 the sum over a large tensor (an embedding table) is off by a thousandth.
         squares = torch.zeros(len(self.tensors), dtype=torch.float64)
-        origin, flat = self.origin.reshape(-1), [tensor.reshape(-1) for tensor in self.tensors]
-        for where, (delta,) in self._blocks(1):
-            start = origin[where].to(delta.dtype)
-            for j, tensor in enumerate(flat):
-                torch.sub(tensor[where].to(delta.dtype), start, out=delta)
-                squares[j] += torch.dot(delta, delta).double()
-        self._check_finite(squares)
+        for deltas in self.deltas():
+            squares += torch.stack([torch.dot(row, row) for row in deltas]).double()
         return squares.sqrt()
 
     def move(self, rule: Callable[[Tensor], Tensor]) -> Tensor:
         """The base plus `rule(deltas)`, a function from (J, block) to (block,)."""
-        origin = self.origin.reshape(-1)
-        merged = self._empty()
-        for where, deltas in self.deltas():
+        origin, at = self.origin.reshape(-1), 0
+        merged = torch.empty(len(origin), dtype=wide(origin.dtype))
+        for deltas in self.deltas():
+            where = slice(at, at := at + deltas.shape[1])
             torch.add(origin[where], rule(deltas), out=merged[where])
         return merged.view(self.origin.shape)
 
     def mix(self, coefficients: Sequence[float]) -> Tensor:
         r"""The sum of :math:`c_j \theta_j`; the base is not read."""
-        merged = self._empty()
+        merged = torch.empty(self.origin.numel(), dtype=wide(self.origin.dtype))
         flat = [tensor.reshape(-1) for tensor in self.tensors]
-        for start in range(0, len(merged), _BLOCK):
-            where = slice(start, start + _BLOCK)
+        for at in range(0, len(merged), _BLOCK):
+            where = slice(at, at + _BLOCK)
             block = merged[where]
             torch.mul(flat[0][where].to(block.dtype), coefficients[0], out=block)
             for coefficient, tensor in zip(coefficients[1:], flat[1:], strict=True):
                 block.add_(tensor[where].to(block.dtype), alpha=coefficient)
             self._check_finite(block)
         return merged.view(self.origin.shape)
-
-    def _empty(self) -> Tensor:
-        return torch.empty(self.origin.numel(), dtype=wide(self.origin.dtype))
-
-    def _blocks(self, rows: int) -> Iterator[tuple[slice, Tensor]]:
-        size, step = self.origin.numel(), max(1, _BLOCK // rows)
-        block = torch.empty(rows, min(size, step), dtype=wide(self.origin.dtype))
-        for start in range(0, size, step):
-            stop = min(size, start + step)
-            yield slice(start, stop), block[:, : stop - start]
 
     def _check_finite(self, block: Tensor) -> None:
         """Of numbers that cannot be finite where a weight is not."""
@@ -163,23 +150,22 @@ def greedy(base: Weights, models: Sequence[Weights], *, score: Callable[[Weights
 
     Source: Wortsman et al., Model soups, ICML 2022, arXiv 2203.05482, recipe 1.
     """
-    alone = [_scored(score, model) for model in models]
+
+    def scored(model: Weights) -> float:
+        if math.isnan(found := float(score(model))):
+            raise FusionError("score: expected a number for every model, found NaN.")
+        return found
+
+    alone = [scored(model) for model in models]
     first, *others = sorted(range(len(models)), key=lambda j: -alone[j])
     kept, best = [first], alone[first]
     for j in others:
-        found = _scored(score, uniform(base, [models[k] for k in (*kept, j)]))
+        found = scored(uniform(base, [models[k] for k in (*kept, j)]))
         if found >= best:
             kept, best = [*kept, j], found
     soup = uniform(base, [models[k] for k in kept])
     soup.kept = kept
     return soup
-
-
-def _scored(score: Callable[[Weights], float], model: Weights) -> float:
-    found = float(score(model))
-    if math.isnan(found):
-        raise FusionError("score: expected a number for every model, found NaN.")
-    return found
 
 
 def slerp(base: Weights, models: Sequence[Weights], *, t: float = 0.5) -> Lazy:
@@ -197,7 +183,7 @@ def slerp(base: Weights, models: Sequence[Weights], *, t: float = 0.5) -> Lazy:
     """
 
     def rule(moves: Moves) -> Tensor:
-        products = _inner_products(moves.weights(), 2)
+        products = moves.products(whole=True)
         lengths = products.diagonal().sqrt()
         first, second = torch.where(lengths > 1e-8, lengths, 1.0).tolist()
         cosine = products[0, 1].item() / (first * second)
@@ -207,12 +193,6 @@ def slerp(base: Weights, models: Sequence[Weights], *, t: float = 0.5) -> Lazy:
         return moves.mix([math.sin(s * omega) / math.sin(omega) for s in (1 - t, t)])
 
     return _merged(base, models, rule)
-
-
-def _inner_products(blocks: Iterator[tuple[slice, Tensor]], count: int) -> Tensor:
-    """Of J vectors that come in blocks, (J, J), in float64."""
-    none = torch.zeros(count, count, dtype=torch.float64)
-    return sum(((block @ block.T).double() for _, block in blocks), start=none)
 
 
 # The base plus a sum of what the models learnt
@@ -290,7 +270,7 @@ def _kth_largest(moves: Moves, k: int) -> np.floating:
     """
     for low, high in (_sampled_bounds(moves, k), (0.0, math.inf)):
         above, to_high, to_low, between = 0, 0, 0, []  # how many are > high, >= high, >= low
-        for _, deltas in moves.deltas():
+        for deltas in moves.deltas():
             magnitudes = deltas[0].abs_().numpy()
             above += np.count_nonzero(magnitudes > high)
             to_high += np.count_nonzero(magnitudes >= high)
@@ -365,7 +345,7 @@ def model_stock(base: Weights, models: Sequence[Weights], *, floor: float = 0.0)
     count = len(models)
 
     def rule(moves: Moves) -> Tensor:
-        products = _inner_products(moves.deltas(), count)
+        products = moves.products()
         norms = products.diagonal().sqrt()
         norms = torch.outer(norms, norms).clamp(min=max(floor, torch.finfo(norms.dtype).tiny))
         pairs = torch.triu_indices(count, count, offset=1).unbind()
@@ -401,16 +381,10 @@ def delta(
     """
     weigh = _by_power(power) if weighting == "power" else _by_softmax(temperature)
     if granularity == "element":
-        return _merged(
-            base, models, lambda moves: moves.move(lambda d: (weigh(d.abs()) * d).sum(dim=0))
-        )
+        return _merged(base, models, lambda m: m.move(lambda d: (weigh(d.abs()) * d).sum(dim=0)))
     weights_of = _weights_of(base, models, granularity, weigh)
-
-    def rule(moves: Moves) -> Tensor:
-        # The weights sum to one: the base cancels.
-        return moves.mix(weights_of(moves).tolist())
-
-    return _merged(base, models, rule)
+    # The weights sum to one: the base cancels.
+    return _merged(base, models, lambda moves: moves.mix(weights_of(moves).tolist()))
 
 
 def _by_power(power: float) -> Callable[[Tensor], Tensor]:
@@ -453,8 +427,8 @@ def _weights_of(
         return layer_of(name) if granularity == "layer" else None
 
     squares: dict[int | None, Tensor] = defaultdict(lambda: torch.zeros(()))
-    for moves in _all_moves(base, models):
-        squares[group(moves.name)] = squares[group(moves.name)] + moves.norms().square()
+    for name, norms in delta_norms(base, models).items():
+        squares[group(name)] = squares[group(name)] + norms.square()
     weights = {key: weigh(total.sqrt()) for key, total in squares.items()}
     return lambda moves: weights[group(moves.name)]
 
@@ -484,7 +458,7 @@ def delta_guided_weights(
         return {moves.name: weights_of(moves) for moves in _all_moves(base, models)}
     weights = {}
     for moves in _all_moves(base, models):
-        magnitudes = torch.cat([deltas.abs() for _, deltas in moves.deltas()], dim=1)
+        magnitudes = torch.cat([deltas.abs() for deltas in moves.deltas()], dim=1)
         weights[moves.name] = weigh(magnitudes.view(-1, *moves.origin.shape))
     return weights
 

@@ -12,11 +12,8 @@ _PLAIN = "as it is"  # the settings of the uniform soup that all others are held
 def candidates(study: pd.DataFrame) -> pd.DataFrame:
     """A row a candidate and seed: its mean dev score on each task, and the mean of both.
 
-    Args:
-        study: Rows of `merges.try_on_dev` with preset, seed and split, of any number of seeds.
-
-    Returns:
-        Columns: preset, seed, method, candidate, settings, looks, chosen, ir, sts, mean.
+    From rows of `try_on_dev` with preset, seed and split, of any number of seeds, to the columns
+    preset, seed, method, candidate, settings, looks, chosen, ir, sts, mean.
     """
     keys = ["preset", "seed", "method", "candidate", "settings", "looks", "chosen"]
     dev = study[study["split"] == "dev"]
@@ -32,18 +29,12 @@ def fixed_settings(tried: pd.DataFrame) -> pd.DataFrame:
     """The settings that a default is chosen by: the same for all seeds, the best on dev first.
 
     A pick per seed is no setting that can be written into a preset. The greedy soup is left out: it
-    looks at dev itself, so its dev score is that of a pick.
-
-    Args:
-        tried: What `candidates` gives.
+    looks at dev itself, so its dev score is that of a pick. `tried` is what `candidates` gives.
 
     Returns:
         Columns: method, settings, ir, sts, mean (means over seeds), lead (of the mean, over the
         uniform soup as it is), low, high (95 % t-interval of the lead over seeds, unbounded for
         one seed), seeds.
-
-    Raises:
-        ValueError: A candidate lacks a seed, or there is no uniform soup.
     """
     once = tried[tried["looks"] == 1]
     means = once.pivot(index=["method", "candidate"], columns="seed", values="mean")

@@ -22,12 +22,17 @@ from codiemb_lib.core import (
     read_json,
     run_folder,
     sha256_text,
-    task_means,
     write_manifest,
     write_rows,
 )
 from codiemb_lib.fuse import NUMERICS
-from codiemb_lib.fuse.merging import kept_tensors, merge_weights, with_kept, work_out
+from codiemb_lib.fuse.merging import (
+    kept_tensors,
+    mean_of_tasks,
+    merge_weights,
+    with_kept,
+    work_out,
+)
 from codiemb_lib.fuse.methods import Weights, delta_guided_weights, delta_norms
 from codiemb_lib.fuse.tensors import Folder
 from codiemb_lib.model import Encoder, model_hash
@@ -104,18 +109,22 @@ def movements(base: Weights, runs: Mapping[str, Weights], settings: Merge) -> pd
     sources = kept_tensors(base, settings.keep)
     options = settings.options() if settings.method == "delta" else {"power": 0.0}
     weights = delta_guided_weights(*with_kept(base, models, runs, sources), **options)
-    rows = []
-    for tensor, norms in delta_norms(base, models).items():
-        for j, ingredient in enumerate(settings.ingredients):
-            kept = float(sources.get(tensor) == ingredient)
-            weight = kept if tensor in sources else weights[tensor][j].mean().item()
-            place = {"layer": layer_of(tensor), "module": module_of(tensor)}
-            rows.append(
-                {"ingredient": ingredient, "tensor": tensor}
-                | place
-                | {"delta_norm": norms[j].item(), "weight": weight}
-            )
-    return pd.DataFrame([row for row in rows if row["layer"] is not None])
+    rows = [
+        {
+            "ingredient": ingredient,
+            "tensor": tensor,
+            "layer": layer_of(tensor),
+            "module": module_of(tensor),
+            "delta_norm": norms[j].item(),
+            "weight": float(sources[tensor] == ingredient)
+            if tensor in sources
+            else weights[tensor][j].mean().item(),
+        }
+        for tensor, norms in delta_norms(base, models).items()
+        if layer_of(tensor) is not None
+        for j, ingredient in enumerate(settings.ingredients)
+    ]
+    return pd.DataFrame(rows)
 
 
 def module_of(tensor: str) -> str:
@@ -132,14 +141,9 @@ def try_on_dev(
 ) -> tuple[pd.DataFrame, dict[str, Merge]]:
     """Score every candidate of a study on dev, and pick one for each method.
 
-    The pick is the best mean of both tasks' means (`core.task_means`); the first of equals. The
-    greedy soup looks at dev by itself; its pick is the uniform soup of what it kept.
-
-    Args:
-        base: The weights that all runs started from.
-        runs: By name.
-        study: Of the preset.
-        scores: From a model to rows of its dev scores, as `evaluate.score` gives them.
+    The pick is the best mean of both tasks' means; the first of equals. The greedy soup looks at
+    dev by itself; its pick is the uniform soup of what it kept. `scores` gives the dev scores of a
+    model, as rows of `evaluate.score`.
 
     Returns:
         Rows (method, candidate, settings, looks, chosen, ...), `...` being those of the scores and
@@ -150,41 +154,45 @@ def try_on_dev(
     for method, tried in study.candidates.items():
         best = -np.inf
         for number, settings in enumerate(tried):
-            seen: list[float] = []
-
-            def mean(model: Weights, seen: list[float] = seen) -> float:
-                seen.append(float(np.mean([*task_means(scores(model)).values()])))
-                return seen[-1]
-
+            looks = 1
             if METHODS[settings.method].scored:
-                with torch.no_grad():
-                    soup = work_out(base, runs, settings, mean).kept
-                kept = tuple(settings.ingredients[j] for j in soup)
-                settings = settings.model_copy(update={"method": "uniform", "ingredients": kept})
+                settings, looks = _kept_by_scores(base, runs, settings, scores)
             rows = scores(merge_weights(base, runs, settings))
-            found = float(np.mean([*task_means(rows).values()]))
-            label, looks = _label(settings, study), len(seen) or 1
+            label = _label(settings, study)
             tables.append(rows.assign(method=method, candidate=number, settings=label, looks=looks))
-            if found > best:
+            if (found := mean_of_tasks(rows)) > best:
                 best, picks[method] = found, settings
     table = pd.concat(tables, ignore_index=True)
     chosen = {method: _label(settings, study) for method, settings in picks.items()}
     return table.assign(chosen=table["settings"] == table["method"].map(chosen)), picks
 
 
+@torch.no_grad()
+def _kept_by_scores(base, runs, settings, scores) -> tuple[Merge, int]:
+    """The uniform soup of the runs that a greedy one keeps, and at how many models it looked."""
+    found: list[float] = []
+
+    def score(model: Weights) -> float:
+        found.append(mean_of_tasks(scores(model)))
+        return found[-1]
+
+    soup = work_out(base, runs, settings, score)
+    kept = tuple(settings.ingredients[number] for number in soup.kept)
+    changes = {"method": "uniform", "ingredients": kept}
+    return settings.model_copy(update=changes), len(found)
+
+
 def _label(settings: Merge, study: FusionStudy) -> str:
     """What sets a candidate apart, such as `power 2, scale 0.8`."""
     parts = settings.options() | ({"scale": settings.scale} if settings.scale != 1 else {})
+    for name, value in parts.items():
+        numbers = [f"{number:g}" for number in value] if isinstance(value, tuple) else []
+        parts[name] = f"[{', '.join(numbers)}]" if numbers else value
     parts |= {f"{pattern} of": source for pattern, source in settings.keep.items()}
     if settings.ingredients != study.ingredients:
         parts["of"] = " + ".join(settings.ingredients)
-    return ", ".join(f"{name} {_shown(value)}" for name, value in parts.items()) or "as it is"
-
-
-def _shown(value: object) -> str:
-    if isinstance(value, tuple):
-        return f"[{', '.join(map(_shown, value))}]"
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    shown = (f"{n} {v:g}" if isinstance(v, float) else f"{n} {v}" for n, v in parts.items())
+    return ", ".join(shown) or "as it is"
 
 
 def path(first: Weights, second: Weights, points: int) -> Iterator[tuple[float, dict[str, Tensor]]]:
@@ -193,10 +201,5 @@ def path(first: Weights, second: Weights, points: int) -> Iterator[tuple[float, 
     Yields `points` pairs (t, weights), with t from 0 to 1; the ends are the models themselves.
     """
     for t in np.linspace(0, 1, points).tolist():
-        yield (
-            t,
-            {
-                name: tensor.lerp(second[name], t) if tensor.is_floating_point() else tensor
-                for name, tensor in first.items()
-            },
-        )
+        floats = {name for name, tensor in first.items() if tensor.is_floating_point()}
+        yield t, {n: x.lerp(second[n], t) if n in floats else x for n, x in first.items()}

@@ -15,7 +15,7 @@ import mmap
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -51,24 +51,15 @@ class FusionError(CodiembError, ValueError):
 
 
 class Lazy(Mapping[str, Tensor]):
-    """A model whose tensors are worked out when they are asked for, each time anew.
+    """A model with the names of another, whose tensors are worked out when they are asked for.
 
-    Args:
-        names: Of its tensors, in order.
-        work_out: From a name to its tensor; several threads may ask at a time.
-        like: The model whose folder messages name.
+    They are so each time anew, and several threads may ask at a time.
     """
 
-    def __init__(
-        self,
-        names: Iterable[str],
-        work_out: Callable[[str], Tensor],
-        *,
-        like: Mapping[str, Tensor] | None = None,
-    ) -> None:
-        self._names = dict.fromkeys(names)
+    def __init__(self, like: Mapping[str, Tensor], work_out: Callable[[str], Tensor]) -> None:
+        self._names = dict.fromkeys(like)
         self._work_out = work_out
-        self.folder: Path | None = getattr(like, "folder", None)
+        self.folder: Path | None = getattr(like, "folder", None)  # which messages name
         self.kept: list[int] | None = None  # the models in a greedy soup, by number
 
     def __getitem__(self, name: str) -> Tensor:
@@ -100,8 +91,8 @@ class Folder(Mapping[str, Tensor]):
     head that its configuration ties to the embeddings, the table that it is.
 
     Raises:
-        FusionError: There is no such folder; its weights are pickled, damaged, missing or stand
-            twice; or weights that its configuration ties together differ.
+        FusionError: It is missing; its weights are pickled, damaged, missing or stand twice; or
+            weights that its configuration ties together differ.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -118,11 +109,10 @@ class Folder(Mapping[str, Tensor]):
             and (not whole or (path.parent / "config.json").is_file())  # else of another kind
         ]
         if pickles or not self.files:
-            found = f"pickled weights ({pickles[0].name}), which run code" if pickles else "none"
+            found = f"{pickles[0]}, pickled weights, which run code" if pickles else "none"
             raise FusionError(
-                f"{pickles[0].parent if pickles else folder}: expected weights in safetensors, "
-                f"found {found}. Save the model again with sentence-transformers, which writes "
-                "safetensors."
+                f"{folder}: expected weights in safetensors, found {found}. Save the model again "
+                "with sentence-transformers, which writes safetensors."
             )
         self.places: dict[str, Place] = {}
         for file in self.files:
@@ -156,20 +146,20 @@ class Folder(Mapping[str, Tensor]):
         config = self.folder / "config.json"
         if not (config.is_file() and read_json(config).get("tie_word_embeddings")):
             return {}
-        ties = {}
-        for head, place in self.places.items():
-            if not head.endswith(("lm_head.weight", ".decoder.weight")):
-                continue
-            for table, other in self.places.items():
-                if not _TABLE.search(table) or other.shape != place.shape:
-                    continue
-                if not torch.equal(self[head], self[table]):
-                    raise FusionError(
-                        f"{self.folder}: expected {head} and {table} to be equal, since its "
-                        "config.json has `tie_word_embeddings: true`, found that they differ. "
-                        "Remove the one that was not trained, or write `false` there."
-                    )
-                ties[head] = table
+        ties = {
+            head: table
+            for head, place in self.places.items()
+            if head.endswith(("lm_head.weight", ".decoder.weight"))
+            for table, other in self.places.items()
+            if _TABLE.search(table) and other.shape == place.shape
+        }
+        for head, table in ties.items():
+            if not torch.equal(self[head], self[table]):
+                raise FusionError(
+                    f"{self.folder}: expected {head} and {table} to be equal, since its "
+                    "config.json has `tie_word_embeddings: true`, found that they differ. "
+                    "Remove the one that was not trained, or write `false` there."
+                )
         return ties
 
 
@@ -177,9 +167,6 @@ def read_places(file: Path) -> list[Place]:
     """The tensors of a safetensors file, in the order of their bytes, from its header.
 
     Layout: 8 bytes, the header's length; the header in JSON; the tensors' bytes.
-
-    Raises:
-        FusionError: It is no such file, or has a type of number that cannot be merged.
     """
     with file.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
@@ -214,22 +201,14 @@ def read_tensor(place: Place) -> Tensor:
         return torch.empty(place.shape, dtype=place.dtype)
     before = place.start % mmap.ALLOCATIONGRANULARITY  # where a map may begin
     with place.file.open("rb") as stream:
-        pages = mmap.mmap(
-            stream.fileno(),
-            before + count * place.dtype.itemsize,
-            offset=place.start - before,
-            access=mmap.ACCESS_COPY,
-        )
+        size, offset = before + count * place.dtype.itemsize, place.start - before
+        pages = mmap.mmap(stream.fileno(), size, offset=offset, access=mmap.ACCESS_COPY)
     tensor = torch.frombuffer(pages, dtype=place.dtype, count=count, offset=before)
     return tensor.view(place.shape)
 
 
 def check_alike(base: Mapping[str, Tensor], models: Sequence[Mapping[str, Tensor]]) -> None:
-    """Refuse models that were not trained from the base, as far as one sees.
-
-    Raises:
-        FusionError: Names, shapes, kinds of numbers, or integers differ.
-    """
+    """Refuse models whose names, shapes, kinds of numbers, or integers are not the base's."""
     expected = _described(base)
     for label, model in zip(labels(base, models)[1:], models, strict=True):
         found = _described(model)
@@ -247,8 +226,8 @@ def check_alike(base: Mapping[str, Tensor], models: Sequence[Mapping[str, Tensor
         for name, description in expected.items():
             if description.startswith("integer") and not torch.equal(model[name], base[name]):
                 raise FusionError(
-                    f"{label}: expected the integers of the base, found others in {name}. Integer "
-                    "tensors cannot be merged; these models do not have one origin."
+                    f"{label}: expected the integers of the base, found others in {name}, and "
+                    "integers cannot be merged. Merge checkpoints of this very base."
                 )
 
 
@@ -283,15 +262,8 @@ def write_model(
 ) -> Path:
     """Write a model folder, a few tensors at a time, whole or not at all.
 
-    Args:
-        output: The folder.
-        weights: By the names of `like`.
-        like: The model whose files, order and types of numbers are kept.
-        settings: The folder whose configurations, tokenizer and modules are copied.
-        card: Gives the content of README.md, when all else is written.
-
-    Raises:
-        UnwritableError: The output cannot be written.
+    Files, order and types of numbers are those of `like`; configurations, tokenizer and modules are
+    copied from `settings`; `card` gives the content of README.md, when all else is written.
     """
     with atomic_path(output) as temporary:
         temporary.mkdir()
@@ -316,10 +288,8 @@ def write_model(
 def write_tensors(file: Path, contents: Mapping[str, Place], weights: Mapping[str, Tensor]) -> None:
     """Write a safetensors file, a few tensors at a time, each once.
 
-    Args:
-        file: Where to.
-        contents: By the tensor's name among the weights, its key, type and shape in the file.
-        weights: The tensors; several are asked for at a time, from as many threads.
+    `contents` has key, type and shape in the file by the tensor's name among the weights, of which
+    several are asked for at a time, from as many threads.
     """
     names = {dtype: name for name, dtype in DTYPES.items()}
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
@@ -353,11 +323,7 @@ def write_tensors(file: Path, contents: Mapping[str, Place], weights: Mapping[st
 
 
 def cast(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """A merged tensor in the type of numbers that its model is stored in.
-
-    Raises:
-        FusionError: A number is too large for the type.
-    """
+    """A merged tensor in the type of numbers that its model is stored in."""
     stored = tensor.to(dtype)
     if stored.dtype != tensor.dtype and stored.is_floating_point() and not stored.isfinite().all():
         raise FusionError(
@@ -375,10 +341,9 @@ def _single_threads() -> Iterator[ThreadPoolExecutor]:
     tensor would keep them waiting.
     """
     threads = torch.get_num_threads()
+    workers = min(threads + 1, _WORKERS)
     try:
-        with ThreadPoolExecutor(
-            min(threads + 1, _WORKERS), initializer=torch.set_num_threads, initargs=(1,)
-        ) as pool:
+        with ThreadPoolExecutor(workers, "", torch.set_num_threads, (1,)) as pool:
             yield pool
     finally:
         torch.set_num_threads(threads)  # the number is this thread's own and the process's

@@ -105,17 +105,18 @@ def test_greedy_soup_is_scored_on_dev(make_kitchen, tmp_path, monkeypatch, capsy
     kitchen = make_kitchen()
     looked_at, read = [], []
 
-    def spread(encoder, datasets, records):  # stands for the scores: the mean of a weight
-        assert {dataset.name for dataset in datasets} == records.keys()
+    def spread(encoder, preset, split, *, data):  # stands for the scores: the mean of a weight
+        assert (preset.name, split, data) == ("smoke", "dev", dict.fromkeys(read))
         looked_at.append(encoder.backbone.embeddings.LayerNorm.bias.mean().item())
         return looked_at[-1]
 
-    monkeypatch.setattr("codiemb_lib.data.load_split", lambda *what, **how: read.append(what))
-    monkeypatch.setattr("codiemb_lib.evaluate.evaluate", spread)
-    monkeypatch.setattr(merging, "task_means", lambda score: {"ir": score, "sts": score})
+    monkeypatch.setattr("codiemb_lib.data.load_dataset", lambda name, root: read.append(name))
+    monkeypatch.setattr("codiemb_lib.evaluate.encode_split", spread)
+    monkeypatch.setattr("codiemb_lib.evaluate.score", lambda found: found)
+    monkeypatch.setattr(merging, "mean_of_tasks", lambda found: found)
     recipe = write_recipe(kitchen, method="greedy", dev="smoke")
     assert main(["fuse", str(recipe), str(tmp_path / "fused")]) == 0
-    assert read == [(dataset.name, "dev") for dataset in load_preset("smoke").datasets]
+    assert read == [dataset.name for dataset in load_preset("smoke").datasets]
     name = "embeddings.LayerNorm.bias"
     means = {
         run: load_file(kitchen / run / "model" / "model.safetensors")[name].mean().item()
@@ -204,11 +205,11 @@ def test_a_killed_search_for_a_greedy_soup_leaves_nothing_for_long(
     kitchen = make_kitchen()
     left = []
 
-    def killed(*_):
+    def killed(*_, **__):
         left.extend(tmp_path.glob(".fused.*"))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("codiemb_lib.evaluate.evaluate", killed)
+    monkeypatch.setattr("codiemb_lib.evaluate.encode_split", killed)
     monkeypatch.setattr("shutil.rmtree", lambda *_, **__: None)  # a kill clears up nothing
     with pytest.raises(KeyboardInterrupt):
         fuse_recipe(write_recipe(kitchen, method="greedy", dev="smoke"), tmp_path / "fused")

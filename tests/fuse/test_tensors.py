@@ -168,7 +168,7 @@ def test_other_library_versions_and_tokenizer_states_are_accepted(folders, tmp_p
 def test_pickled_and_missing_models_are_refused(folders, tmp_path):
     base, *runs = folders
     (runs[0] / "model.safetensors").rename(runs[0] / "pytorch_model.bin")
-    with pytest.raises(ValueError, match=r"run-1: .* pickled weights \(pytorch_model\.bin\)"):
+    with pytest.raises(ValueError, match=r"run-1/pytorch_model\.bin, pickled weights"):
         merge(base, runs, output=tmp_path / "fused")
     shutil.rmtree(runs[0])
     with pytest.raises(FusionError, match="run-1: expected a model folder"):
@@ -183,7 +183,7 @@ def test_pickled_weights_of_a_module_are_refused(folders, tmp_path):
     (runs[1] / "2_Dense").mkdir()
     (runs[1] / "2_Dense" / "config.json").write_text("{}")
     (runs[1] / "2_Dense" / "pytorch_model.bin").write_bytes(b"pickled")
-    with pytest.raises(FusionError, match=r"2_Dense: .* found pickled weights"):
+    with pytest.raises(FusionError, match=r"2_Dense/pytorch_model\.bin, pickled"):
         merge(base, runs, output=tmp_path / "second")
 
 
