@@ -239,11 +239,16 @@ def with_kept(
 # Folders
 
 
-def load_recipe(path: str | Path) -> Recipe:
-    """Read a recipe and check all that can be checked without its models.
+@torch.no_grad()
+def fuse_recipe(path: str | Path, output: str | Path) -> Fused:
+    """Merge what a recipe in YAML names into a complete model with a card.
+
+    Paths are from the recipe's folder. What can be checked without the models is checked first.
 
     Raises:
-        FusionError: There is no such file, or it says something that cannot be done.
+        FusionError: There is no such file, it says something that cannot be done, or as in `merge`.
+        EncoderError: The base is unknown.
+        UnwritableError: The output cannot be written.
     """
     path = Path(path)
     if not path.is_file():
@@ -254,16 +259,7 @@ def load_recipe(path: str | Path) -> Recipe:
             f"{path}: expected `dev`, the preset whose dev sets decide, with `method: greedy` and "
             f"no other, found dev: {recipe.dev!r} with {recipe.method}."
         )
-    return recipe
-
-
-@torch.no_grad()
-def fuse_recipe(path: str | Path, output: str | Path) -> Fused:
-    """Merge what a recipe names into a complete model with a card. Paths are from its folder.
-
-    It raises what :func:`load_recipe` and :func:`merge` do.
-    """
-    return _merge_folders(load_recipe(path), Path(path).parent, Path(output), hashed=True)
+    return _merge_folders(recipe, path.parent, Path(output), hashed=True)
 
 
 def _merge_folders(

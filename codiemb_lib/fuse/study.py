@@ -47,16 +47,14 @@ def study_of(preset: Preset) -> FusionStudy:
 
 def merged_variants(preset: Preset) -> list[str]:
     """The trained variants that the preset's fusions, its study or its path need."""
-    named = {name for merge in preset.fusion.values() for name in merge.ingredients}
-    return [name for name in preset.variants if name in named.union(study_of(preset).runs)]
+    named = [name for merge in preset.fusion.values() for name in merge.ingredients]
+    return [name for name in preset.variants if name in (*named, *study_of(preset).runs)]
 
 
 def open_runs(preset: Preset, seed: int) -> dict[str, Folder]:
     """The weights of the `merged_variants` of one seed, read from their folders when asked for."""
-    return {
-        name: Folder(run_folder(preset.name, name, seed) / "model")
-        for name in merged_variants(preset)
-    }
+    folders = {name: run_folder(preset.name, name, seed) for name in merged_variants(preset)}
+    return {name: Folder(folder / "model") for name, folder in folders.items()}
 
 
 def save_merge(

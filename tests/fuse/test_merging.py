@@ -12,7 +12,7 @@ from codiemb_lib.app.cli import main
 from codiemb_lib.core.files import read_json, sha256_file, write_json
 from codiemb_lib.core.preset import EncoderSettings, load_preset, preset_path
 from codiemb_lib.fuse import merging
-from codiemb_lib.fuse.merging import fuse_recipe, load_recipe, merge
+from codiemb_lib.fuse.merging import fuse_recipe, merge
 from codiemb_lib.fuse.tensors import FusionError
 from codiemb_lib.model.encoder import Encoder, model_hash
 
@@ -236,7 +236,7 @@ def test_a_killed_search_for_a_greedy_soup_leaves_nothing_for_long(
 )
 def test_recipes_that_cannot_be_made_are_refused_before_any_work(tmp_path, changes, message):
     with pytest.raises(FusionError, match=message):
-        load_recipe(write_recipe(tmp_path, **changes))
+        fuse_recipe(write_recipe(tmp_path, **changes), tmp_path / "fused")
 
 
 def test_what_is_missing_takes_one_line(make_kitchen, tmp_path, capsys):
