@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 import torch
 import yaml
+from jinja2 import Template
 from pydantic import Field, ValidationError, field_validator, model_validator
 from torch import Tensor
 
@@ -290,15 +291,15 @@ def _merge_folders(
         kept = [name for j, name in enumerate(folders) if j in (merged.kept or range(len(folders)))]
         pool = ThreadPoolExecutor(torch.get_num_threads())
         stack.callback(pool.shutdown, cancel_futures=True)
-        hashes = {  # beside the merge: they take about as long
-            (name, file.relative_to(folder).as_posix()): pool.submit(sha256_file, file)
+        hashes = [  # beside the merge: they take about as long
+            (name, file.relative_to(folder).as_posix(), pool.submit(sha256_file, file))
             for name, folder in (folders if hashed else {}).items()
             for file in sorted(folder.rglob("*.safetensors"))
-        }
+        ]
 
         def card() -> str:
-            found = {place: digest.result() for place, digest in hashes.items()}
-            return _model_card(output.name, recipe, kept, settings, found)
+            files = [(name, file, digest.result()) for name, file, digest in hashes]
+            return _model_card(output.name, recipe, kept, settings, files)
 
         write_model(output, merged, like=like, settings=settings, card=card)
     return Fused(output, len(merged), kept)
@@ -331,45 +332,30 @@ def mean_of_tasks(scores: pd.DataFrame) -> float:
 
 
 def _model_card(
-    name: str,
-    recipe: Recipe,
-    kept: Sequence[str],
-    settings: Path,
-    hashes: Mapping[tuple[str, str], str],
+    name: str, recipe: Recipe, kept: list[str], settings: Path, files: list[tuple[str, str, str]]
 ) -> str:
     """The README.md of a merged model: how it was made, and nothing about how good it is.
 
     `kept` names the ingredients in the result, `settings` is the folder whose configurations it
-    has, and `hashes` holds, by ingredient and file, the SHA-256 of weights; there may be none.
+    has, and `files` are ingredients, their files of weights, and the SHA-256 of these.
     """
     library = "sentence-transformers" if (settings / "modules.json").is_file() else "transformers"
-    head = {
-        "library_name": library,
-        "pipeline_tag": "sentence-similarity",
-        "tags": [library, "feature-extraction", "sentence-similarity", "merge"],
-        "base_model": recipe.base,
-    }
-    files = hashes or {(ingredient, ""): "" for ingredient in recipe.ingredients}
-    rows = [
-        f"| {ingredient} | {'yes' if ingredient in kept else 'no'} | {file} | {digest} |"
-        for (ingredient, file), digest in files.items()
-    ]
-    versions = [f"{p} {metadata.version(p)}" for p in ("torch", "transformers")]
-    versions = [f"codiemb {__version__}", f"python {platform.python_version()}", *versions]
     written = {"base": recipe.base, "method": recipe.method}
     written |= recipe.model_dump(mode="json", exclude_defaults=True)
     formula = inspect.getdoc(getattr(methods, recipe.method))
     for pattern, markdown in _MARKDOWN.items():
         formula = re.sub(pattern, markdown, formula)
-    lines = [
-        f"---\n{yaml.safe_dump(head, sort_keys=False)}---",
-        f"# {name}\n",
-        "The weights of models that were trained from one base, merged by this recipe:\n",
-        f"```yaml\n{yaml.safe_dump(written, sort_keys=False, allow_unicode=True)}```\n",
-        f"## Method: {recipe.method}\n\n{formula}\n",
-        "## Ingredients\n",
-        "| ingredient | in the result | file | sha256 |\n| --- | --- | --- | --- |",
-        *rows,
-        f"\n## Versions\n\n{', '.join(versions)}\n",
-    ]
-    return "\n".join(lines)
+    versions = {"codiemb": __version__, "python": platform.python_version()}
+    versions |= {package: metadata.version(package) for package in ("torch", "transformers")}
+    template = Path(__file__).with_name("card.md").read_text(encoding="utf-8")
+    return Template(template, keep_trailing_newline=True).render(
+        name=name,
+        library=library,
+        base=recipe.base,
+        recipe=yaml.safe_dump(written, sort_keys=False, allow_unicode=True),
+        method=recipe.method,
+        formula=formula,
+        files=files or [(ingredient, "", "") for ingredient in recipe.ingredients],
+        kept=kept,
+        versions=", ".join(f"{package} {version}" for package, version in versions.items()),
+    )

@@ -11,10 +11,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from codiemb_lib.core.merge import METHODS, Merge
+from codiemb_lib.core.merge import METHODS
 from codiemb_lib.core.words import layer_of
 from codiemb_lib.fuse import methods
-from codiemb_lib.fuse.merging import merge, work_out
+from codiemb_lib.fuse.merging import merge
 from codiemb_lib.fuse.methods import delta_guided_weights, delta_norms
 from codiemb_lib.fuse.tensors import FusionError
 from tests.made_up import shown
@@ -450,12 +450,9 @@ def test_dare_drops_at_random_without_bias():
 
 
 def test_dare_does_not_depend_on_the_order_of_reading():
-    options = {"method": "dare", "density": 0.5, "seed": 3}
-    runs = {str(j): model for j, model in enumerate(CHECKPOINTS)}
-    merged = work_out(BASE, runs, Merge(ingredients=[*runs], **options))
+    merged = methods.dare(BASE, CHECKPOINTS, density=0.5, seed=3)
     backwards = {name: merged[name] for name in reversed(SHAPES)}
-    for name, tensor in merge(BASE, CHECKPOINTS, **options).items():
-        assert torch.equal(tensor, backwards[name])
+    assert all(torch.equal(merged[name], tensor) for name, tensor in backwards.items())
 
 
 def test_slerp_of_two_directions_keeps_the_length_and_halves_the_angle():
@@ -547,6 +544,14 @@ def test_integer_tensors_are_copied_and_must_be_equal():
     other["positions"] = torch.arange(4).flip(0)
     with pytest.raises(ValueError, match=r"checkpoint 1: .* integers .* positions"):
         merge(base, [one, other])
+
+
+def test_ingredients_are_left_alone():
+    before = [{name: tensor.clone() for name, tensor in model.items()} for model in CHECKPOINTS]
+    for tensor in merge(BASE, CHECKPOINTS, keep={"pooler*": 0}).values():
+        tensor.zero_()
+    for model, copy in zip(CHECKPOINTS, before, strict=True):
+        assert_equal_models(model, copy, rtol=0, atol=0)
 
 
 # Refusals
