@@ -182,13 +182,10 @@ def work_out(
         )
     models = [runs[name] for name in settings.ingredients]
     check_alike(base, models)
-    tied, *others = (getattr(model, "ties", {}) for model in (base, *models))
     # Heads that all models tie to one table: worked out by their own names, the two would part.
-    tied = {
-        head: table for head, table in tied.items() if all(o.get(head) == table for o in others)
-    }
-    sources = kept_tensors(base, settings.keep)
-    origin, models = with_kept(base, models, runs, sources)
+    pairs = [getattr(model, "ties", {}).items() for model in (base, *models)]
+    tied = dict(set(pairs[0]).intersection(*pairs[1:]))
+    sources, origin, models = with_kept(base, runs, settings)
     options = settings.options() | ({"score": score} if score else {})
     merged = getattr(methods, settings.method)(origin, models, **options)
 
@@ -211,10 +208,15 @@ def work_out(
     return result
 
 
-def kept_tensors(base: Weights, keep: Mapping[str, str]) -> dict[str, str]:
-    """Which model each tensor comes from that is not merged; the first pattern that fits holds."""
+def with_kept(
+    base: Weights, runs: Mapping[str, Weights], settings: Merge
+) -> tuple[dict[str, str], Weights, list[Weights]]:
+    """Which model a tensor comes from that is not merged; base and models as if all had these.
+
+    No method then changes them. The first pattern that fits a name holds.
+    """
     sources: dict[str, str] = {}
-    for pattern, source in keep.items():
+    for pattern, source in settings.keep.items():
         names = fnmatch.filter(base, pattern)
         if not names:
             raise FusionError(
@@ -222,19 +224,12 @@ def kept_tensors(base: Weights, keep: Mapping[str, str]) -> dict[str, str]:
                 f"{pattern!r}, which fits none."
             )
         sources = dict.fromkeys(names, source) | sources
-    return sources
-
-
-def with_kept(
-    base: Weights, models: Sequence[Weights], runs: Mapping[str, Weights], sources: dict[str, str]
-) -> tuple[Weights, list[Weights]]:
-    """As if all models had the tensors that are kept: no method then changes them."""
     kept = {name: base if source == "base" else runs[source] for name, source in sources.items()}
 
     def alike(model: Weights) -> Weights:
         return Lazy(model, lambda name: kept.get(name, model)[name]) if kept else model
 
-    return alike(base), [alike(model) for model in models]
+    return sources, alike(base), [alike(runs[name]) for name in settings.ingredients]
 
 
 # Folders

@@ -26,13 +26,7 @@ from codiemb_lib.core import (
     write_rows,
 )
 from codiemb_lib.fuse import NUMERICS
-from codiemb_lib.fuse.merging import (
-    kept_tensors,
-    mean_of_tasks,
-    merge_weights,
-    with_kept,
-    work_out,
-)
+from codiemb_lib.fuse.merging import mean_of_tasks, merge_weights, with_kept, work_out
 from codiemb_lib.fuse.methods import Weights, delta_guided_weights, delta_norms
 from codiemb_lib.fuse.tensors import Folder
 from codiemb_lib.model import Encoder, model_hash
@@ -104,9 +98,9 @@ def movements(base: Weights, runs: Mapping[str, Weights], settings: Merge) -> pd
         Tensors outside embeddings and layers, such as BERT's pooler, are not trained and left out.
     """
     models = [runs[name] for name in settings.ingredients]
-    sources = kept_tensors(base, settings.keep)
+    sources, *merged = with_kept(base, runs, settings)
     options = settings.options() if settings.method == "delta" else {"power": 0.0}
-    weights = delta_guided_weights(*with_kept(base, models, runs, sources), **options)
+    weights = delta_guided_weights(*merged, **options)
     rows = [
         {
             "ingredient": ingredient,

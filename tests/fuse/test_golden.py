@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from codiemb_lib.core.merge import METHODS, Merge
 from codiemb_lib.core.words import layer_of
-from codiemb_lib.fuse.merging import kept_tensors, merge, with_kept, work_out
+from codiemb_lib.fuse.merging import merge, with_kept, work_out
 from codiemb_lib.fuse.methods import delta_guided_weights, delta_norms
 from codiemb_lib.fuse.study import module_of, path
 from tests.conftest import tiny_architecture
@@ -96,7 +96,7 @@ def weights_of_delta() -> dict:
     for options in trials:
         keep = {pattern: str(source) for pattern, source in options.get("keep", {}).items()}
         runs = {str(j): model for j, model in enumerate(models)}
-        kept = with_kept(base, models, runs, kept_tensors(base, keep))
+        _, *kept = with_kept(base, runs, Merge(ingredients=[*runs], keep=keep))
         by_name = delta_guided_weights(*kept, **{k: v for k, v in options.items() if k != "keep"})
         short = options.get("granularity") == "element"
         label = ", ".join(f"{k} {v}" for k, v in options.items()) or "as it is"
