@@ -9,7 +9,6 @@ from codiemb_lib.core.preset import PresetError, load_preset, preset_path
 from codiemb_lib.fuse.merging import merge_weights
 from codiemb_lib.fuse.study import (
     merged_variants,
-    module_of,
     movements,
     path,
     study_of,
@@ -104,19 +103,6 @@ def test_candidates_that_keep_other_tensors_have_other_names():
     rows, _ = try_on_dev(BASE, RUNS, study, toward(3.0, 4.0)[0])
     assert rows["settings"].unique().tolist() == ["as it is", "*dense* of a"]
     assert rows.loc[rows["chosen"], "settings"].unique().tolist() == ["*dense* of a"]
-
-
-@pytest.mark.parametrize(
-    ("tensor", "module"),
-    [
-        ("encoder.layer.3.attention.self.query.weight", "query"),
-        ("encoder.layer.3.attention.output.dense.bias", "attention.output.dense"),
-        ("layers.0.mlp.up_proj.weight", "up_proj"),
-        ("embeddings.word_embeddings.weight", "word_embeddings"),
-    ],
-)
-def test_a_module_is_named_without_its_layer(tensor, module):
-    assert module_of(tensor) == module
 
 
 def test_the_path_starts_at_the_first_run_and_ends_at_the_second():
