@@ -23,9 +23,9 @@ BLOCK = 2**23
 
 def codiemb(output: str, base: str, models: list[str], options: dict) -> Callable[[], object]:
     """Ours, on model folders."""
-    from codiemb_lib.fuse import fuse
+    from codiemb_lib import merge
 
-    return lambda: fuse(base, models, output=output, **options)
+    return lambda: merge(base, models, output=output, **options)
 
 
 def mergekit(output: str, config: dict) -> Callable[[], object]:

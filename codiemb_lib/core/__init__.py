@@ -19,7 +19,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             *["sha256_file", "sha256_folder", "sha256_text"],
         ],
         "intervals": ["jackknife_intervals", "mean_interval", "t_interval"],
-        "merge": ["FusionSettings", "FusionStudy"],
+        "merge": ["FusionStudy", "METHODS", "Merge"],
         "preset": [
             *["Preset", "PresetError", "load_preset", "preset_path"],
             *["DatasetSettings", "EncoderSettings", "LoraSettings"],
@@ -31,7 +31,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             *["git_commit", "hardware", "peak_memory_mib", "versions"],
             *["collect", "collect_costs", "label_rows", "write_rows"],
         ],
-        "settings": ["read_settings"],
+        "settings": ["explain", "read_settings"],
         "words": ["MAIN_METRIC", "Task", "layer_of", "normalise", "task_means", "unknown"],
     },
 )

@@ -1,58 +1,138 @@
-"""What a merge may say: which runs, by which method, with which options."""
+"""What a merge may say: which models, by which method, with which options."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+import math
+from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from codiemb_lib.core.settings import Settings
+from codiemb_lib.core.words import unknown
 
 
-class FusionSettings(Settings):
-    """How checkpoints of several variants become one model.
+class Method(NamedTuple):
+    """What a way to merge takes; the function of its name stands in `fuse/methods.py`."""
 
-    Keys that are not listed here are options of the method. `fusion.check_options` knows them; this
-    module does not, so that a new method leaves every run that reads a preset as it is.
+    options: tuple[str, ...] = ()
+    required: tuple[str, ...] = ()
+    least: int = 1  # models
+    most: float = math.inf
+    scored: bool = False  # whether it looks at dev scores while it merges
+
+
+METHODS = {
+    "delta": Method(("granularity", "weighting", "power", "temperature")),
+    "uniform": Method(),
+    "linear": Method(("weights",), required=("weights",)),
+    "greedy": Method(scored=True),
+    "task_arithmetic": Method(("weights",)),
+    "ties": Method(("density", "weights")),
+    "dare": Method(("density", "seed")),
+    "slerp": Method(("t",), least=2, most=2),
+    "model_stock": Method(("floor",), least=2),
+}
+
+
+class Merge(Settings):
+    """How models that were trained from one base become one; an option means the same everywhere.
+
+    Options that are None have the default of the method's function. Numbers and arrays of NumPy
+    are taken as those of Python.
     """
-
-    model_config = ConfigDict(extra="allow")
 
     ingredients: Annotated[tuple[str, ...], Field(min_length=1)]
     method: str = "delta"
-    scale: float = 1.0
+    scale: float = 1.0  # length of the merged delta
     keep: dict[str, str] = {}  # patterns of tensors' names: `base`, or the ingredient they stay of
+    granularity: Literal["model", "layer", "tensor", "element"] | None = None
+    weighting: Literal["power", "softmax"] | None = None
+    power: float | None = None
+    temperature: float | None = None
+    weights: tuple[float, ...] | None = None  # one for each ingredient
+    density: Annotated[float, Field(gt=0, le=1)] | None = None
+    seed: int | None = None
+    t: float | None = None
+    floor: Annotated[float, Field(ge=0)] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _numpy_is_plain(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        return {k: v.tolist() if hasattr(v, "tolist") else v for k, v in given.items()}
+
+    @field_validator("method")
+    @classmethod
+    def _method_is_known(cls, method: str) -> str:
+        if method not in METHODS:
+            raise ValueError(unknown("method", method, METHODS))
+        return method
 
     @model_validator(mode="after")
-    def _kept_are_ingredients(self) -> FusionSettings:
-        if strangers := sorted({*self.keep.values()} - {"base", *self.ingredients}):
-            raise ValueError(
-                f"keep: expected `base` or one of {self.ingredients}, found {strangers}"
+    def _fits_its_method(self) -> Merge:
+        method, given, count = METHODS[self.method], self.options(), len(self.ingredients)
+        if strangers := [name for name in given if name not in method.options]:
+            raise ValueError(unknown(f"option of {self.method}", strangers[0], method.options))
+        if missing := [name for name in method.required if name not in given]:
+            raise ValueError(f"{self.method}: expected the option {missing[0]!r}, found none")
+        if not method.least <= count <= method.most:
+            expected = (
+                f"exactly {method.least}"
+                if method.most == method.least
+                else f"{method.least} or more"
             )
+            raise ValueError(f"{self.method}: expected {expected} models, found {count}")
+        if self.temperature == 0:
+            raise ValueError("temperature: expected a number other than zero, found 0")
+        if (weights := self.weights) is not None:
+            if len(weights) != count:
+                raise ValueError(
+                    f"weights: expected one for each of {count} models, found {[*weights]}"
+                )
+            if self.method == "linear" and not math.fsum(weights):
+                raise ValueError(f"weights: expected a sum other than zero, found {[*weights]}")
+            if self.method == "ties" and (min(weights) < 0 or not any(weights)):
+                raise ValueError(
+                    f"weights of ties: expected none below zero and one above, found {[*weights]}"
+                )
+        known = ["base", *self.ingredients]
+        if strangers := [name for name in self.keep.values() if name not in known]:
+            raise ValueError(f"keep: {unknown('ingredient', strangers[0], known)}")
         return self
 
-    def options(self) -> dict[str, object]:
-        """The keyword arguments of `fusion.fuse`, when ingredients are given in their order."""
-        shared: dict[str, object] = {"method": self.method, "scale": self.scale}
-        if self.keep:
-            places = {name: place for place, name in enumerate(self.ingredients)}
-            shared["keep"] = {p: places.get(name, name) for p, name in self.keep.items()}
-        return shared | (self.model_extra or {})
+    def options(self) -> dict[str, Any]:
+        """The options of methods that are given."""
+        named = dict.fromkeys(name for method in METHODS.values() for name in method.options)
+        return {n: value for n in named if (value := getattr(self, n)) is not None}
 
 
 class FusionStudy(Settings):
     """Which ways to merge the same runs are compared, and the path between two of them.
 
-    Every method has several settings to choose from on dev, as many as the others where it takes
-    any: none gets more looks at dev than another.
+    A candidate is what `Merge` takes; it has the study's ingredients, and its label as the method,
+    unless it names its own. Every label has several candidates to choose from on dev, as many as
+    the others where it takes any: none gets more looks at dev than another.
     """
 
     ingredients: Annotated[tuple[str, ...], Field(min_length=2)]
-    candidates: dict[str, Annotated[tuple[dict[str, Any], ...], Field(min_length=1)]]
+    candidates: dict[str, tuple[Merge, ...]]
     path: tuple[str, str] | None = None  # from the first run's weights to the second's
     path_points: Annotated[int, Field(ge=3)] = 9
 
-    def merges(self, method: str) -> list[FusionSettings]:
-        """The settings of a method that are tried; one may name `ingredients` of its own."""
-        shared = {"ingredients": self.ingredients, "method": method}
-        return [FusionSettings(**shared | candidate) for candidate in self.candidates[method]]
+    @field_validator("candidates", mode="before")
+    @classmethod
+    def _share_what_they_do_not_name(cls, given: Any, info: ValidationInfo) -> Any:
+        if not isinstance(given, dict) or not all(given.values()):
+            raise ValueError("expected one candidate or more for each label")
+        shared = {"ingredients": info.data.get("ingredients", ())}
+        return {
+            label: [shared | {"method": label} | c if isinstance(c, dict) else c for c in tried]
+            for label, tried in given.items()
+        }
+
+    @property
+    def runs(self) -> list[str]:
+        """The ingredients of all candidates, and the ends of the path."""
+        merges = [merge for tried in self.candidates.values() for merge in tried]
+        return [*dict.fromkeys(n for m in merges for n in m.ingredients), *(self.path or ())]

@@ -10,7 +10,7 @@ from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from codiemb_lib.core.errors import CodiembError
 from codiemb_lib.core.files import project_root
-from codiemb_lib.core.merge import FusionSettings, FusionStudy
+from codiemb_lib.core.merge import METHODS, FusionStudy, Merge
 from codiemb_lib.core.settings import Settings, explain, read_settings
 from codiemb_lib.core.words import Task, unknown
 
@@ -165,7 +165,7 @@ class Preset(Settings):
     objective: ObjectiveSettings = ObjectiveSettings()
     training: TrainingSettings
     variants: Annotated[dict[Name, VariantSettings], Field(min_length=1)]
-    fusion: dict[Name, FusionSettings] = {}
+    fusion: dict[Name, Merge] = {}
     fusion_study: FusionStudy | None = None
     benchmark: dict[str, Prompts] = {}  # tasks by their MTEB names
     geometry: GeometrySettings = GeometrySettings()
@@ -177,18 +177,7 @@ class Preset(Settings):
         return self
 
     @model_validator(mode="after")
-    def _models_that_are_named_exist(self) -> Preset:
-        merged = {f"fusion {model!r}": f.ingredients for model, f in self.fusion.items()}
-        if study := self.fusion_study:
-            merged["fusion_study.path"] = study.path or ()
-            for method in study.candidates:
-                for settings in study.merges(method):
-                    merged[f"fusion_study.{method} {settings.ingredients}"] = settings.ingredients
-        for place, ingredients in merged.items():
-            if strangers := [v for v in ingredients if v not in self.variants]:
-                raise ValueError(
-                    f"{place}: expected ingredients among {[*self.variants]}, found {strangers}"
-                )
+    def _drawn_models_exist(self) -> Preset:
         if strangers := [v for v in self.geometry.umap_variants if v not in self.models]:
             raise ValueError(f"umap_variants: expected some of {self.models}, found {strangers}")
         return self
@@ -205,6 +194,24 @@ class Preset(Settings):
                 raise ValueError(
                     f"variant {variant!r}: objective.matryoshka: expected even dimensions, whose "
                     f"halves `angle` pairs, found {[*own.matryoshka]}"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _variants_are_merged(self) -> Preset:
+        merged = {f"fusion {model!r}": merge.ingredients for model, merge in self.fusion.items()}
+        if self.fusion_study:
+            merged["fusion_study"] = self.fusion_study.runs
+        for place, ingredients in merged.items():
+            if strangers := [name for name in ingredients if name not in self.variants]:
+                raise ValueError(
+                    f"{place}: expected ingredients among {[*self.variants]}, found {strangers}"
+                )
+        for model, merge in self.fusion.items():
+            if METHODS[merge.method].scored:
+                raise ValueError(
+                    f"fusion {model!r}: expected a method without scores, found {merge.method!r}: "
+                    "only a `fusion_study` looks at dev"
                 )
         return self
 
@@ -234,7 +241,7 @@ class Preset(Settings):
         objective = ObjectiveSettings(**self.objective.model_dump() | own.objective)
         return self.model_copy(update={"objective": objective, "training": training})
 
-    def fused(self, name: str) -> FusionSettings:
+    def fused(self, name: str) -> Merge:
         """The settings of one fused model."""
         return self._named("fusion", name, self.fusion)
 

@@ -1,4 +1,9 @@
-"""Checkpoints to one model: the methods, model folders read by the tensor, recipes, studies."""
+"""Checkpoints to one model.
+
+`merge` takes a base and models that were trained from it, as mappings or as folders, and one of the
+methods; `fuse_recipe` reads the same from a YAML file. A preset's merges go through `save_merge`,
+and `try_on_dev` compares ways to merge the same runs.
+"""
 
 import lazy_loader
 
@@ -10,10 +15,17 @@ NUMERICS = 1
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "merges": ["path"],
-        "methods": ["FusionError", "check_options", "delta_guided_weights", "fuse", "options_of"],
-        "recipes": ["fuse_recipe"],
-        "study": ["candidates", "fixed_settings"],
+        "merging": ["fuse_recipe", "merge", "merge_weights"],
+        "methods": ["delta_guided_weights"],
+        "ranking": ["candidates", "fixed_settings"],
+        "study": [
+            "merged_variants",
+            "open_runs",
+            "path",
+            "save_merge",
+            "study_of",
+            "try_on_dev",
+        ],
         "tensors": ["Folder"],
     },
 )

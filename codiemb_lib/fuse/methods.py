@@ -3,8 +3,8 @@ r"""Merging models that were trained from one base: the methods, each a small pu
 Notation: :math:`\theta_0` is the base, :math:`\theta_1 \dots \theta_J` the models (checkpoints,
 runs), :math:`\delta_j = \theta_j - \theta_0` how far model j moved. A method takes mappings from
 names to tensors, and returns such a mapping; a tensor is worked out when it is asked for, on any
-thread, so models larger than the memory can be merged. `METHODS` lists them; a new one is one
-function more.
+thread, so models larger than the memory can be merged. A new method is a function here and a line
+of `METHODS` in `core/merge.py`, where options are checked.
 
 CoDiEmb's own equation is not public. `delta` is the family that its public fragments allow.
 """
@@ -12,44 +12,18 @@ CoDiEmb's own equation is not public. `delta` is the family that its public frag
 from __future__ import annotations
 
 import copy
-import difflib
-import fnmatch
-import inspect
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
-from numbers import Real
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from codiemb_lib.core import layer_of, sha256_text
-from codiemb_lib.fuse.cards import model_card
-from codiemb_lib.fuse.tensors import (
-    Folder,
-    FusionError,
-    Lazy,
-    cast,
-    check_alike,
-    check_empty,
-    check_origin,
-    labels,
-    layout,
-    open_models,
-    pick,
-    settings_folder,
-    write_model,
-)
+from codiemb_lib.fuse.tensors import FusionError, Lazy, labels, wide
 
 Weights = Mapping[str, Tensor]
-Model = Weights | str | Path
-
-GRANULARITIES = ("model", "layer", "tensor", "element")
-WEIGHTINGS = ("power", "softmax")
 
 _BLOCK = 1 << 21  # numbers; in smaller ones threads would wait for their turn in Python
 _SAMPLE = 1 << 14  # about so many numbers say where a tensor's k-th largest lies
@@ -59,15 +33,7 @@ class Moves:
     """One tensor in the base and in J models, gone through in blocks of its n elements.
 
     Blocks come in float32, or in float64 where the tensors do, whatever the models are stored in;
-    a block is overwritten by the next.
-
-    Args:
-        name: The tensor's.
-        base: The base.
-        models: The J models.
-
-    Raises:
-        FusionError: When they are gone through: a value is not finite.
+    a block is overwritten by the next. A value that is not finite raises FusionError on the way.
     """
 
     def __init__(self, name: str, base: Weights, models: Sequence[Weights]) -> None:
@@ -82,68 +48,55 @@ class Moves:
         alone.tensors, alone._labels = [self.tensors[j]], [self._labels[0], self._labels[1 + j]]
         return alone
 
-    def weights(self) -> Iterator[tuple[slice, Tensor]]:
-        r"""Blocks of :math:`\theta_j`, (J, block), and where each lies."""
-        flat = [tensor.reshape(-1) for tensor in self.tensors]
-        for where, block in self._blocks(len(self.tensors)):
-            for row, tensor in zip(block, flat, strict=True):
-                row.copy_(tensor[where])
-            self._check_finite(block)
-            yield where, block
-
-    def deltas(self) -> Iterator[tuple[slice, Tensor]]:
-        r"""Blocks of :math:`\delta_j`, (J, block), and where each lies."""
+    def deltas(self, *, whole: bool = False) -> Iterator[Tensor]:
+        r"""Blocks of :math:`\delta_j`, (J, block), or, where they are `whole`, :math:`\theta_j`."""
         origin, flat = self.origin.reshape(-1), [tensor.reshape(-1) for tensor in self.tensors]
-        for where, block in self._blocks(len(self.tensors)):
-            start = origin[where].to(block.dtype)
-            for row, tensor in zip(block, flat, strict=True):
-                torch.sub(tensor[where].to(block.dtype), start, out=row)
-            self._check_finite(block)
-            yield where, block
+        step = max(1, _BLOCK // len(flat))
+        block = torch.empty(len(flat), min(len(origin), step), dtype=wide(origin.dtype))
+        for at in range(0, len(origin), step):
+            start, part = origin[at : at + step].to(block.dtype), block[:, : len(origin) - at]
+            for row, tensor in zip(part, flat, strict=True):
+                if whole:
+                    row.copy_(tensor[at : at + step])
+                else:
+                    torch.sub(tensor[at : at + step].to(block.dtype), start, out=row)
+            self._check_finite(part)
+            yield part
+
+    def products(self, *, whole: bool = False) -> Tensor:
+        """Inner products of what :meth:`deltas` yields, (J, J), in float64."""
+        # In float32 the sum over a large tensor (an embedding table) is off by a thousandth.
+        none = torch.zeros(len(self.tensors), len(self.tensors), dtype=torch.float64)
+        return sum(((d @ d.T).double() for d in self.deltas(whole=whole)), start=none)
 
     def norms(self) -> Tensor:
         """Euclidean norms of the deltas, (J,), in float64."""
-        # In float32 the sum over a large tensor (an embedding table) is off by a thousandth.
         squares = torch.zeros(len(self.tensors), dtype=torch.float64)
-        origin, flat = self.origin.reshape(-1), [tensor.reshape(-1) for tensor in self.tensors]
-        for where, (delta,) in self._blocks(1):
-            start = origin[where].to(delta.dtype)
-            for j, tensor in enumerate(flat):
-                torch.sub(tensor[where].to(delta.dtype), start, out=delta)
-                squares[j] += torch.dot(delta, delta).double()
-        self._check_finite(squares)
+        for deltas in self.deltas():
+            squares += torch.stack([torch.dot(row, row) for row in deltas]).double()
         return squares.sqrt()
 
     def move(self, rule: Callable[[Tensor], Tensor]) -> Tensor:
         """The base plus `rule(deltas)`, a function from (J, block) to (block,)."""
-        origin = self.origin.reshape(-1)
-        merged = self._empty()
-        for where, deltas in self.deltas():
+        origin, at = self.origin.reshape(-1), 0
+        merged = torch.empty(len(origin), dtype=wide(origin.dtype))
+        for deltas in self.deltas():
+            where = slice(at, at := at + deltas.shape[1])
             torch.add(origin[where], rule(deltas), out=merged[where])
         return merged.view(self.origin.shape)
 
     def mix(self, coefficients: Sequence[float]) -> Tensor:
         r"""The sum of :math:`c_j \theta_j`; the base is not read."""
-        merged = self._empty()
+        merged = torch.empty(self.origin.numel(), dtype=wide(self.origin.dtype))
         flat = [tensor.reshape(-1) for tensor in self.tensors]
-        for start in range(0, len(merged), _BLOCK):
-            where = slice(start, start + _BLOCK)
+        for at in range(0, len(merged), _BLOCK):
+            where = slice(at, at + _BLOCK)
             block = merged[where]
             torch.mul(flat[0][where].to(block.dtype), coefficients[0], out=block)
             for coefficient, tensor in zip(coefficients[1:], flat[1:], strict=True):
                 block.add_(tensor[where].to(block.dtype), alpha=coefficient)
             self._check_finite(block)
         return merged.view(self.origin.shape)
-
-    def _empty(self) -> Tensor:
-        return torch.empty(self.origin.numel(), dtype=_wide(self.origin.dtype))
-
-    def _blocks(self, rows: int) -> Iterator[tuple[slice, Tensor]]:
-        size, step = self.origin.numel(), max(1, _BLOCK // rows)
-        block = torch.empty(rows, min(size, step), dtype=_wide(self.origin.dtype))
-        for start in range(0, size, step):
-            stop = min(size, start + step)
-            yield slice(start, stop), block[:, : stop - start]
 
     def _check_finite(self, block: Tensor) -> None:
         """Of numbers that cannot be finite where a weight is not."""
@@ -155,10 +108,6 @@ class Moves:
                     f"{label}: expected finite weights, found NaN or infinity in {self.name}. "
                     "Leave this model out, or take an earlier checkpoint of its run."
                 )
-
-
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    return torch.promote_types(dtype, torch.float32)
 
 
 def _merged(base: Weights, models: Sequence[Weights], rule: Callable[[Moves], Tensor]) -> Lazy:
@@ -188,8 +137,6 @@ def linear(base: Weights, models: Sequence[Weights], *, weights: Sequence[float]
     Source: as for :func:`uniform`; the weights are normalised as mergekit does it.
     """
     total = math.fsum(weights)
-    if not total:
-        raise FusionError(f"weights: expected a sum other than zero, found {list(weights)}.")
     shares = [weight / total for weight in weights]
     return _merged(base, models, lambda moves: moves.mix(shares))
 
@@ -198,28 +145,27 @@ def greedy(base: Weights, models: Sequence[Weights], *, score: Callable[[Weights
     """The greedy soup: models join in the order of their scores if the soup is not worse for it.
 
     `score` takes a model and returns a number, higher being better; measure on dev, never on test.
-    It sees soups as they are, before a `scale` of :func:`fuse`.
+    It sees soups as they are, before the `scale` of a merge.
     The result's `kept` lists the numbers of the models in it, in the order in which they joined.
 
     Source: Wortsman et al., Model soups, ICML 2022, arXiv 2203.05482, recipe 1.
     """
-    alone = [_scored(score, model) for model in models]
+
+    def scored(model: Weights) -> float:
+        if math.isnan(found := float(score(model))):
+            raise FusionError("score: expected a number for every model, found NaN.")
+        return found
+
+    alone = [scored(model) for model in models]
     first, *others = sorted(range(len(models)), key=lambda j: -alone[j])
     kept, best = [first], alone[first]
     for j in others:
-        found = _scored(score, uniform(base, [models[k] for k in (*kept, j)]))
+        found = scored(uniform(base, [models[k] for k in (*kept, j)]))
         if found >= best:
             kept, best = [*kept, j], found
     soup = uniform(base, [models[k] for k in kept])
     soup.kept = kept
     return soup
-
-
-def _scored(score: Callable[[Weights], float], model: Weights) -> float:
-    found = float(score(model))
-    if math.isnan(found):
-        raise FusionError("score: expected a number for every model, found NaN.")
-    return found
 
 
 def slerp(base: Weights, models: Sequence[Weights], *, t: float = 0.5) -> Lazy:
@@ -235,11 +181,9 @@ def slerp(base: Weights, models: Sequence[Weights], *, t: float = 0.5) -> Lazy:
     Source: Shoemake, Animating rotation with quaternion curves, SIGGRAPH 1985; per tensor of
     weights, and with these bounds, as in mergekit.
     """
-    if len(models) != 2:
-        raise FusionError(f"slerp: expected exactly two models, found {len(models)}.")
 
     def rule(moves: Moves) -> Tensor:
-        products = _inner_products(moves.weights(), 2)
+        products = moves.products(whole=True)
         lengths = products.diagonal().sqrt()
         first, second = torch.where(lengths > 1e-8, lengths, 1.0).tolist()
         cosine = products[0, 1].item() / (first * second)
@@ -251,12 +195,6 @@ def slerp(base: Weights, models: Sequence[Weights], *, t: float = 0.5) -> Lazy:
     return _merged(base, models, rule)
 
 
-def _inner_products(blocks: Iterator[tuple[slice, Tensor]], count: int) -> Tensor:
-    """Of J vectors that come in blocks, (J, J), in float64."""
-    none = torch.zeros(count, count, dtype=torch.float64)
-    return sum(((block @ block.T).double() for _, block in blocks), start=none)
-
-
 # The base plus a sum of what the models learnt
 
 
@@ -266,7 +204,7 @@ def task_arithmetic(
     r"""The sum of the deltas: :math:`\theta = \theta_0 + \sum_j w_j \delta_j`, by default w = 1.
 
     Source: Ilharco et al., Editing models with task arithmetic, ICLR 2023, arXiv 2212.04089. Its
-    coefficient is the `scale` of :func:`fuse`.
+    coefficient is the `scale` of a merge.
     """
     weights = torch.tensor(weights or [1.0] * len(models))
     return _merged(base, models, lambda moves: moves.move(lambda d: weights.to(d.dtype) @ d))
@@ -292,10 +230,6 @@ def ties(
     model as one vector. By tensor, and with weights, as in mergekit.
     """
     weights = torch.tensor(weights or [1.0] * len(models))
-    if not (weights >= 0).all() or not weights.any():
-        raise FusionError(
-            f"weights of ties: expected none below zero and one above, found {weights.tolist()}."
-        )
 
     def rule(moves: Moves) -> Tensor:
         dropped = _most_dropped(moves, density)
@@ -336,7 +270,7 @@ def _kth_largest(moves: Moves, k: int) -> np.floating:
     """
     for low, high in (_sampled_bounds(moves, k), (0.0, math.inf)):
         above, to_high, to_low, between = 0, 0, 0, []  # how many are > high, >= high, >= low
-        for _, deltas in moves.deltas():
+        for deltas in moves.deltas():
             magnitudes = deltas[0].abs_().numpy()
             above += np.count_nonzero(magnitudes > high)
             to_high += np.count_nonzero(magnitudes >= high)
@@ -356,8 +290,7 @@ def _sampled_bounds(moves: Moves, k: int) -> tuple[float, float]:
     size = moves.origin.numel()
     step = size // _SAMPLE | 1  # odd: else it might stay in one column of a matrix
     tensor, origin = (
-        x.reshape(-1)[::step].to(_wide(moves.origin.dtype))
-        for x in (moves.tensors[0], moves.origin)
+        x.reshape(-1)[::step].to(wide(moves.origin.dtype)) for x in (moves.tensors[0], moves.origin)
     )
     sample = np.sort((tensor - origin).abs().numpy())[::-1]
     rank = k / size * len(sample)
@@ -410,11 +343,9 @@ def model_stock(base: Weights, models: Sequence[Weights], *, floor: float = 0.0)
     Source: Jang et al., Model Stock, ECCV 2024, arXiv 2403.19522, equation 7.
     """
     count = len(models)
-    if count < 2:
-        raise FusionError("model_stock: expected two models or more, found one.")
 
     def rule(moves: Moves) -> Tensor:
-        products = _inner_products(moves.deltas(), count)
+        products = moves.products()
         norms = products.diagonal().sqrt()
         norms = torch.outer(norms, norms).clamp(min=max(floor, torch.finfo(norms.dtype).tiny))
         pairs = torch.triu_indices(count, count, offset=1).unbind()
@@ -448,18 +379,12 @@ def delta(
     is the uniform soup; p = 2 a tensor FuseChat's VaRM (arXiv 2408.07990); p = 2 over the model
     MetaGPT's coefficient (arXiv 2406.11385).
     """
-    weigh = {"power": _by_power(power), "softmax": _by_softmax(temperature)}[weighting]
+    weigh = _by_power(power) if weighting == "power" else _by_softmax(temperature)
     if granularity == "element":
-        return _merged(
-            base, models, lambda moves: moves.move(lambda d: (weigh(d.abs()) * d).sum(dim=0))
-        )
+        return _merged(base, models, lambda m: m.move(lambda d: (weigh(d.abs()) * d).sum(dim=0)))
     weights_of = _weights_of(base, models, granularity, weigh)
-
-    def rule(moves: Moves) -> Tensor:
-        # The weights sum to one: the base cancels.
-        return moves.mix(weights_of(moves).tolist())
-
-    return _merged(base, models, rule)
+    # The weights sum to one: the base cancels.
+    return _merged(base, models, lambda moves: moves.mix(weights_of(moves).tolist()))
 
 
 def _by_power(power: float) -> Callable[[Tensor], Tensor]:
@@ -502,8 +427,8 @@ def _weights_of(
         return layer_of(name) if granularity == "layer" else None
 
     squares: dict[int | None, Tensor] = defaultdict(lambda: torch.zeros(()))
-    for moves in _all_moves(base, models):
-        squares[group(moves.name)] = squares[group(moves.name)] + moves.norms().square()
+    for name, norms in delta_norms(base, models).items():
+        squares[group(name)] = squares[group(name)] + norms.square()
     weights = {key: weigh(total.sqrt()) for key, total in squares.items()}
     return lambda moves: weights[group(moves.name)]
 
@@ -512,341 +437,33 @@ def _all_moves(base: Weights, models: Sequence[Weights]) -> Iterator[Moves]:
     return (Moves(name, base, models) for name in base if base[name].is_floating_point())
 
 
-METHODS: dict[str, Callable[..., Lazy]] = {
-    method.__name__: method
-    for method in (
-        delta,
-        uniform,
-        linear,
-        greedy,
-        task_arithmetic,
-        ties,
-        dare,
-        slerp,
-        model_stock,
-    )
-}
-
-
-# Options
-
-
-def _finite(value: Any) -> bool:
-    return isinstance(value, Real) and math.isfinite(value)
-
-
-# What an option may be, in words and as a test; an option means the same in every method.
-_RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    "scale": ("a finite number", _finite),
-    "power": ("a finite number", _finite),
-    "t": ("a finite number", _finite),
-    "temperature": ("a finite number other than zero", lambda v: _finite(v) and v != 0),
-    "density": ("a number above 0, at most 1", lambda v: _finite(v) and 0 < v <= 1),
-    "floor": ("a number from 0", lambda v: _finite(v) and v >= 0),
-    "seed": ("a whole number", lambda v: isinstance(v, int)),
-    "score": ("a function from a model to a number", callable),
-    "granularity": (f"one of {', '.join(GRANULARITIES)}", lambda v: v in GRANULARITIES),
-    "weighting": (f"one of {', '.join(WEIGHTINGS)}", lambda v: v in WEIGHTINGS),
-    "weights": (
-        "a list of finite numbers",
-        lambda v: v is None or (isinstance(v, list | tuple) and all(map(_finite, v))),
-    ),
-}
-
-
-def options_of(method: str) -> dict[str, inspect.Parameter]:
-    """The options of a method by name, as in its signature."""
-    parameters = inspect.signature(METHODS[method]).parameters
-    return {name: p for name, p in parameters.items() if p.kind is p.KEYWORD_ONLY}
-
-
-def check_options(method: str, options: Mapping[str, Any], count: int | None = None) -> None:
-    """Refuse what a method cannot take, before any work.
-
-    Args:
-        method: A name in `METHODS`.
-        options: Its keywords, or `scale`; `score` is no setting, but comes with the call.
-        count: How many models there will be, if that is known.
-
-    Raises:
-        FusionError: The method or an option is unknown, a value is out of its range; or, where the
-            count is known, the method cannot merge so many models, or an option is missing.
-    """
-    if method not in METHODS:
-        raise FusionError(_unknown("method", method, METHODS))
-    known = [*options_of(method), "scale"]
-    for name, value in options.items():
-        if name not in known:
-            raise FusionError(_unknown(f"option of {method}", name, known))
-        expected, holds = _RANGES.get(name, ("", lambda v: True))
-        if not holds(value):
-            nearest = difflib.get_close_matches(str(value), GRANULARITIES + WEIGHTINGS, n=1)
-            hint = f" Did you mean {nearest[0]!r}?" if nearest and "one of" in expected else ""
-            raise FusionError(f"{name}: expected {expected}, found {value!r}.{hint}")
-        if name == "weights" and value and count and len(value) != count:
-            raise FusionError(f"weights: expected one for each of {count} models, found {value}.")
-    if count and "score" not in known:
-        given = {name: value for name, value in options.items() if name != "scale"}
-        _check_given(method, given)
-        METHODS[method]({}, [{}] * count, **given)  # of no tensors: what it refuses when called
-
-
-def _plain(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Numbers and arrays of NumPy as Python has them."""
-    return {
-        name: value.tolist() if isinstance(value, np.generic | np.ndarray) else value
-        for name, value in options.items()
-    }
-
-
-def _check_given(method: str, options: Mapping[str, Any]) -> None:
-    """Refuse that an option without default is missing."""
-    for name, option in options_of(method).items():
-        if option.default is option.empty and options.get(name) is None:
-            raise FusionError(f"{method}: expected the option {name!r}, found none.")
-
-
-def _unknown(kind: str, name: str, choices: Sequence[str] | Mapping[str, Any]) -> str:
-    nearest = difflib.get_close_matches(name, choices, n=1)
-    hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
-    return f"{kind}: expected one of {', '.join(choices)}, found {name!r}.{hint}"
-
-
-# Whole merges
-
-
-@torch.no_grad()
-def fuse(
-    base: Model,
-    checkpoints: Sequence[Model],
-    *,
-    method: str = "delta",
-    scale: float = 1.0,
-    keep: Mapping[str, str | int] | None = None,
-    output: str | Path | None = None,
-    settings_from: str | int | None = None,
-    **options: Any,
-) -> dict[str, Tensor] | Path:
-    """Merge models that were trained from one base: base + scale * (merged - base).
-
-    Sums are in float32 (float64 for float64 tensors); the result has the types of numbers of the
-    first checkpoint that is no adapter, or of the base. Integer tensors must be equal and are
-    copied; a head that is tied to the embeddings stays so.
-
-    Folders are models of transformers or sentence-transformers with weights in safetensors, or LoRA
-    adapters of the base. They are read and written a few tensors at a time. Tokenizer, pooling,
-    prompts and configurations come from the first checkpoint that is no adapter, after a check that
-    all such agree in them; from the base where all are adapters. So the output is a model of
-    sentence-transformers where that is one; a card, README.md, says how it was made.
-
-    Args:
-        base: The initialisation: a mapping from names to tensors, a folder, or the name of a
-            packaged encoder. Layers that the checkpoints were trained without are left out.
-        checkpoints: Models with its names and shapes, of the same kind.
-        method: A name in `METHODS`.
-        scale: Length of the merged delta; 0 gives the base.
-        keep: Tensors that are not merged, nor count in a norm: patterns of names such as
-            "*embeddings*", and "base" or the number of the checkpoint that they come from. The
-            first pattern that fits holds.
-        output: For folders: the folder to write, absent or empty.
-        settings_from: "base", or the number of the checkpoint whose settings the result takes,
-            where they differ.
-        **options: Of the method.
-
-    Returns:
-        The merged mapping, in the order of the base, or the path `output`.
-
-    Raises:
-        FusionError: Names, shapes or settings differ, a run's manifest names another base, a value
-            is not finite, or too large for its type, integers differ, weights are pickled, or the
-            method cannot take an option.
-        FileNotFoundError: A folder is missing.
-        EncoderError: A packaged encoder is not installed, or damaged.
-        FileExistsError: The output is not empty.
-        UnwritableError: The output cannot be written.
-    """
-    options = _plain({"scale": scale} | options)
-    named = base, checkpoints
-    base, checkpoints = open_models(base, checkpoints)
-    folders = all(isinstance(model, Folder) for model in (base, *checkpoints))
-    if folders != (output is not None):
-        raise FusionError(
-            "fuse writes to `output` when base and checkpoints are all folders, and returns a "
-            f"mapping when they are mappings: found output={output!r} with "
-            f"{'folders' if folders else 'mappings, or both kinds'}."
-        )
-    if folders:
-        check_empty(output)
-        check_origin(base.folder, [model.folder for model in checkpoints])
-        settings = settings_folder(base, checkpoints, settings_from)
-    merged = merge(base, checkpoints, method=method, keep=keep, **options)
-    if folders:
-        origin, *names = (str(getattr(m, "folder", m)) for m in (named[0], *named[1]))
-        recipe = {"base": origin, "ingredients": names, "method": method}
-        given = {"keep": keep or {}, **options}
-        recipe |= {key: value for key, value in given.items() if not callable(value)}
-        kept = [names[number] for number in merged.kept or range(len(names))]
-        name, formula = Path(output).name, METHODS[method]
-        card = partial(model_card, name, recipe, formula, kept=kept, settings=settings)
-        like = layout(base, checkpoints)
-        return write_model(output, merged, like=like, settings=settings, card=card)
-    kinds = checkpoints[0]
-    return {name: cast(name, merged[name], kinds[name].dtype).clone() for name in base}
-
-
-def merge(
-    base: Weights,
-    checkpoints: Sequence[Weights],
-    *,
-    method: str = "delta",
-    scale: float = 1.0,
-    keep: Mapping[str, str | int] | None = None,
-    **options: Any,
-) -> Lazy:
-    """What :func:`fuse` does between opening and writing: a model that is not yet worked out.
-
-    Tensors are in float32 or wider. Of the greedy soup, `kept` lists the checkpoints in it.
-    """
-    options = _plain({"scale": scale} | options)
-    check_options(method, options, len(checkpoints))
-    scale = options.pop("scale")
-    check_alike(base, checkpoints)
-    ties = _common_ties([base, *checkpoints])
-    sources = kept_tensors(base, keep or {})
-    base, checkpoints = _with_kept(base, checkpoints, sources)
-    _check_given(method, options)
-    merged = METHODS[method](base, checkpoints, **options)
-
-    def scaled(name: str) -> Tensor:
-        name = ties.get(name, name)
-        origin = base[name]
-        if not origin.is_floating_point():
-            return origin
-        if name in sources or scale == 0:
-            return _finite_tensor(name, origin)
-        if scale == 1:
-            return merged[name]
-        return _finite_tensor(name, torch.lerp(origin.to(_wide(origin.dtype)), merged[name], scale))
-
-    return Lazy(base, scaled, like=merged)
-
-
-def _finite_tensor(name: str, tensor: Tensor) -> Tensor:
-    """One that no method has looked at."""
-    if not tensor.isfinite().all():
-        raise FusionError(
-            f"{name}: expected finite weights, found NaN or infinity in the base, or in the "
-            "checkpoint that `keep` takes it from. Take an earlier checkpoint."
-        )
-    return tensor
-
-
-def _common_ties(models: Sequence[Weights]) -> dict[str, str]:
-    """The heads that all models tie to the same table: worked out by name, they would part."""
-    first, *others = (getattr(model, "ties", {}) for model in models)
-    return {
-        head: table for head, table in first.items() if all(o.get(head) == table for o in others)
-    }
-
-
-def _with_kept(
-    base: Weights, checkpoints: Sequence[Weights], sources: Mapping[str, str | int]
-) -> tuple[Weights, Sequence[Weights]]:
-    """As if all models had the tensors that are kept: no method then changes them."""
-    if not sources:
-        return base, checkpoints
-    models = {
-        source: base if source == "base" else pick(checkpoints, source, "keep")
-        for source in sources.values()
-    }
-
-    def alike(model: Weights) -> Weights:
-        return Lazy(
-            model,
-            lambda name: (models[sources[name]] if name in sources else model)[name],
-            like=model,
-        )
-
-    return alike(base), [alike(model) for model in checkpoints]
-
-
-def kept_tensors(base: Weights, keep: Mapping[str, str | int]) -> dict[str, str | int]:
-    """Where each tensor that is not merged comes from; the first pattern that fits holds.
-
-    Raises:
-        FusionError: A pattern fits none.
-    """
-    sources: dict[str, str | int] = {}
-    for pattern, source in keep.items():
-        names = fnmatch.filter(base, pattern)
-        if not names:
-            raise FusionError(
-                f"keep: expected a pattern of tensors' names, such as {next(iter(base))!r}, found "
-                f"{pattern!r}, which fits none."
-            )
-        sources = dict.fromkeys(names, source) | sources
-    return sources
-
-
 @torch.no_grad()
 def delta_guided_weights(
-    base: Model,
-    checkpoints: Sequence[Model],
+    base: Weights,
+    models: Sequence[Weights],
     *,
     granularity: str = "tensor",
     weighting: str = "power",
     power: float = 1.0,
     temperature: float = 1.0,
-    keep: Mapping[str, str | int] | None = None,
 ) -> dict[str, Tensor]:
-    """The weights that :func:`delta` gives J checkpoints, for each float tensor.
+    """What :func:`delta` weighs J models by, for each float tensor: (J,); (J, *shape) by element.
 
-    Where all deltas are zero the weights are equal. With a negative power, the checkpoints that did
-    not move at all share the whole weight, which is the limit of ever smaller deltas.
-
-    Args:
-        base: The initialisation that all checkpoints share.
-        checkpoints: J models with its names and shapes.
-        granularity: Over what a norm is taken: "model"; "layer", see :func:`layer_of`; "tensor";
-            "element".
-        weighting: "power", or "softmax".
-        power: The exponent p. 0 gives equal weights, 2 favours what moved far, -1 what stayed near.
-        temperature: Of the softmax over norms divided by their mean: the higher, the more equal;
-            below zero it favours what stayed near.
-        keep: As for :func:`fuse`: these tensors count in no norm.
-
-    Returns:
-        By name, weights that sum to one over their first dimension: (J,), or (J, *shape) by
-        element.
-
-    Raises:
-        FusionError: As for :func:`fuse`.
+    Weights sum to one over J. Where all deltas are zero they are equal. With a negative power, the
+    models that did not move at all share the whole weight, the limit of ever smaller deltas.
     """
-    options = {"granularity": granularity, "power": power, "temperature": temperature}
-    check_options("delta", options | {"weighting": weighting})
-    base, checkpoints = open_models(base, checkpoints)
-    check_alike(base, checkpoints)
-    base, checkpoints = _with_kept(base, checkpoints, kept_tensors(base, keep or {}))
-    weigh = {"power": _by_power(power), "softmax": _by_softmax(temperature)}[weighting]
-    if granularity == "element":
-        return {moves.name: weigh(_magnitudes(moves)) for moves in _all_moves(base, checkpoints)}
-    weights_of = _weights_of(base, checkpoints, granularity, weigh)
-    return {moves.name: weights_of(moves) for moves in _all_moves(base, checkpoints)}
-
-
-def _magnitudes(moves: Moves) -> Tensor:
-    """Of each entry of the deltas, (J, *shape)."""
-    parts = [deltas.abs() for _, deltas in moves.deltas()]
-    return torch.cat(parts, dim=1).view(-1, *moves.origin.shape)
+    weigh = _by_power(power) if weighting == "power" else _by_softmax(temperature)
+    if granularity != "element":
+        weights_of = _weights_of(base, models, granularity, weigh)
+        return {moves.name: weights_of(moves) for moves in _all_moves(base, models)}
+    weights = {}
+    for moves in _all_moves(base, models):
+        magnitudes = torch.cat([deltas.abs() for deltas in moves.deltas()], dim=1)
+        weights[moves.name] = weigh(magnitudes.view(-1, *moves.origin.shape))
+    return weights
 
 
 @torch.no_grad()
-def delta_norms(base: Model, checkpoints: Sequence[Model]) -> dict[str, Tensor]:
-    """Euclidean norm of each checkpoint's deviation from the base, (J,), for each float tensor.
-
-    Raises:
-        FusionError: As for :func:`fuse`.
-    """
-    base, checkpoints = open_models(base, checkpoints)
-    check_alike(base, checkpoints)
-    return {moves.name: moves.norms() for moves in _all_moves(base, checkpoints)}
+def delta_norms(base: Weights, models: Sequence[Weights]) -> dict[str, Tensor]:
+    """Euclidean norms of the J deltas, (J,), for each float tensor."""
+    return {moves.name: moves.norms() for moves in _all_moves(base, models)}

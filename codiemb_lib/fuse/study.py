@@ -1,69 +1,197 @@
-"""What a fusion study found on dev: every candidate's scores, and which fixed settings do best."""
+"""The merges of a preset: made of its runs, compared on dev, and the path between two runs."""
 
 from __future__ import annotations
 
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
 import pandas as pd
+import torch
+from torch import Tensor
 
-from codiemb_lib.core import t_interval, task_means
+from codiemb_lib.core import (
+    METHODS,
+    FusionStudy,
+    Merge,
+    Preset,
+    is_complete,
+    layer_of,
+    read_json,
+    run_folder,
+    sha256_text,
+    write_manifest,
+    write_rows,
+)
+from codiemb_lib.fuse import NUMERICS
+from codiemb_lib.fuse.merging import mean_of_tasks, merge_weights, with_kept, work_out
+from codiemb_lib.fuse.methods import Weights, delta_guided_weights, delta_norms
+from codiemb_lib.fuse.tensors import Folder
+from codiemb_lib.model import Encoder, model_hash
 
-_PLAIN = "as it is"  # the settings of the uniform soup that all others are held against
+
+def study_of(preset: Preset) -> FusionStudy:
+    """The fusion study of a preset; without one, soup and delta over its first fusion's runs."""
+    first = next(iter(preset.fusion.values()))
+    plain = {"uniform": ({},), "delta": ({},)}
+    return preset.fusion_study or FusionStudy(ingredients=first.ingredients, candidates=plain)
 
 
-def candidates(study: pd.DataFrame) -> pd.DataFrame:
-    """A row a candidate and seed: its mean dev score on each task, and the mean of both.
+def merged_variants(preset: Preset) -> list[str]:
+    """The trained variants that the preset's fusions, its study or its path need."""
+    named = [name for merge in preset.fusion.values() for name in merge.ingredients]
+    return [name for name in preset.variants if name in (*named, *study_of(preset).runs)]
 
-    Args:
-        study: Rows of `merges.try_on_dev` with preset, seed and split, of any number of seeds.
+
+def open_runs(preset: Preset, seed: int) -> dict[str, Folder]:
+    """The weights of the `merged_variants` of one seed, read from their folders when asked for."""
+    folders = {name: run_folder(preset.name, name, seed) for name in merged_variants(preset)}
+    return {name: Folder(folder / "model") for name, folder in folders.items()}
+
+
+def save_merge(
+    preset: Preset, model: str, seed: int, encoder: Encoder, base: Weights, runs: Mapping
+) -> Path:
+    """Make one fused model of a preset and return its run folder: `model/`, `fusion.csv`, manifest.
+
+    A finished one of the same ingredients and settings is returned as it is. The encoder, which is
+    the preset's, takes the merged weights. `base` and `runs` are what :func:`merge_weights` takes.
+    """
+    started = time.perf_counter()
+    settings, folder = preset.fused(model), run_folder(preset.name, model, seed)
+    manifests = {
+        name: read_json(run_folder(preset.name, name, seed) / "manifest.json")
+        for name in settings.ingredients
+    }
+    origins = {name: manifest["fingerprint"] for name, manifest in manifests.items()}
+    recipe = settings.model_dump(mode="json", exclude_none=True)
+    fingerprint = sha256_text(repr(recipe), repr(origins), str(NUMERICS))
+    if is_complete(folder, fingerprint):
+        return folder
+    (folder / "manifest.json").unlink(missing_ok=True)  # it says that the model is whole
+    encoder.backbone.load_state_dict(merge_weights(base, runs, settings))
+    encoder.save(folder / "model")
+    write_rows(folder / "fusion.csv", movements(base, runs, settings).assign(seed=seed))
+    made_of = {"ingredient_fingerprints": origins, "model_hash": model_hash(preset.encoder)}
+    write_manifest(
+        folder,
+        preset=preset,
+        model=model,
+        seed=seed,
+        settings=recipe | made_of,
+        fingerprint=fingerprint,
+        data=next(iter(manifests.values()))["data"],
+        seconds=time.perf_counter() - started,
+    )
+    return folder
+
+
+def movements(base: Weights, runs: Mapping[str, Weights], settings: Merge) -> pd.DataFrame:
+    """How far each tensor of each ingredient moved, and what it weighs in the merge.
 
     Returns:
-        Columns: preset, seed, method, candidate, settings, looks, chosen, ir, sts, mean.
+        Rows (ingredient, tensor, layer, module, delta_norm, weight). The weight is that of the
+        delta family; other methods are shown with equal weights. A tensor that is kept has the
+        whole weight in the ingredient that it comes from; none has any if that is the base.
+        Tensors outside embeddings and layers, such as BERT's pooler, are not trained and left out.
     """
-    keys = ["preset", "seed", "method", "candidate", "settings", "looks", "chosen"]
-    dev = study[study["split"] == "dev"]
+    models = [runs[name] for name in settings.ingredients]
+    sources, *merged = with_kept(base, runs, settings)
+    options = settings.options() if settings.method == "delta" else {"power": 0.0}
+    weights = delta_guided_weights(*merged, **options)
     rows = [
-        dict(zip(keys, key, strict=True)) | task_means(rows)
-        for key, rows in dev.groupby(keys, sort=False)
+        {
+            "ingredient": ingredient,
+            "tensor": tensor,
+            "layer": layer_of(tensor),
+            "module": module_of(tensor),
+            "delta_norm": norms[j].item(),
+            "weight": float(sources[tensor] == ingredient)
+            if tensor in sources
+            else weights[tensor][j].mean().item(),
+        }
+        for tensor, norms in delta_norms(base, models).items()
+        if layer_of(tensor) is not None
+        for j, ingredient in enumerate(settings.ingredients)
     ]
-    table = pd.DataFrame(rows, columns=[*keys, "ir", "sts"])
-    return table.assign(mean=table[["ir", "sts"]].mean(axis=1))
+    return pd.DataFrame(rows)
 
 
-def fixed_settings(tried: pd.DataFrame) -> pd.DataFrame:
-    """The settings that a default is chosen by: the same for all seeds, the best on dev first.
+def module_of(tensor: str) -> str:
+    """A tensor's name without layer number and parameter kind: `query`, `output.dense`."""
+    name = re.sub(r"^.*\.\d+\.|\.(weight|bias)$", "", tensor)
+    return re.sub(r"^(attention\.self|self_attn|mlp|embeddings)\.", "", name)
 
-    A pick per seed is no setting that can be written into a preset. The greedy soup is left out: it
-    looks at dev itself, so its dev score is that of a pick.
 
-    Args:
-        tried: What `candidates` gives.
+def try_on_dev(
+    base: Weights,
+    runs: Mapping[str, Weights],
+    study: FusionStudy,
+    scores: Callable[[Weights], pd.DataFrame],
+) -> tuple[pd.DataFrame, dict[str, Merge]]:
+    """Score every candidate of a study on dev, and pick one for each method.
+
+    The pick is the best mean of both tasks' means; the first of equals. The greedy soup looks at
+    dev by itself; its pick is the uniform soup of what it kept. `scores` gives the dev scores of a
+    model, as rows of `evaluate.score`.
 
     Returns:
-        Columns: method, settings, ir, sts, mean (means over seeds), lead (of the mean, over the
-        uniform soup as it is), low, high (95 % t-interval of the lead over seeds, unbounded for
-        one seed), seeds.
-
-    Raises:
-        ValueError: A candidate lacks a seed, or there is no uniform soup.
+        Rows (method, candidate, settings, looks, chosen, ...), `...` being those of the scores and
+        `looks` how many models were scored for the row; and each method's pick.
     """
-    once = tried[tried["looks"] == 1]
-    means = once.pivot(index=["method", "candidate"], columns="seed", values="mean")
-    plain = once.loc[(once["method"] == "uniform") & (once["settings"] == _PLAIN), "candidate"]
-    if means.isna().any(axis=None) or plain.empty:
-        raise ValueError(
-            f"fixed_settings: expected the uniform soup as it is, and every candidate at each of "
-            f"the seeds {[*means.columns]}, found {means.notna().sum(axis=1).to_dict()} of these. "
-            "Run notebook 04 for the missing ones."
-        )
-    leads = means - means.loc["uniform", plain.iloc[0]]
-    table = once.groupby(["method", "candidate"], sort=False).agg(
-        {"settings": "first", "ir": "mean", "sts": "mean", "mean": "mean"}
-    )
-    bounds = [t_interval(leads.loc[key]) for key in table.index]
-    table = table.assign(
-        lead=leads.mean(axis=1),
-        low=[low for low, _ in bounds],
-        high=[high for _, high in bounds],
-        seeds=means.shape[1],
-    )
-    ranked = table.sort_values("mean", ascending=False, kind="stable")
-    return ranked.reset_index("candidate", drop=True).reset_index()
+    tables: list[pd.DataFrame] = []
+    picks: dict[str, Merge] = {}
+    for method, tried in study.candidates.items():
+        best = -np.inf
+        for number, settings in enumerate(tried):
+            looks = 1
+            if METHODS[settings.method].scored:
+                settings, looks = _kept_by_scores(base, runs, settings, scores)
+            rows = scores(merge_weights(base, runs, settings))
+            label = _label(settings, study)
+            tables.append(rows.assign(method=method, candidate=number, settings=label, looks=looks))
+            if (found := mean_of_tasks(rows)) > best:
+                best, picks[method] = found, settings
+    table = pd.concat(tables, ignore_index=True)
+    chosen = {method: _label(settings, study) for method, settings in picks.items()}
+    return table.assign(chosen=table["settings"] == table["method"].map(chosen)), picks
+
+
+@torch.no_grad()
+def _kept_by_scores(base, runs, settings, scores) -> tuple[Merge, int]:
+    """The uniform soup of the runs that a greedy one keeps, and at how many models it looked."""
+    found: list[float] = []
+
+    def score(model: Weights) -> float:
+        found.append(mean_of_tasks(scores(model)))
+        return found[-1]
+
+    soup = work_out(base, runs, settings, score)
+    kept = tuple(settings.ingredients[number] for number in soup.kept)
+    changes = {"method": "uniform", "ingredients": kept}
+    return settings.model_copy(update=changes), len(found)
+
+
+def _label(settings: Merge, study: FusionStudy) -> str:
+    """What sets a candidate apart, such as `power 2, scale 0.8`."""
+    parts = settings.options() | ({"scale": settings.scale} if settings.scale != 1 else {})
+    for name, value in parts.items():
+        numbers = [f"{number:g}" for number in value] if isinstance(value, tuple) else []
+        parts[name] = f"[{', '.join(numbers)}]" if numbers else value
+    parts |= {f"{pattern} of": source for pattern, source in settings.keep.items()}
+    if settings.ingredients != study.ingredients:
+        parts["of"] = " + ".join(settings.ingredients)
+    shown = (f"{n} {v:g}" if isinstance(v, float) else f"{n} {v}" for n, v in parts.items())
+    return ", ".join(shown) or "as it is"
+
+
+def path(first: Weights, second: Weights, points: int) -> Iterator[tuple[float, dict[str, Tensor]]]:
+    r"""Models on the straight line between two: :math:`\theta_t = (1 - t) \theta_0 + t \theta_1`.
+
+    Yields `points` pairs (t, weights), with t from 0 to 1; the ends are the models themselves.
+    """
+    for t in np.linspace(0, 1, points).tolist():
+        floats = {name for name, tensor in first.items() if tensor.is_floating_point()}
+        yield t, {n: x.lerp(second[n], t) if n in floats else x for n, x in first.items()}

@@ -5,7 +5,7 @@ import yaml
 from accelerate.commands.config.config_args import ClusterConfig
 
 from codiemb_lib.core.files import data_root, project_root
-from codiemb_lib.core.merge import FusionSettings
+from codiemb_lib.core.merge import FusionStudy, Merge
 from codiemb_lib.core.preset import PresetError, load_preset, preset_path
 
 SHIPPED = sorted(path.stem for path in preset_path("x").parent.glob("*.yaml"))
@@ -132,7 +132,15 @@ def test_unknown_preset_names_the_nearest():
         (lambda c: c["variants"]["codiemb"].update(ir_share=0.5), "need each other"),
         (lambda c: c["variants"]["codiemb"].update(tasks=["irr"]), "tasks.*found 'irr'"),
         (lambda c: c["fusion"]["soup"].update(ingredients=["codiem"]), "found .'codiem'"),
-        (lambda c: c["fusion"]["soup"].update(keep={"*": "codiem"}), "keep: .*found .'codiem'"),
+        (lambda c: c["fusion"]["soup"].update(keep={"*": "codiem"}), "keep: .*'codiem'"),
+        (lambda c: c["fusion"]["soup"].update(method="tie"), "Did you mean 'ties'"),
+        (lambda c: c["fusion"]["soup"].update(power=2), "unknown option of uniform 'power'"),
+        (lambda c: c["fusion"]["soup"].update(method="greedy"), "expected a method without scores"),
+        (lambda c: c["fusion_study"]["candidates"].update(dare=[]), "one candidate or more"),
+        (
+            lambda c: c["fusion_study"]["candidates"].update(dare=[{"density": 2}]),
+            r"fusion_study\.candidates\.dare\.0\.density: .*less than or equal to 1, found 2",
+        ),
         (lambda c: c["variants"].update(base={}), "expected each of .* once, found .'base'. again"),
         (lambda c: c["variants"].update(soup={}), "found .'soup'. again"),
         (lambda c: c["datasets"].append(c["datasets"][0]), "expected each of .* once"),
@@ -206,21 +214,13 @@ def test_models_of_a_preset_and_their_seeds():
     assert preset.model_seeds("delta") == list(preset.seeds)
 
 
-def test_options_of_a_fusion_are_keywords_of_fuse():
-    ingredients = ("codiemb", "codiemb_ir75")
-    assert FusionSettings(ingredients=ingredients).options() == {"method": "delta", "scale": 1.0}
-    settings = FusionSettings(
-        ingredients=ingredients,
-        method="ties",
-        density=0.5,
-        keep={"*embeddings*": "base", "*norm*": "codiemb_ir75"},
-    )
-    assert settings.options() == {
-        "method": "ties",
-        "scale": 1.0,
-        "density": 0.5,
-        "keep": {"*embeddings*": "base", "*norm*": 1},
-    }
+def test_candidates_have_the_ingredients_and_the_label_of_their_study():
+    candidates = {"ties": [{"density": 0.5}], "wide": [{"method": "dare", "ingredients": ["a"]}]}
+    study = FusionStudy(ingredients=("a", "b"), candidates=candidates, path=("b", "c"))
+    assert study.candidates["ties"] == (Merge(ingredients=("a", "b"), method="ties", density=0.5),)
+    assert study.candidates["wide"] == (Merge(ingredients=("a",), method="dare"),)
+    assert {*study.runs} == {"a", "b", "c"}
+    assert study.candidates["ties"][0].options() == {"density": 0.5}
 
 
 def test_unknown_variant_and_fusion_name_the_nearest():

@@ -11,9 +11,11 @@ import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 
+from codiemb_lib.core.merge import METHODS, Merge
 from codiemb_lib.core.words import layer_of
-from codiemb_lib.fuse.merges import module_of, path
-from codiemb_lib.fuse.methods import METHODS, delta_guided_weights, delta_norms, fuse, merge
+from codiemb_lib.fuse.merging import merge, with_kept, work_out
+from codiemb_lib.fuse.methods import delta_guided_weights, delta_norms
+from codiemb_lib.fuse.study import module_of, path
 from tests.conftest import tiny_architecture
 from tests.golden import check, digest, summary
 
@@ -82,7 +84,7 @@ def merged(method: str) -> dict:
     found = {}
     for options in OPTIONS[method]:
         label = ", ".join(f"{k} {getattr(v, '__name__', v)}" for k, v in options.items())
-        weights = fuse(base, models, method=method, **options)
+        weights = merge(base, models, method=method, **options)
         found[label or "as it is"] = {name: summary(tensor) for name, tensor in weights.items()}
     return found
 
@@ -92,7 +94,10 @@ def weights_of_delta() -> dict:
     trials = [options for options in OPTIONS["delta"] if "scale" not in options]
     found = {}
     for options in trials:
-        by_name = delta_guided_weights(base, models, **options)
+        keep = {pattern: str(source) for pattern, source in options.get("keep", {}).items()}
+        runs = {str(j): model for j, model in enumerate(models)}
+        _, *kept = with_kept(base, runs, Merge(ingredients=[*runs], keep=keep))
+        by_name = delta_guided_weights(*kept, **{k: v for k, v in options.items() if k != "keep"})
         short = options.get("granularity") == "element"
         label = ", ".join(f"{k} {v}" for k, v in options.items()) or "as it is"
         found[label] = {n: summary(w) if short else w for n, w in by_name.items()}
@@ -105,7 +110,8 @@ def norms() -> dict:
 
 def kept_by_greedy() -> list[int]:
     base, models = made_up()
-    return merge(base, models, method="greedy", score=nearness).kept
+    runs = {str(j): model for j, model in enumerate(models)}
+    return work_out(base, runs, Merge(ingredients=[*runs], method="greedy"), nearness).kept
 
 
 def parts_of_names() -> dict:
@@ -136,7 +142,7 @@ def adapters() -> dict:
             model.save_pretrained(lora)
         found = {}
         for label, models in {"adapters": loras, "with a model": [whole, *loras]}.items():
-            output = fuse(base, models, method="delta", output=folder / label)
+            output = merge(base, models, method="delta", output=folder / label)
             tensors = load_file(output / "model.safetensors")
             joined = torch.cat([tensors[name].flatten().double() for name in sorted(tensors)])
             found[label] = {

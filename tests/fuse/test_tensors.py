@@ -11,17 +11,17 @@ import sys
 import threading
 import time
 
-import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from transformers import Qwen2ForCausalLM
 
 from codiemb_lib.core.files import sha256_folder, write_json
-from codiemb_lib.fuse.methods import delta_guided_weights, delta_norms, fuse
-from codiemb_lib.fuse.tensors import Folder, FusionError, Lazy, open_models, write_tensors
-from codiemb_lib.model.encoder import Encoder, EncoderSettings
+from codiemb_lib.core.preset import EncoderSettings
+from codiemb_lib.fuse.merging import merge
+from codiemb_lib.fuse.tensors import Folder, FusionError, Lazy, write_tensors
+from codiemb_lib.model.encoder import Encoder, EncoderError
 from tests.made_up import shown
 from tests.memory import growth
 
@@ -66,49 +66,24 @@ def edit_json(path, **changes):
 )
 def test_folders_merge_like_their_tensors(folders, tmp_path, options):
     base, *runs = folders
-    output = fuse(base, runs, output=tmp_path / "fused", **options)
-    expected = fuse(weights_of(base), [weights_of(run) for run in runs], **options)
+    output = merge(base, runs, output=tmp_path / "fused", **options)
+    expected = merge(weights_of(base), [weights_of(run) for run in runs], **options)
     actual = weights_of(output)
     assert_equal_models(actual, {name: expected[name] for name in actual}, rtol=0, atol=0)
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
-
-
-def test_norms_and_weights_are_read_from_folders(folders):
-    base, *runs = folders
-    tensors = weights_of(base), [weights_of(run) for run in runs]
-    for function in (delta_norms, delta_guided_weights):
-        actual, expected = function(base, runs), function(*tensors)
-        assert_equal_models(actual, expected)
-
-
-def test_a_fused_folder_is_a_complete_model(folders, tmp_path):
-    sentence_transformers = pytest.importorskip("sentence_transformers")
-    base, *runs = folders
-    texts = ["find the old red car", "a new blue bus"]
-    same = fuse(base, runs, output=tmp_path / "same", scale=0.0)
-    moved = fuse(base, runs, output=tmp_path / "moved")
-
-    def encode(folder):
-        return Encoder.load(EncoderSettings(name=str(folder))).encode(texts)
-
-    np.testing.assert_array_equal(encode(same), encode(base))
-    assert not np.allclose(encode(moved), encode(base), atol=1e-4)
-    theirs = sentence_transformers.SentenceTransformer(str(moved), device="cpu").encode(texts)
-    np.testing.assert_allclose(theirs, encode(moved), atol=1e-5)
-    with safe_open(moved / "model.safetensors", framework="pt") as weights:
-        assert weights.metadata() == {"format": "pt"}
 
 
 def test_stale_weights_and_cards_are_not_copied(folders, tmp_path):
     base, *runs = folders
     for name in ("pytorch_model.bin", "README.md", "optimizer.pt"):
         (runs[0] / name).write_bytes(b"of one checkpoint alone")
-    output = fuse(base, runs, output=tmp_path / "fused")
+    output = merge(base, runs, output=tmp_path / "fused")
     names = {path.name for path in folders[0].iterdir()}
     assert {path.name for path in output.iterdir()} == names | {"README.md"}
     card = (output / "README.md").read_text()
     assert "of one checkpoint alone" not in card
-    assert f"| {runs[0]} | yes |" in card
+    assert f"'0': {runs[0]}\n" in card
+    assert "| 0 | yes |" in card
 
 
 def test_shards_and_the_weights_of_further_modules_are_merged(folders, tmp_path):
@@ -125,7 +100,7 @@ def test_shards_and_the_weights_of_further_modules_are_merged(folders, tmp_path)
         (folder / "3_Dense").mkdir()
         dense = {"linear.weight": torch.full((2, 2), float(seed))}
         save_file(dense, folder / "3_Dense" / "model.safetensors")
-    output = fuse(base, runs, method="uniform", output=tmp_path / "fused")
+    output = merge(base, runs, method="uniform", output=tmp_path / "fused")
     index = json.loads((output / "model.safetensors.index.json").read_text())["weight_map"]
     for name, file in index.items():
         mean = sum(load_file(run / file)[name] for run in runs) / 2
@@ -148,10 +123,10 @@ def test_checkpoints_with_other_settings_are_refused(folders, tmp_path, file, ch
     base, *runs = folders
     edit_json(runs[1] / file, **changes)
     with pytest.raises(ValueError, match=f"run-2: expected the {file}"):
-        fuse(base, runs, output=tmp_path / "fused")
+        merge(base, runs, output=tmp_path / "fused")
     (runs[1] / file).unlink()
     with pytest.raises(ValueError, match=f"run-2: expected the {file}"):
-        fuse(base, runs, output=tmp_path / "fused")
+        merge(base, runs, output=tmp_path / "fused")
     assert not (tmp_path / "fused").exists()
 
 
@@ -159,29 +134,55 @@ def test_other_library_versions_and_tokenizer_states_are_accepted(folders, tmp_p
     base, *runs = folders
     edit_json(runs[1] / "config_sentence_transformers.json", __version__={"torch": "1"})
     edit_json(runs[1] / "tokenizer.json", truncation=None)
-    assert fuse(base, runs, output=tmp_path / "fused").is_dir()
+    assert merge(base, runs, output=tmp_path / "fused").is_dir()
 
 
-def test_pickled_and_missing_models_are_refused(folders, tmp_path):
+def rewrite(run, content):
+    (run / "model.safetensors").write_bytes(content)
+
+
+def pickle_a_module(run):
+    (run / "2_Dense").mkdir()
+    (run / "2_Dense" / "config.json").write_text("{}")
+    (run / "2_Dense" / "pytorch_model.bin").write_bytes(b"pickled")
+
+
+TWICE = r"model\.safetensors and in old\.safetensors"
+WHOLE = r"run-1/model\.safetensors: expected whole weights"
+DAMAGES = {
+    "missing": (shutil.rmtree, "run-1: expected a model folder"),
+    "pickled": (
+        lambda run: (run / "model.safetensors").rename(run / "pytorch_model.bin"),
+        r"run-1/pytorch_model\.bin, pickled weights",
+    ),
+    "pickled module": (pickle_a_module, r"2_Dense/pytorch_model\.bin, pickled"),
+    "twice": (lambda run: shutil.copy(run / "model.safetensors", run / "old.safetensors"), TWICE),
+    "empty": (lambda run: rewrite(run, b""), WHOLE),
+    "no header": (lambda run: rewrite(run, b"\xff" * 8), WHOLE),
+    "a list": (lambda run: rewrite(run, b"\x02" + bytes(7) + b"[]"), WHOLE),
+    "cut": (lambda run: rewrite(run, (run / "model.safetensors").read_bytes()[:-1]), WHOLE),
+    "float8": (
+        lambda run: save_file(
+            {"x": torch.zeros(2).to(torch.float8_e5m2)}, run / "model.safetensors"
+        ),
+        r"of the types F64, .* found 'F8_E5M2'",
+    ),
+}
+
+
+@pytest.mark.parametrize(("damage", "message"), DAMAGES.values(), ids=list(DAMAGES))
+def test_damaged_models_are_refused(folders, tmp_path, damage, message):
     base, *runs = folders
-    (runs[0] / "model.safetensors").rename(runs[0] / "pytorch_model.bin")
-    with pytest.raises(ValueError, match=r"run-1: .* pickled weights \(pytorch_model\.bin\)"):
-        fuse(base, runs, output=tmp_path / "fused")
-    shutil.rmtree(runs[0])
-    with pytest.raises(FileNotFoundError, match="run-1: expected a model folder"):
-        fuse(base, runs, output=tmp_path / "fused")
+    damage(runs[0])
+    with pytest.raises(FusionError, match=message):
+        merge(base, runs, output=tmp_path / "fused")
 
 
-def test_pickled_weights_of_a_module_are_refused(folders, tmp_path):
+def test_weights_of_other_libraries_are_left_out(folders, tmp_path):
     base, *runs = folders
     (runs[0] / "openvino").mkdir()
     (runs[0] / "openvino" / "openvino_model.bin").write_bytes(b"of another library")
-    fuse(base, runs, output=tmp_path / "first")
-    (runs[1] / "2_Dense").mkdir()
-    (runs[1] / "2_Dense" / "config.json").write_text("{}")
-    (runs[1] / "2_Dense" / "pytorch_model.bin").write_bytes(b"pickled")
-    with pytest.raises(FusionError, match=r"2_Dense: .* found pickled weights"):
-        fuse(base, runs, output=tmp_path / "second")
+    assert merge(base, runs, output=tmp_path / "fused").is_dir()
 
 
 def test_positions_that_do_not_count_are_not_left_out_unseen(folders, tmp_path):
@@ -189,26 +190,19 @@ def test_positions_that_do_not_count_are_not_left_out_unseen(folders, tmp_path):
         tensors = weights_of(folder) | {"embeddings.position_ids": torch.tensor([[*positions]])}
         save_file(tensors, folder / "model.safetensors")
     base, *runs = folders
-    assert "embeddings.position_ids" not in weights_of(fuse(base, [base], output=tmp_path / "one"))
+    assert "embeddings.position_ids" not in weights_of(merge(base, [base], output=tmp_path / "one"))
     with pytest.raises(FusionError, match=r"run-2.*embeddings\.position_ids"):
-        fuse(base, runs, output=tmp_path / "two")
-
-
-def test_a_tensor_that_stands_twice_is_refused(folders, tmp_path):
-    base, *runs = folders
-    shutil.copy(runs[0] / "model.safetensors", runs[0] / "old.safetensors")
-    with pytest.raises(ValueError, match=r"model\.safetensors and in old\.safetensors"):
-        fuse(base, runs, output=tmp_path / "fused")
+        merge(base, runs, output=tmp_path / "two")
 
 
 def test_an_output_with_content_is_refused(folders, tmp_path):
     base, *runs = folders
     (tmp_path / "empty").mkdir()
-    assert fuse(base, runs, output=tmp_path / "empty").is_dir()
-    with pytest.raises(FileExistsError, match="a new or an empty folder"):
-        fuse(base, runs, output=tmp_path / "empty")
-    with pytest.raises(ValueError, match="found output=None with folders"):
-        fuse(base, runs)
+    assert merge(base, runs, output=tmp_path / "empty").is_dir()
+    with pytest.raises(FusionError, match="a new or an empty folder"):
+        merge(base, runs, output=tmp_path / "empty")
+    with pytest.raises(ValueError, match="found output=None"):
+        merge(base, runs)
 
 
 def test_a_failure_leaves_nothing_behind(folders, tmp_path):
@@ -218,7 +212,7 @@ def test_a_failure_leaves_nothing_behind(folders, tmp_path):
     save_file(tensors, runs[1] / "model.safetensors", metadata={"format": "pt"})
     threads = torch.get_num_threads()
     with pytest.raises(ValueError, match=r"checkpoint 1 \(.*run-2\): .* embeddings\.LayerNorm"):
-        fuse(base, runs, output=tmp_path / "deep" / "fused")
+        merge(base, runs, output=tmp_path / "deep" / "fused")
     assert not any((tmp_path / "deep").iterdir())
     assert torch.get_num_threads() == threads
 
@@ -226,12 +220,12 @@ def test_a_failure_leaves_nothing_behind(folders, tmp_path):
 def test_the_packaged_base_fuses_with_what_we_save_of_it(tmp_path):
     encoder = Encoder.load(EncoderSettings(name="minilm-l6"))
     checkpoint = encoder.save(tmp_path / "run")
-    fused = fuse("minilm-l6", [checkpoint] * 2, method="uniform", output=tmp_path / "fused")
+    fused = merge("minilm-l6", [checkpoint] * 2, method="uniform", output=tmp_path / "fused")
     again = Encoder.load(EncoderSettings(name=str(fused)))
     torch.testing.assert_close(again.backbone.state_dict(), encoder.backbone.state_dict())
-    assert "base_model: minilm-l6\n" in (fused / "README.md").read_text()
-    with pytest.raises(FileNotFoundError, match="minilm-16: expected a model folder"):
-        fuse("minilm-16", [checkpoint], output=tmp_path / "none")
+    assert 'base_model: "minilm-l6"\n' in (fused / "README.md").read_text()
+    with pytest.raises(EncoderError, match="unknown encoder 'minilm-16'"):
+        merge("minilm-16", [checkpoint], output=tmp_path / "none")
 
 
 @pytest.mark.parametrize("prefix", ["", "bert."])  # of a base that was saved with a head
@@ -240,7 +234,8 @@ def test_a_base_is_seen_without_the_layers_that_its_checkpoints_lack(
 ):
     base = make_architecture("bert").save(tmp_path / "base")  # of three layers
     tensors = {prefix + name: tensor for name, tensor in weights_of(base).items()}
-    save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
+    head = {"cls.bias": torch.zeros(3)} if prefix else {}
+    save_file(tensors | head, base / "model.safetensors", metadata={"format": "pt"})
     write_json(tmp_path / "manifest.json", {"settings": {"model_hash": sha256_folder(base)}})
     cut = make_architecture("bert")
     cut.backbone.encoder.layer = cut.backbone.encoder.layer[:2]
@@ -248,15 +243,15 @@ def test_a_base_is_seen_without_the_layers_that_its_checkpoints_lack(
     for parameter in cut.backbone.parameters():
         parameter.data += 0.5
     run = cut.save(tmp_path / "run")
-    fused = fuse(base, [run], scale=0.5, output=tmp_path / "fused")
+    fused = merge(base, [run], scale=0.5, output=tmp_path / "fused")
     kept = {name: tensors[prefix + name] + 0.25 for name in weights_of(run)}
     assert_equal_models(weights_of(fused), kept)
     assert len(Encoder.load(EncoderSettings(name=str(fused))).backbone.encoder.layer) == 2
     with pytest.raises(FusionError, match=r"the 2 layers of .*run, found one with 3, .*base"):
-        fuse(base, [run], output=tmp_path / "none", settings_from="base")
+        merge(base, [run], output=tmp_path / "none", settings_from="base")
     edit_json(run / "config.json", num_hidden_layers=3)  # then a shard is lost
     with pytest.raises(FusionError, match="that differ"):
-        fuse(base, [run], output=tmp_path / "none")
+        merge(base, [run], output=tmp_path / "none")
 
 
 def test_halves_stay_halves_on_disk(folders, tmp_path):
@@ -264,56 +259,41 @@ def test_halves_stay_halves_on_disk(folders, tmp_path):
     for folder in runs:
         halved = {name: tensor.bfloat16() for name, tensor in weights_of(folder).items()}
         save_file(halved, folder / "model.safetensors", metadata={"format": "pt"})
-    fused = weights_of(fuse(base, runs, output=tmp_path / "fused"))
-    expected = fuse(weights_of(base), [weights_of(run) for run in runs])
+    fused = weights_of(merge(base, runs, output=tmp_path / "fused"))
+    expected = merge(weights_of(base), [weights_of(run) for run in runs])
     assert {tensor.dtype for tensor in fused.values()} == {torch.bfloat16}
     assert_equal_models(fused, expected, rtol=0, atol=0)
-
-
-def test_settings_come_from_whom_one_names(folders, tmp_path):
-    base, *runs = folders
-    edit_json(runs[1] / "sentence_bert_config.json", max_seq_length=7)
-    for source, length in ((0, 32), (1, 7), ("base", 32)):
-        output = fuse(base, runs, output=tmp_path / f"from-{source}", settings_from=source)
-        settings = json.loads((output / "sentence_bert_config.json").read_text())
-        assert settings["max_seq_length"] == length
-    with pytest.raises(FusionError, match=r"settings_from: .* 0 to 1, found 2"):
-        fuse(base, runs, output=tmp_path / "none", settings_from=2)
 
 
 def test_a_base_without_pooling_takes_that_of_its_checkpoints(folders, tmp_path):
     base, *runs = folders
     for name in ("modules.json", "1_Pooling/config.json", "sentence_bert_config.json"):
         (base / name).unlink()
-    output = fuse(base, runs, output=tmp_path / "fused")
+    output = merge(base, runs, output=tmp_path / "fused")
     assert (output / "1_Pooling" / "config.json").is_file()
 
 
-def test_a_base_with_a_head_is_seen_without(folders, tmp_path):
-    base, *runs = folders
-    tensors = weights_of(base)
-    with_head = {f"bert.{name}": tensor for name, tensor in tensors.items()}
-    save_file(with_head | {"cls.bias": torch.zeros(3)}, base / "model.safetensors")
-    output = fuse(base, runs, output=tmp_path / "fused", method="task_arithmetic")
-    expected = fuse(tensors, [weights_of(run) for run in runs], method="task_arithmetic")
-    assert_equal_models(weights_of(output), expected)
-
-
-def test_weights_that_are_tied_must_be_equal(folders, tmp_path):
-    base, *runs = folders
+@pytest.fixture
+def tied(folders):
+    """Folders whose head is the embedding table."""
     for folder in folders:
         tensors = weights_of(folder)
         tensors["lm_head.weight"] = tensors["embeddings.word_embeddings.weight"].clone()
-        if folder == runs[1]:
-            tensors["lm_head.weight"][0, 0] += 1
         save_file(tensors, folder / "model.safetensors")
-        edit_json(folder / "config.json", tie_word_embeddings=False)
-    fuse(base, runs, output=tmp_path / "untied")
-    for folder in folders:
         edit_json(folder / "config.json", tie_word_embeddings=True)
-    fuse(base, runs[:1], output=tmp_path / "tied")
+    return folders
+
+
+def test_weights_that_are_tied_must_be_equal(tied, tmp_path):
+    base, *runs = tied
+    tensors = weights_of(runs[1])
+    tensors["lm_head.weight"][0, 0] += 1
+    save_file(tensors, runs[1] / "model.safetensors")
     with pytest.raises(FusionError, match=r"run-2: expected lm_head\.weight and embeddings.*equal"):
-        fuse(base, runs, output=tmp_path / "fused")
+        merge(base, runs, output=tmp_path / "fused")
+    for folder in tied:
+        edit_json(folder / "config.json", tie_word_embeddings=False)
+    assert merge(base, runs, output=tmp_path / "untied").is_dir()
 
 
 @pytest.mark.parametrize(
@@ -321,27 +301,13 @@ def test_weights_that_are_tied_must_be_equal(folders, tmp_path):
     [{"method": "dare"}, {"keep": {"*word_embeddings*": "base"}}, {"granularity": "layer"}],
     ids=shown,
 )
-def test_a_tied_head_stays_the_table(folders, tmp_path, options):
-    for folder in folders:
-        tensors = weights_of(folder)
-        tensors["lm_head.weight"] = tensors["embeddings.word_embeddings.weight"].clone()
-        save_file(tensors, folder / "model.safetensors")
-        edit_json(folder / "config.json", tie_word_embeddings=True)
-    base, *runs = folders
-    fused = Folder(fuse(base, runs, output=tmp_path / "fused", **options))
+def test_a_tied_head_stays_the_table(tied, tmp_path, options):
+    base, *runs = tied
+    fused = Folder(merge(base, runs, output=tmp_path / "fused", **options))
     table = "embeddings.word_embeddings.weight"
     assert fused.ties == {"lm_head.weight": table}
     assert torch.equal(fused["lm_head.weight"], fused[table])
     assert torch.equal(fused[table], Folder(base)[table]) == ("keep" in options)
-
-
-@pytest.mark.parametrize("damage", [b"", b"\xff" * 8, b"\x02" + bytes(7) + b"[]", None])
-def test_damaged_files_are_refused(folders, tmp_path, damage):
-    base, *runs = folders
-    file = runs[0] / "model.safetensors"
-    file.write_bytes(file.read_bytes()[:-1] if damage is None else damage)
-    with pytest.raises(FusionError, match=r"run-1/model\.safetensors: expected whole weights"):
-        fuse(base, runs, output=tmp_path / "fused")
 
 
 @pytest.mark.parametrize("odd", range(1, 8))
@@ -355,21 +321,14 @@ def test_tensors_may_begin_anywhere_in_a_file(tmp_path, odd):
     assert_equal_models(Folder(tmp_path), expected, rtol=0, atol=0)
 
 
-def test_types_of_numbers_that_cannot_be_merged_are_refused(folders, tmp_path):
-    base, *runs = folders
-    save_file({"x": torch.zeros(2).to(torch.float8_e5m2)}, runs[0] / "model.safetensors")
-    with pytest.raises(FusionError, match=r"of the types F64, .* found 'F8_E5M2'"):
-        fuse(base, runs, output=tmp_path / "fused")
-
-
 # Adapters
 
 
-def adapted(encoder, folder, *, seed, **options):
+def adapted(model, folder, *, seed, **options):
     """Write a LoRA adapter that has learnt something; return the weights with it merged in."""
     torch.manual_seed(seed)
     options = {"r": 4, "lora_alpha": 6, "target_modules": ["query", "q_proj", "dense"]} | options
-    model = get_peft_model(encoder.backbone, LoraConfig(**options))
+    model = get_peft_model(model, LoraConfig(**options))
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data += 0.1 * torch.randn(parameter.shape)
@@ -377,82 +336,77 @@ def adapted(encoder, folder, *, seed, **options):
     return {n: t.clone() for n, t in model.merge_and_unload().state_dict().items()}
 
 
-ADAPTERS = {
-    "plain": {},
-    "rank-stabilised": {"use_rslora": True},
-    "patterns": {
-        "rank_pattern": {"0.attention.self.query": 2, "q_proj": 3},
-        "alpha_pattern": {"0.attention.self.query": 5, r"layers\.1\.self_attn\.q_proj": 7},
-    },
-    "whole modules": {"modules_to_save": ["v_proj", "value"]},
-}
-
-
 @pytest.mark.parametrize("architecture", ["bert", "qwen"])
-@pytest.mark.parametrize("options", ADAPTERS.values(), ids=list(ADAPTERS))
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"use_rslora": True, "rank_pattern": {"query": 2, "q_proj": 3}},
+        {"use_dora": True},
+        {"modules_to_save": ["v_proj", "value"]},
+    ],
+    ids=shown,
+)
 def test_an_adapter_is_what_peft_merges(make_architecture, tmp_path, architecture, options):
     base = make_architecture(architecture).save(tmp_path / "base")
-    expected = adapted(make_architecture(architecture), tmp_path / "lora", seed=1, **options)
-    _, [adapter] = open_models(base, [tmp_path / "lora"])
-    origin = Folder(base)
-    assert any(not torch.equal(adapter[name], origin[name]) for name in origin)
-    assert_equal_models(adapter, {n: t for n, t in expected.items() if n in origin})
+    backbone = make_architecture(architecture).backbone
+    expected = adapted(backbone, tmp_path / "lora", seed=1, **options)
+    actual = weights_of(merge(base, [tmp_path / "lora"], output=tmp_path / "fused"))
+    assert any(not torch.equal(actual[name], tensor) for name, tensor in Folder(base).items())
+    assert_equal_models(actual, {name: expected[name] for name in actual}, rtol=0, atol=1e-6)
 
 
-def test_adapters_and_whole_models_of_one_base_are_fused(make_architecture, tmp_path):
+@pytest.mark.parametrize("whole", [False, True], ids=["without its head", "with its head"])
+def test_an_adapter_may_have_been_trained_below_a_head(make_architecture, tmp_path, whole):
+    encoder = make_architecture("qwen", pooling="last")
+    base = encoder.save(tmp_path / "base")
+    headed = Qwen2ForCausalLM(encoder.backbone.config)
+    headed.model.load_state_dict(encoder.backbone.state_dict())
+    if whole:  # the base was saved with the head
+        headed.save_pretrained(base)
+    names = [*weights_of(base)]
+    expected = adapted(headed, tmp_path / "lora", seed=1)
+    actual = weights_of(merge(base, [tmp_path / "lora"], output=tmp_path / "fused"))
+    prefix = "" if whole else "model."
+    assert_equal_models(actual, {name: expected[prefix + name] for name in names})
+
+
+def test_adapters_and_whole_models_of_one_base_are_merged(make_architecture, tmp_path):
     base = make_architecture("qwen", pooling="last").save(tmp_path / "base")
-    parts = [adapted(make_architecture("qwen"), tmp_path / f"lora-{j}", seed=j) for j in (1, 2)]
     loras = [tmp_path / "lora-1", tmp_path / "lora-2"]
-    output = fuse(base, loras, method="uniform", output=tmp_path / "fused")
+    parts = [
+        adapted(make_architecture("qwen").backbone, lora, seed=j) for j, lora in enumerate(loras)
+    ]
+    output = merge(base, loras, method="uniform", output=tmp_path / "fused")
     mean = {name: (parts[0][name] + parts[1][name]) / 2 for name in parts[0]}
     loaded = Encoder.load(EncoderSettings(name=str(output)))
     assert loaded.pooling == "last"
     assert_equal_models(loaded.backbone.state_dict(), mean)
-    again = fuse(base, [loras[0], output], method="uniform", output=tmp_path / "again")
+    again = merge(base, [loras[0], output], method="uniform", output=tmp_path / "again")
     expected = {name: (parts[0][name] + mean[name]) / 2 for name in mean}
-    assert_equal_models(
-        Encoder.load(EncoderSettings(name=str(again))).backbone.state_dict(), expected
-    )
+    loaded = Encoder.load(EncoderSettings(name=str(again)))
+    assert_equal_models(loaded.backbone.state_dict(), expected)
+    assert not [*tmp_path.glob(".*")]
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"peft_type": "IA3"}, "of type LORA, found IA3"),
-        ({"use_dora": True}, "plain LoRA adapter, found use_dora: True"),
-        ({"fan_in_fan_out": True}, "found fan_in_fan_out"),
-        ({"bias": "all"}, "found bias: all"),
-        ({"init_lora_weights": "pissa"}, "found init_lora_weights: pissa"),
-    ],
-)
-def test_adapters_that_are_not_plain_lora_are_refused(
-    make_architecture, tmp_path, changes, message
-):
-    base = make_architecture("bert").save(tmp_path / "base")
-    adapted(make_architecture("bert"), tmp_path / "lora", seed=1)
-    edit_json(tmp_path / "lora" / "adapter_config.json", **changes)
-    with pytest.raises(FusionError, match=f"lora: .*{message}"):
-        fuse(base, [tmp_path / "lora"], output=tmp_path / "fused")
-
-
-def test_adapters_that_fit_no_base_are_refused(make_architecture, tmp_path):
+def test_adapters_that_fit_no_base_are_refused(make_architecture, tmp_path, monkeypatch):
     base = make_architecture("bert").save(tmp_path / "base")
     lora = tmp_path / "lora"
-    adapted(make_architecture("qwen"), lora, seed=1)
-    with pytest.raises(FusionError, match=r"expected an adapter of .*base, found one of layers\.0"):
-        fuse(base, [lora], output=tmp_path / "fused")
+    adapted(make_architecture("qwen").backbone, lora, seed=1, target_modules=["q_proj"])
+    with pytest.raises(
+        FusionError, match=r"lora: expected an adapter that .*base, found: .*q_proj"
+    ):
+        merge(base, [lora], output=tmp_path / "fused")
     with pytest.raises(FusionError, match="expected a whole model as the base"):
-        fuse(lora, [base], output=tmp_path / "fused")
-    with pytest.raises(FusionError, match="base: expected a folder"):
-        fuse(dict(Folder(base)), [lora])
+        merge(lora, [base], output=tmp_path / "fused")
+    adapted(make_architecture("bert").backbone, lora, seed=1)
     weights = load_file(lora / "adapter_model.safetensors")
     half = {name: tensor for name, tensor in weights.items() if ".lora_B." not in name}
     save_file(half, lora / "adapter_model.safetensors")
-    with pytest.raises(FusionError, match=r"lora: expected .*lora_B\S* beside .*lora_A"):
-        fuse(base, [lora], output=tmp_path / "fused")
-    (lora / "adapter_model.safetensors").rename(lora / "adapter_model.bin")
-    with pytest.raises(FusionError, match=r"expected adapter_model\.safetensors"):
-        fuse(base, [lora], output=tmp_path / "fused")
+    with pytest.raises(FusionError, match=r"lora: .* missing adapter keys .*lora_B"):
+        merge(base, [lora], output=tmp_path / "fused")
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(FusionError, match="Run `pip install peft`"):
+        merge(base, [lora], output=tmp_path / "fused")
 
 
 # Threads
@@ -470,7 +424,7 @@ def set_threads():
 def test_the_number_of_threads_changes_no_bit(large, tmp_path, set_threads, options):
     for threads in (1, 3):
         set_threads(threads)
-        fuse(large[0], large[1:], output=tmp_path / f"{threads}", **options)
+        merge(large[0], large[1:], output=tmp_path / f"{threads}", **options)
         assert torch.get_num_threads() == threads
     one, three = (tmp_path / name / "model.safetensors" for name in ("1", "3"))
     assert one.read_bytes() == three.read_bytes()
@@ -483,7 +437,7 @@ def test_several_tensors_are_worked_out_at_a_time(tmp_path, set_threads):
     two = threading.Barrier(2)
 
     def work_out(name):
-        two.wait(timeout=60)  # for another thread that is at work, in vain if there is none
+        two.wait(timeout=3600)  # for another thread that is at work, in vain if there is none
         assert torch.get_num_threads() == 1
         return tensors[name]
 
@@ -513,25 +467,25 @@ def test_memory_does_not_grow_with_the_model(large, tmp_path, method):
     base, *runs = map(str, large)
     output = str(tmp_path / "fused")
     kib = growth(
-        "from codiemb_lib.fuse.methods import fuse",
-        f"fuse({base!r}, {runs!r}, output={output!r}, method={method!r})",
+        "from codiemb_lib import merge; merge",
+        f"merge({base!r}, {runs!r}, output={output!r}, method={method!r})",
     )
     assert 0 < kib < 80 * 1024  # a single model has 96 MiB
 
 
 def test_a_kill_leaves_no_half_written_model(large, tmp_path):
     (tmp_path / "out").mkdir()
-    code = "import sys; from codiemb_lib.fuse.methods import fuse; *models, output = sys.argv[1:]; "
-    code += "fuse(models[0], models[1:], output=output, method='ties')"
+    code = "import sys; from codiemb_lib import merge; *models, output = sys.argv[1:]; "
+    code += "merge(models[0], models[1:], output=output, method='ties')"
     arguments = [*map(str, large), str(tmp_path / "out" / "fused")]
     process = subprocess.Popen([sys.executable, "-c", code, *arguments])
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + 3600
     while not list((tmp_path / "out").glob(".*/fused/model.safetensors")):
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.001)
     process.send_signal(signal.SIGKILL)
-    process.wait(timeout=240)
+    process.wait(timeout=3600)
     assert not (tmp_path / "out" / "fused").exists()
-    fuse(large[0], large[1:], output=tmp_path / "out" / "fused")
+    merge(large[0], large[1:], output=tmp_path / "out" / "fused")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["fused"]

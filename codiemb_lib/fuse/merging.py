@@ -1,0 +1,356 @@
+"""Merges: of tensors in memory, or of model folders into one with a card, as a recipe says."""
+
+from __future__ import annotations
+
+import fnmatch
+import inspect
+import platform
+import re
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from importlib import metadata
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+import yaml
+from jinja2 import Template
+from pydantic import Field, ValidationError, field_validator, model_validator
+from torch import Tensor
+
+from codiemb_lib import __version__
+from codiemb_lib.core import (
+    METHODS,
+    EncoderSettings,
+    Merge,
+    clear_scratch,
+    explain,
+    load_preset,
+    read_settings,
+    scratch_beside,
+    sha256_file,
+    task_means,
+    unknown,
+)
+from codiemb_lib.fuse import methods
+from codiemb_lib.fuse.folders import check_origin, open_folders, settings_folder
+from codiemb_lib.fuse.methods import Weights
+from codiemb_lib.fuse.tensors import Folder, FusionError, Lazy, cast, check_alike, wide, write_model
+
+Model = Weights | str | Path
+Score = Callable[[Weights], float]
+
+_MARKDOWN = {  # of formulas and names in docstrings
+    r"\.\. math::((?:.|\n)+?)\n\n": r"$$\1$$\n\n",
+    r":math:`((?:.|\n)+?)`": r"$\1$",
+    r":func:`(.+?)`": r"`\1`",
+}
+
+
+class Recipe(Merge):
+    """A merge of model folders, whose paths are relative to the recipe."""
+
+    base: str  # as an encoder is named in a preset: packaged, a folder, or on the Hub
+    revision: str = ""  # of the base on the Hub
+    ingredients: Annotated[dict[str, str], Field(min_length=1)]  # folders of models or adapters
+    settings_from: str = ""  # `base` or an ingredient, where these differ in their settings
+    dev: str = ""  # the preset on whose dev sets a greedy soup is scored
+
+    @field_validator("ingredients", mode="before")
+    @classmethod
+    def _a_list_has_its_paths_as_names(cls, value: object) -> object:
+        if not isinstance(value, list):
+            return value
+        if len({*map(str, value)}) < len(value):
+            raise ValueError(f"expected each ingredient once, found {value}; weights weigh them")
+        return {path: path for path in value}
+
+    @model_validator(mode="after")
+    def _names_are_known(self) -> Recipe:
+        if "base" in self.ingredients:
+            raise ValueError("ingredients: expected other names than `base`, that of the base")
+        known = ["", "base", *self.ingredients]
+        if self.settings_from not in known:
+            raise ValueError(f"settings_from: {unknown('ingredient', self.settings_from, known)}")
+        return self
+
+
+class Fused(NamedTuple):
+    """What became of a recipe."""
+
+    folder: Path
+    tensors: int
+    kept: list[str]  # the names of the ingredients in the result
+
+
+@torch.no_grad()
+def merge(
+    base: Model,
+    checkpoints: Sequence[Model],
+    *,
+    method: str = "delta",
+    scale: float = 1.0,
+    keep: Mapping[str, str | int] | None = None,
+    output: str | Path | None = None,
+    settings_from: str | int | None = None,
+    score: Score | None = None,
+    **options: Any,
+) -> dict[str, Tensor] | Path:
+    """Merge models that were trained from one base: base + scale * (merged - base).
+
+    Sums are in float32 (float64 for float64 tensors); the result has the types of numbers of the
+    first checkpoint that is no adapter, or of the base. Integer tensors must be equal and are
+    copied; a head that is tied to the embeddings stays so.
+
+    Folders are models of transformers or sentence-transformers with weights in safetensors, or
+    adapters of peft. They are read and written a few tensors at a time. Tokenizer, pooling,
+    prompts and configurations come from the first checkpoint that is no adapter, after a check that
+    all such agree in them; from the base where all are adapters. A card says how it was made.
+
+    Args:
+        base: The initialisation: a mapping from names to tensors, a folder, or the name of an
+            encoder. Layers that the checkpoints were trained without are left out.
+        checkpoints: Models with its names and shapes, of the same kind.
+        method: A name in `core.METHODS`, whose functions stand in `fuse/methods.py`.
+        scale: Length of the merged delta; 0 gives the base.
+        keep: Tensors that are not merged, nor count in a norm: patterns of names such as
+            "*embeddings*", and "base" or the number of the checkpoint that they come from. The
+            first pattern that fits holds.
+        output: For folders: the folder to write, absent or empty.
+        settings_from: "base", or the number of the checkpoint whose settings the result takes.
+        score: For the greedy soup: from a model to a number, higher being better.
+        **options: Of the method.
+
+    Returns:
+        The merged mapping, in the order of the base, or the path `output`.
+
+    Raises:
+        FusionError: Options, models or folders do not fit together; the message says how.
+        EncoderError: No folder and no encoder has the name of the base.
+        UnwritableError: The output cannot be written.
+    """
+    if isinstance(checkpoints, str | Path | Mapping):
+        raise TypeError("checkpoints: expected a list of models, found a single one.")
+    models = {str(j): model for j, model in enumerate(checkpoints)}
+    options |= {"method": method, "scale": scale}
+    options["keep"] = {pattern: str(source) for pattern, source in (keep or {}).items()}
+    if {isinstance(model, str | Path) for model in (base, *checkpoints)} != {output is not None}:
+        raise FusionError(
+            "merge writes to `output` when base and checkpoints are all folders, and returns a "
+            f"mapping when they are mappings: found output={output!r}. Name folders alone, or none."
+        )
+    try:
+        if output is None:
+            return merge_weights(base, models, Merge(ingredients=[*models], **options), score)
+        ingredients = {name: str(folder) for name, folder in models.items()}
+        if settings_from is not None:
+            options["settings_from"] = str(settings_from)
+        recipe = Recipe(base=str(base), ingredients=ingredients, **options)
+    except ValidationError as error:
+        raise FusionError(explain(error, Recipe)) from error
+    return _merge_folders(recipe, Path(), Path(output), score).folder
+
+
+# Tensors
+
+
+@torch.no_grad()
+def merge_weights(
+    base: Weights, runs: Mapping[str, Weights], settings: Merge, score: Score | None = None
+) -> dict[str, Tensor]:
+    """The model that settings make of the runs they name, in the types of numbers of the first."""
+    merged = work_out(base, runs, settings, score)
+    first = runs[next(iter(settings.ingredients))]
+    return {name: cast(name, merged[name], first[name].dtype).clone() for name in base}
+
+
+def work_out(
+    base: Weights, runs: Mapping[str, Weights], settings: Merge, score: Score | None = None
+) -> Lazy:
+    """The model that settings make of the runs they name, worked out when tensors are asked for.
+
+    They are in float32 or wider. Of a greedy soup, `kept` has the numbers of the ingredients in it.
+    """
+    if METHODS[settings.method].scored != (score is not None):
+        raise FusionError(
+            "expected a `score`, from a model to a number, with the method 'greedy' and no other, "
+            f"found {score} with {settings.method!r}."
+        )
+    models = [runs[name] for name in settings.ingredients]
+    check_alike(base, models)
+    # Heads that all models tie to one table: worked out by their own names, the two would part.
+    pairs = [getattr(model, "ties", {}).items() for model in (base, *models)]
+    tied = dict(set(pairs[0]).intersection(*pairs[1:]))
+    sources, origin, models = with_kept(base, runs, settings)
+    options = settings.options() | ({"score": score} if score else {})
+    merged = getattr(methods, settings.method)(origin, models, **options)
+
+    def scaled(name: str) -> Tensor:
+        name = tied.get(name, name)
+        tensor, merges = origin[name], name not in sources and settings.scale != 0
+        if (merges and settings.scale == 1) or not tensor.is_floating_point():
+            return merged[name]
+        if merges:
+            tensor = torch.lerp(tensor.to(wide(tensor.dtype)), merged[name], settings.scale)
+        if not tensor.isfinite().all():  # no method has looked at it
+            raise FusionError(
+                f"{name}: expected finite weights, found NaN or infinity in the base, or in the "
+                "checkpoint that `keep` takes it from. Take an earlier checkpoint."
+            )
+        return tensor
+
+    result = Lazy(base, scaled)
+    result.kept = merged.kept
+    return result
+
+
+def with_kept(
+    base: Weights, runs: Mapping[str, Weights], settings: Merge
+) -> tuple[dict[str, str], Weights, list[Weights]]:
+    """Which model a tensor comes from that is not merged; base and models as if all had these.
+
+    No method then changes them. The first pattern that fits a name holds.
+    """
+    sources: dict[str, str] = {}
+    for pattern, source in settings.keep.items():
+        names = fnmatch.filter(base, pattern)
+        if not names:
+            raise FusionError(
+                f"keep: expected a pattern of tensors' names, such as {next(iter(base))!r}, found "
+                f"{pattern!r}, which fits none."
+            )
+        sources = dict.fromkeys(names, source) | sources
+    kept = {name: base if source == "base" else runs[source] for name, source in sources.items()}
+
+    def alike(model: Weights) -> Weights:
+        return Lazy(model, lambda name: kept.get(name, model)[name]) if kept else model
+
+    return sources, alike(base), [alike(runs[name]) for name in settings.ingredients]
+
+
+# Folders
+
+
+@torch.no_grad()
+def fuse_recipe(path: str | Path, output: str | Path) -> Fused:
+    """Merge what a recipe in YAML names into a complete model with a card.
+
+    Paths are from the recipe's folder. What can be checked without the models is checked first.
+
+    Raises:
+        FusionError: There is no such file, it says something that cannot be done, or as in `merge`.
+        EncoderError: The base is unknown.
+        UnwritableError: The output cannot be written.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FusionError(f"{path}: expected a recipe in YAML, found no such file.")
+    recipe = read_settings(path, Recipe, FusionError)
+    if METHODS[recipe.method].scored != bool(recipe.dev):
+        raise FusionError(
+            f"{path}: expected `dev`, the preset whose dev sets decide, with `method: greedy` and "
+            f"no other, found dev: {recipe.dev!r} with {recipe.method}."
+        )
+    return _merge_folders(recipe, path.parent, Path(output), hashed=True)
+
+
+def _merge_folders(
+    recipe: Recipe, here: Path, output: Path, score: Score | None = None, hashed: bool = False
+) -> Fused:
+    """The one road from folders to a folder; `hashed`: whether the card has hashes of the files."""
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise FusionError(
+            f"{output}: expected a new or an empty folder, found content. Remove it or choose "
+            "another folder."
+        )
+    base = here / recipe.base
+    if not base.is_dir():
+        from codiemb_lib.model import locate  # takes seconds
+
+        base = locate(EncoderSettings(name=recipe.base, revision=recipe.revision))
+    folders = {name: here / folder for name, folder in recipe.ingredients.items()}
+    check_origin(base, folders.values())
+    clear_scratch(output)
+    with ExitStack() as stack:
+        scratch = stack.enter_context(scratch_beside(output))
+        origin, models, like = open_folders(base, [*folders.values()], scratch)
+        source = {"": None, "base": base, **folders}[recipe.settings_from]
+        settings = settings_folder(source, base, [*folders.values()], like)
+        if recipe.dev:
+            score = _dev_score(recipe.dev, like, settings, scratch)
+        merged = work_out(origin, dict(zip(folders, models, strict=True)), recipe, score)
+        kept = [name for j, name in enumerate(folders) if j in (merged.kept or range(len(folders)))]
+        pool = ThreadPoolExecutor(torch.get_num_threads())
+        stack.callback(pool.shutdown, cancel_futures=True)
+        hashes = [  # beside the merge: they take about as long
+            (name, file.relative_to(folder).as_posix(), pool.submit(sha256_file, file))
+            for name, folder in (folders if hashed else {}).items()
+            for file in sorted(folder.rglob("*.safetensors"))
+        ]
+
+        def card() -> str:
+            files = [(name, file, digest.result()) for name, file, digest in hashes]
+            return _model_card(output.name, recipe, kept, settings, files)
+
+        write_model(output, merged, like=like, settings=settings, card=card)
+    return Fused(output, len(merged), kept)
+
+
+def _dev_score(preset: str, like: Folder, settings: Path, scratch: Path) -> Score:
+    """The function from weights to the mean over tasks of a preset's dev scores."""
+    from codiemb_lib.data import load_dataset
+    from codiemb_lib.evaluate import encode_split, score
+    from codiemb_lib.model import Encoder
+
+    experiment = load_preset(preset)
+    root = experiment.data_root
+    data = {d.name: load_dataset(d.name, root=root) for d in experiment.datasets if d.dev != 0}
+
+    def dev_score(weights: Weights) -> float:
+        # Through a folder, for transformers knows names and heads of its models better than we do.
+        with tempfile.TemporaryDirectory(dir=scratch) as name:
+            folder = write_model(Path(name) / "soup", weights, like=like, settings=settings)
+            changes = {"name": str(folder.resolve()), "lora": None}
+            encoder = Encoder.load(experiment.encoder.model_copy(update=changes))
+        return mean_of_tasks(score(encode_split(encoder, experiment, "dev", data=data)))
+
+    return dev_score
+
+
+def mean_of_tasks(scores: pd.DataFrame) -> float:
+    """What dev decides by: the mean of the tasks' means (`core.task_means`)."""
+    return float(np.mean([*task_means(scores).values()]))
+
+
+def _model_card(
+    name: str, recipe: Recipe, kept: list[str], settings: Path, files: list[tuple[str, str, str]]
+) -> str:
+    """The README.md of a merged model: how it was made, and nothing about how good it is.
+
+    `kept` names the ingredients in the result, `settings` is the folder whose configurations it
+    has, and `files` are ingredients, their files of weights, and the SHA-256 of these.
+    """
+    library = "sentence-transformers" if (settings / "modules.json").is_file() else "transformers"
+    written = {"base": recipe.base, "method": recipe.method}
+    written |= recipe.model_dump(mode="json", exclude_defaults=True)
+    formula = inspect.getdoc(getattr(methods, recipe.method))
+    for pattern, markdown in _MARKDOWN.items():
+        formula = re.sub(pattern, markdown, formula)
+    versions = {"codiemb": __version__, "python": platform.python_version()}
+    versions |= {package: metadata.version(package) for package in ("torch", "transformers")}
+    template = Path(__file__).with_name("card.md").read_text(encoding="utf-8")
+    return Template(template, keep_trailing_newline=True).render(
+        name=name,
+        library=library,
+        base=recipe.base,
+        recipe=yaml.safe_dump(written, sort_keys=False, allow_unicode=True),
+        method=recipe.method,
+        formula=formula,
+        files=files or [(ingredient, "", "") for ingredient in recipe.ingredients],
+        kept=kept,
+        versions=", ".join(f"{package} {version}" for package, version in versions.items()),
+    )
