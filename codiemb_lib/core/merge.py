@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from codiemb_lib.core.settings import Settings
+from codiemb_lib.core.settings import Name, Settings
 from codiemb_lib.core.words import unknown
 
 
@@ -116,7 +116,7 @@ class FusionStudy(Settings):
     """
 
     ingredients: Annotated[tuple[str, ...], Field(min_length=2)]
-    candidates: dict[str, tuple[Merge, ...]]
+    candidates: dict[Name, tuple[Merge, ...]]
     path: tuple[str, str] | None = None  # from the first run's weights to the second's
     path_points: Annotated[int, Field(ge=3)] = 9
 

@@ -11,7 +11,7 @@ from pydantic import AfterValidator, Field, ValidationError, model_validator
 from codiemb_lib.core.errors import CodiembError
 from codiemb_lib.core.files import project_root
 from codiemb_lib.core.merge import METHODS, FusionStudy, Merge
-from codiemb_lib.core.settings import Settings, explain, read_settings
+from codiemb_lib.core.settings import Name, Settings, explain, read_settings
 from codiemb_lib.core.words import Task, unknown
 
 _Chosen = TypeVar("_Chosen")
@@ -25,9 +25,6 @@ def _each_once(values: Sequence) -> Sequence:
     if twice := [value for value in {*values} if values.count(value) > 1]:
         raise ValueError(f"expected each of {[*values]} once, found {twice} again")
     return values
-
-
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*$")]  # becomes that of a folder
 
 
 class LoraSettings(Settings):

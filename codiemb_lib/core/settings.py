@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Annotated, Any, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from codiemb_lib.core.errors import CodiembError
 from codiemb_lib.core.words import unknown
 
 S = TypeVar("S", bound=BaseModel)
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*$")]  # becomes that of a folder
 
 
 class Settings(BaseModel):
@@ -54,13 +55,14 @@ def explain(error: ValidationError, model: type[BaseModel], inside: str = "") ->
     for problem in error.errors():
         location = [*([inside] if inside else []), *problem["loc"]]
         key = ".".join(map(str, location)) or "settings"
+        message = problem["msg"].removeprefix("Value error, ")
         if problem["type"] == "extra_forbidden":
             known = _model_at(model, problem["loc"][:-1]).model_fields
             lines.append(f"{key}: {unknown('key', str(location[-1]), known)}")
         elif not problem["loc"]:  # of the whole: all of it would be too much to show
-            lines.append(f"{key}: {problem['msg']}")
+            lines.append(f"{key}: {message}")
         else:
-            lines.append(f"{key}: {problem['msg']}, found {problem['input']!r:.200}")
+            lines.append(f"{key}: {message}, found {problem['input']!r:.200}")
     return "; ".join(lines)
 
 
