@@ -168,6 +168,11 @@ def fuse_recipe(path: str | Path, output: str | Path) -> Fused:
     return Fused(output, len(merged), kept)
 
 
+def evaluate(encoder, datasets, records):
+    """The scores of an encoder on the records of some data sets."""
+    return score_space(encode_dataset(encoder, d, records[d.name]) for d in datasets)
+
+
 def _dev_score(
     preset: str, like: Folder, settings: Path, output: Path
 ) -> Callable[[Mapping[str, Tensor]], float]:
@@ -183,7 +188,7 @@ def _dev_score(
             folder = write_model(scratch / "soup", weights, like=like, settings=settings)
             changes = {"name": str(folder.resolve()), "lora": None}
             encoder = Encoder.load(experiment.encoder.model_copy(update=changes))
-        scores = score_space(encode_dataset(encoder, d, records[d.name]) for d in scored)
+        scores = evaluate(encoder, scored, records)
         return float(np.mean([*task_means(scores).values()]))
 
     return score
