@@ -136,13 +136,9 @@ def local_task(
 ) -> list[Row]:
     """The rows of one data set of ours, computed or kept.
 
-    Args:
-        store: Encoder and cache.
-        settings: The data set, and how much of its split and corpus counts.
-        prompts: None: the model's own, see `own_prompts`.
-        sides: `query_prompt` or `passage_prompt` that goes before what `prompts` says of it.
-        progress: Show bars.
-        how: Options of `load_task`.
+    Settings say how much of its split and corpus counts, and `how` are options of `load_task`.
+    Without `prompts` the model's own are taken (`own_prompts`); what `sides` gives as
+    `query_prompt` or `passage_prompt` goes before either.
     """
     dataset, split = load_task(settings.name, **how)
     limit = getattr(settings, split)

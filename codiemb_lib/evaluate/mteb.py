@@ -1,7 +1,7 @@
 """MTEB: its tasks by name, and the scores that the library `mteb` (an optional one) gives a model.
 
 mteb could load our folders through sentence-transformers, with the same scores. Through our store
-two cores take two thirds to four fifths of the time, and no text is encoded twice.
+two cores take two thirds to nine tenths of the time, and no text is encoded twice.
 """
 
 from __future__ import annotations
@@ -71,7 +71,6 @@ def mteb_task(
 
     Raises:
         EvaluationError: mteb went on without a result, or a score is NaN or out of its range.
-        Exception: Whatever mteb raises, as where the task's data is not to be had.
     """
     from mteb import __version__
 

@@ -205,7 +205,7 @@ def ranking_metrics(
     *,
     progress: bool = False,
 ) -> dict[str, np.ndarray]:
-    """nDCG@10, recall@100 and MRR@10 of every query, by exact search and pytrec_eval.
+    """nDCG@10, recall@100 and MRR@10 of every query, (Q,) each, by exact search and pytrec_eval.
 
     Args:
         queries: (Q, D).
@@ -213,9 +213,6 @@ def ranking_metrics(
         grades: For each query the rows of its relevant passages, at least one, with their grades:
             whole numbers from 1, which nDCG takes for gains.
         progress: Show a bar of the search.
-
-    Returns:
-        Arrays (Q,) in [0, 1].
 
     Raises:
         EvaluationError: A vector has no finite length.
