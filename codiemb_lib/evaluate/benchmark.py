@@ -41,8 +41,6 @@ COLUMNS = ["model", "task", "dataset", "split", "metric", "value", "n", "passage
 COLUMNS += ["query_prompt", "passage_prompt", "by", "seconds", "hardware"]
 COLUMNS += ["model_hash", "data_hash"]
 
-_TABLES = (".csv", ".tsv")
-
 Row = dict[str, Any]
 
 
@@ -56,12 +54,19 @@ class Store(NamedTuple):
         """Embeddings of texts (n, D), kept: with this a store is an encoder."""
         return self.embedder.embed(texts, prompt=prompt, progress=progress)
 
+    def prompts(
+        self, given: Prompts | None, sides: Mapping[str, str], task: str, dataset: str = ""
+    ) -> dict[str, str]:
+        """Both prompts of a task: `sides` before those that are given, or else the model's own."""
+        if given is None:
+            named, default = self.embedder.prompts, self.embedder.default_prompt
+            given = own_prompts(named, task, dataset, default)
+        return {side: sides.get(side, getattr(given, side)) for side in Prompts.model_fields}
+
     def once(self, parts: Iterable[str], compute: Callable[[], list[Row]]) -> list[Row]:
         """The rows of a task: those that were kept, or those that are computed now, with seconds.
 
-        Args:
-            parts: All that decides the rows, but for the encoder and our code.
-            compute: Gives the rows.
+        `parts` are all that decides them, but for the encoder and our code.
 
         Raises:
             EvaluationError: A value is no score: outside of 0 to 1 in retrieval, of -1 to 1 else.
@@ -103,7 +108,7 @@ def load_task(
         RecordError: A table, and nothing said about it.
     """
     path = project_root() / name
-    if name.removesuffix(".gz").endswith(_TABLES) and path.is_file():
+    if name.removesuffix(".gz").endswith((".csv", ".tsv")) and path.is_file():
         if not columns and not scale:
             raise RecordError(
                 f"{name}: expected to be told what the table's columns are, found nothing. Add "
@@ -131,18 +136,14 @@ def local_task(
 ) -> list[Row]:
     """The rows of one data set of ours, computed or kept.
 
-    Args:
-        store: Encoder and cache.
-        settings: The data set, and how much of its split and corpus counts.
-        prompts: None: the model's own, see `own_prompts`.
-        sides: `query_prompt` or `passage_prompt` that goes before what `prompts` says of it.
-        progress: Show bars.
-        how: Options of `load_task`.
+    Settings say how much of its split and corpus counts, and `how` are options of `load_task`.
+    Without `prompts` the model's own are taken (`own_prompts`); what `sides` gives as
+    `query_prompt` or `passage_prompt` goes before either.
     """
     dataset, split = load_task(settings.name, **how)
     limit = getattr(settings, split)
     records, corpus = dataset.split(split, limit=limit), dataset.sample_corpus(settings.corpus)
-    used = choose_prompts(store.embedder, prompts, sides, dataset.task, settings.name)
+    used = store.prompts(prompts, sides, dataset.task, settings.name)
 
     def compute() -> list[Row]:
         prompted = settings.model_copy(update=used)
@@ -155,19 +156,6 @@ def local_task(
     rows = store.once([dataset.content_hash, split, counts, *used.values()], compute)
     labels = {"split": split, "by": "codiemb", "data_hash": dataset.content_hash}
     return [row | labels | used for row in rows]
-
-
-def choose_prompts(
-    embedder: Embedder,
-    given: Prompts | None,
-    sides: Mapping[str, str],
-    task: str,
-    dataset: str = "",
-) -> dict[str, str]:
-    """Both prompts of a task: `sides` before those that are given, or else the model's own."""
-    if given is None:
-        given = own_prompts(embedder.prompts, task, dataset, embedder.default_prompt)
-    return {side: sides.get(side, getattr(given, side)) for side in Prompts.model_fields}
 
 
 def own_prompts(
@@ -195,17 +183,10 @@ def run_tasks(
     model: str,
     progress: bool = False,
 ) -> pd.DataFrame:
-    """Run tasks one by one, and write the rows of the finished ones to `out` after each.
+    """Run tasks one by one, and write the rows of the finished ones to the CSV `out` after each.
 
-    Args:
-        tasks: By the name that their rows get.
-        store: Encoder and cache.
-        out: The CSV; what stands there is replaced when the first task is finished.
-        model: The name of the model in the rows.
-        progress: Show a bar of the tasks.
-
-    Returns:
-        A row a score; see COLUMNS. `seconds` is what the task took when it was computed.
+    Tasks and model go by the names that they get in the rows. A row (`COLUMNS`) is a score; its
+    `seconds` are what the task took when it was computed.
 
     Raises:
         BenchmarkError: Tasks failed; the others are in `out` nevertheless.

@@ -81,15 +81,11 @@ CLAIMS = {
 
 def lacking(models: Iterable[str]) -> dict[str, list[str]]:
     """Of each claim the models that it compares and that are not among `models`."""
-    models = {*models}
-    return {
-        name: [
-            model
-            for model in dict.fromkeys(m for c in claim.comparisons for m in (c.model, c.reference))
-            if model not in models
-        ]
-        for name, claim in CLAIMS.items()
-    }
+    models, found = {*models}, {}
+    for name, claim in CLAIMS.items():
+        wanted = dict.fromkeys(m for c in claim.comparisons for m in (c.model, c.reference))
+        found[name] = [model for model in wanted if model not in models]
+    return found
 
 
 def against(
@@ -117,13 +113,10 @@ def families(models: Iterable[str], tasks: Iterable[str]) -> list[dict[str, Sequ
 
 
 def outcome(row: pd.Series) -> int:
-    """What one comparison says: 1 above its bound, -1 below it, 0 where it cannot tell.
+    """What a row of `compare` says: 1 above its bound, -1 below it, 0 where it cannot tell.
 
     Above or below counts where texts and seeds agree: p after Holm is under `ALPHA`, and both the
     bootstrap interval over texts and the t-interval over seeds lie wholly on that side.
-
-    Args:
-        row: Of `compare`, of a task's mean.
     """
     if row["p_holm"] < ALPHA:
         if min(row["low"], row["seeds_low"]) > row["bound"]:
@@ -136,15 +129,8 @@ def outcome(row: pd.Series) -> int:
 def verdicts(rows: pd.DataFrame) -> pd.DataFrame:
     """A row (claim, text, verdict) for each claim that `rows` of `compare` decide."""
     means = rows[rows["dataset"] == "mean"]
-    return pd.DataFrame(
-        [
-            {
-                "claim": name,
-                "text": claim.text,
-                "verdict": VERDICTS[claim.combine(outcome(row) for _, row in mine.iterrows())],
-            }
-            for name, claim in CLAIMS.items()
-            if len(mine := means[means["claim"] == name])
-        ],
-        columns=["claim", "text", "verdict"],
-    )
+    found = []
+    for name, claim in CLAIMS.items():
+        if outcomes := [outcome(row) for _, row in means[means["claim"] == name].iterrows()]:
+            found.append((name, claim.text, VERDICTS[claim.combine(outcomes)]))
+    return pd.DataFrame(found, columns=["claim", "text", "verdict"])

@@ -7,6 +7,7 @@ Other training runs: Student's interval of the difference over seeds, paired by 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -57,10 +58,7 @@ class TextScores:
 
 @dataclass(frozen=True)
 class SetScores:
-    """The scores of several runs on a test set of `n` texts, and on resamples of these.
-
-    `by_run` holds for each run an array (1 + resamples,): first the score on the set itself.
-    """
+    """Of each run the scores (1 + resamples,) on a test set of `n` texts and on resamples of it."""
 
     task: str
     dataset: str
@@ -107,16 +105,15 @@ def resample(
         EvaluationError: The runs were measured on different texts, or the similarities or gold
             scores of some resample are constant, so that it has no correlation.
     """
-    material = {
-        run: {(s.task, s.dataset): s.material for s in scores} for run, scores in runs.items()
-    }
-    first, expected = next(iter(material.items()))
-    for run, found in material.items():
-        if wrong := [key for key in {**expected, **found} if expected.get(key) != found.get(key)]:
+    first, *_ = runs
+    expected = [(s.dataset, s.task, s.material) for s in runs[first]]
+    for run, scores in runs.items():
+        found = [(s.dataset, s.task, s.material) for s in scores]
+        pairs = itertools.zip_longest(expected, found, fillvalue=("a test set more",))
+        if wrong := [ours[0] for ours, theirs in pairs if ours != theirs]:
             raise EvaluationError(
                 f"expected the test sets and texts of {first} for {run} too, found others in "
-                f"{sorted({dataset for _, dataset in wrong})}. Run notebook 05 anew for the older "
-                "of the two."
+                f"{wrong}. Run notebook 05 anew for the older of the two."
             )
     sets = []
     for place, one in enumerate(runs[first]):
@@ -142,15 +139,12 @@ def bootstrap_scores(
 ) -> np.ndarray:
     """Scores of models on a test set and on resamples of its texts, the same ones for all models.
 
-    Args:
-        values: (M, n), of M models for each of n texts; or (M, n, D), unit vectors.
-        gold: None: a model's score is its mean; of vectors minus their mean cosine (`_isotropy`).
-            Or (n,): its Spearman correlation with these. NaN where a side is constant.
-        resamples: R, drawn from `seed`.
-        seed: The same gives the same resamples.
+    `values` are those of M models for each of n texts, (M, n), or unit vectors, (M, n, D). Without
+    `gold` a model's score is its mean, and of vectors minus their mean cosine (`_isotropy`). With
+    gold scores (n,) it is the Spearman correlation with them, NaN where a side is constant.
 
     Returns:
-        (M, 1 + R); column 0 is the score on the texts themselves.
+        (M, 1 + resamples); column 0 is the score on the texts themselves.
     """
     values = np.asarray(values)
     n = values.shape[1]
@@ -160,9 +154,7 @@ def bootstrap_scores(
     elif gold is None:
         of_counts = lambda counts: values @ counts / n  # noqa: E731
     else:
-        of_counts = partial(
-            _correlations, [_Ranks(row) for row in values], _Ranks(np.asarray(gold))
-        )
+        of_counts = partial(_correlations, [*map(_Ranks, values)], _Ranks(gold))
 
     def score(rows: np.ndarray) -> np.ndarray:
         """(B, n) numbers of texts -> (M, B)."""
@@ -222,7 +214,7 @@ class _Ranks:
     of texts in front, and half of those that tie.
     """
 
-    def __init__(self, values: np.ndarray) -> None:
+    def __init__(self, values: ArrayLike) -> None:
         _, self.group = np.unique(values, return_inverse=True)  # (n,) 0 for the least
         self.order = np.argsort(self.group, kind="stable")
         self.starts = np.flatnonzero(np.diff(self.group[self.order], prepend=-1))
@@ -239,11 +231,8 @@ def compare(
 ) -> pd.DataFrame:
     """Rows of paired comparisons: on every test set of the task, and on their mean.
 
-    A model with one seed (the untrained encoder) stands against each seed of the other.
-
-    Args:
-        sets: What `resample` gives.
-        comparisons: By the claim that they decide; any name will do.
+    `sets` are what `resample` gives; `comparisons` stand by the claim that they decide, or any
+    other name. The untrained encoder, `base`, has one seed and stands against each of the other.
 
     Returns:
         claim, variant, reference, task, dataset (`mean`: the mean over the task's sets); difference

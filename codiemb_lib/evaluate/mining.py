@@ -42,20 +42,11 @@ def mine(
     objective sets each positive of a record against each of its negatives. A positive which the
     encoder misses thus leaves a record few negatives or none, unless `depth` reaches further.
 
-    A record's former negatives and their scores are replaced; they remain candidates. What is left
-    of a record with too few candidates is what it gets. The same input gives the same output:
-    passages of equal cosine come in the order of the records, then of `corpus`.
+    A record's former negatives and their scores are replaced; they remain candidates. A record with
+    too few candidates gets fewer. The same input gives the same output: passages of equal cosine
+    come in the order of the records, then of `corpus`.
 
-    Args:
-        encoder: What encodes; only its method `embed` is used.
-        records: IR records.
-        corpus: Further passages.
-        query_prompt: Set before each query.
-        passage_prompt: Set before each passage.
-        negatives: How many a record gets at most.
-        margin: In units of the cosine, from 0 to 2.
-        depth: How many passages are looked at for a query, its positives among them.
-        progress: Show bars of the encoding and the search.
+    Of the encoder only the method `embed` is used. The margin is from 0 to 2.
 
     Raises:
         EvaluationError: A record that is not of IR, or a setting out of range.
@@ -66,13 +57,10 @@ def mine(
                 f"expected IR records alone, found task {record.task!r} in record {place}. An STS "
                 "pair has no negatives: mine IR data sets only."
             )
-    if negatives < 1 or depth < negatives:
+    if negatives < 1 or depth < negatives or not 0 <= margin <= 2:
         raise EvaluationError(
-            f"expected negatives of at least 1 and depth no less, found {negatives} and {depth}."
-        )
-    if not 0 <= margin <= 2:
-        raise EvaluationError(
-            f"expected a margin from 0 to 2, in units of the cosine, found {margin}."
+            "expected negatives of at least 1, depth no less, and a margin from 0 to 2 in units of "
+            f"the cosine, found {negatives}, {depth} and {margin}."
         )
     own = (text for record in records for text in (*record.positives, *record.negatives))
     row_of = {text: row for row, text in enumerate(dict.fromkeys(chain(own, corpus)))}

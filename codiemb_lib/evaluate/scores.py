@@ -1,8 +1,7 @@
 """How good is an encoder: retrieval and similarity scores, by the field's own libraries.
 
-`encode_split` or `encode_dataset` turn records to vectors and judgements, `score` or
-`score_dataset` turn these to rows. Every score of a data set of ours goes this way: those of dev
-during training, of benchmarks, notebooks and fusion.
+Every score of a data set of ours, of dev during training too, is made of `encode_dataset` (records
+to vectors and judgements) and `score_dataset` (these to rows).
 """
 
 from __future__ import annotations
@@ -31,7 +30,6 @@ if TYPE_CHECKING:
 
 _DEPTH = 100  # no measure looks below
 _QUERIES = 4096  # whose rankings are in pytrec_eval's hands at once
-
 
 # Kinds of texts, of which the parts of data sets are.
 KINDS = {
@@ -185,13 +183,11 @@ def texts_of(space: Iterable[EncodedDataset]) -> dict[str, np.ndarray]:
     A text that stands in several places of a kind counts once there, in the last of them. A query
     and a passage with the same words are two texts: prompts may tell them apart.
     """
-    parts: dict[str, dict[str, np.ndarray]] = {"ir_queries": {}, "ir_passages": {}, "sts": {}}
+    parts: dict[str, dict[str, np.ndarray]] = {part: {} for part in KINDS["all"]}
     for dataset in space:
-        ir = dataset.task == "ir"
-        queries = zip(dataset.query_texts, dataset.queries, strict=True)
-        passages = zip(dataset.passage_texts, dataset.passages, strict=True)
-        parts["ir_queries" if ir else "sts"].update(queries)
-        parts["ir_passages" if ir else "sts"].update(passages)
+        left, right = ("ir_queries", "ir_passages") if dataset.task == "ir" else ("sts", "sts")
+        parts[left].update(zip(dataset.query_texts, dataset.queries, strict=True))
+        parts[right].update(zip(dataset.passage_texts, dataset.passages, strict=True))
     vectors = {
         kind: [vector for part in members for vector in parts[part].values()]
         for kind, members in KINDS.items()
@@ -209,20 +205,14 @@ def ranking_metrics(
     *,
     progress: bool = False,
 ) -> dict[str, np.ndarray]:
-    """nDCG@10, recall@100 and MRR@10 of every query, by exact search and pytrec_eval.
-
-    Memory beside the vectors is that of a tile of the search, and 100 numbers a query.
+    """nDCG@10, recall@100 and MRR@10 of every query, (Q,) each, by exact search and pytrec_eval.
 
     Args:
         queries: (Q, D).
-        passages: (C, D). Ties rank as trec_eval ranks them, by the document's name in descending
-            order; here the later passage ranks first.
+        passages: (C, D). Ties rank as trec_eval ranks them: the later passage first.
         grades: For each query the rows of its relevant passages, at least one, with their grades:
             whole numbers from 1, which nDCG takes for gains.
         progress: Show a bar of the search.
-
-    Returns:
-        Arrays (Q,) in [0, 1].
 
     Raises:
         EvaluationError: A vector has no finite length.

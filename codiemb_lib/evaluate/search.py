@@ -26,7 +26,7 @@ def top_k(
         passages: (C, D), taken as float32; not copied if that is their type.
         k: How many, from 1 to C.
         block: The rows of queries and of passages that make a tile; at least k passages do.
-        progress: Show a bar over the blocks of queries.
+        progress: Show a bar.
 
     Returns:
         Similarities (Q, k) float32, falling, and the rows of their passages (Q, k) int64. Among

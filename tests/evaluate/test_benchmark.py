@@ -177,7 +177,7 @@ def test_failing_tasks_are_named_at_the_end_and_the_others_are_done(store, data,
     message = str(caught.value)
     assert message.startswith("2 of 3 tasks failed")
     assert "first: ZeroDivisionError: of all things" in message
-    assert "none: UnknownDatasetError: unknown data set 'nowhere'" in message
+    assert "unknown data set 'nowhere'" in message
     assert isinstance(caught.value.__cause__, ZeroDivisionError)
     assert "Traceback" in caplog.text  # of what nobody expected
     rows = pd.read_csv(out)

@@ -45,15 +45,6 @@ def test_any_tile_gives_what_the_whole_matrix_gives_with_all_its_ties(
     np.testing.assert_array_equal(similarities, expected)
 
 
-@pytest.mark.parametrize("rising", [False, True])
-def test_passages_sorted_by_similarity(rising):
-    passages = np.linspace(0, 1, 50, dtype=np.float32)[:: 1 if rising else -1, None]
-    similarities, indices = top_k(np.ones((3, 1)), passages, 4, block=(2, 7))
-    expected = [49, 48, 47, 46] if rising else [0, 1, 2, 3]
-    assert indices.tolist() == [expected] * 3
-    np.testing.assert_array_equal(similarities, passages[indices, 0])
-
-
 @pytest.mark.parametrize("k", [1, 10, 300])
 def test_unit_vectors_at_the_default_tile_and_a_small_one(k):
     queries, passages = units(70), units(300, seed=1)
