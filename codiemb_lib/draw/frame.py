@@ -1,40 +1,61 @@
-"""What all figures share: their registry, the checks of their rows, and how series are drawn.
+"""What all figures share: their registry, the check of their rows, panels, and drawn series.
 
-A figure is a function `plot_x(rows, ax=None)` with `@figure` above it. It draws the figure whose
-files are called `x`; it computes nothing but groups, means and intervals of what it draws, and
-shows nothing. One of several panels returns an array of Axes and takes one as `ax`. All raise
-`ValueError` for missing columns, no rows, missing values, rows that stand twice, and rows of
-several presets.
+A figure is a function `plot_x(rows, *, ax=None)` with `@figure` above it; its files are called `x`,
+and its docstring is its caption: a title and a text, with places for {seeds}, {interval} and what
+`facts` gives. `rows` are those of a table, unfiltered. A figure computes nothing but groups, means
+and intervals of what it draws, and shows nothing. One of several panels returns an array of Axes in
+reading order and takes one as `ax`; the default is a new figure.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable
+import inspect
+import itertools
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from matplotlib.artist import Artist
+import seaborn as sns
 from matplotlib.axes import Axes
-from matplotlib.container import ErrorbarContainer
-from matplotlib.legend import Legend
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from codiemb_lib.core import t_interval
+from codiemb_lib.core import MAIN_METRIC, CodiembError, t_interval, unknown
 from codiemb_lib.draw.style import (
     ROLES,
     SHEET,
-    WIDTH_1,
-    WIDTH_2,
+    TASK_ROLES,
+    WIDTH,
     VariantStyle,
     label_points,
     variant_styles,
 )
 
-# The score that stands for a task, and its name on an axis.
-SCORES = {"ir": ("ndcg@10", "nDCG@10"), "sts": ("spearman", "Spearman")}
+# Of each table the columns that name a row, and those of its numbers, none of which may lack.
+TABLES = {
+    "scores": "preset variant seed task dataset split metric | value",
+    "dev": "preset variant seed step task dataset metric | value",
+    "cost_scores": "preset variant seed task | value tokens seconds",
+    "comparisons": "preset claim variant reference task dataset | "
+    "difference low high bound p_holm seeds_low seeds_high",
+    "fusion": "preset variant seed ingredient tensor | layer module delta_norm weight",
+    "study": "preset variant seed split task dataset metric | value",
+    "path": "preset variant seed t task dataset metric | value",
+    "path_geometry": "preset variant seed t texts measure | value",
+    "geometry": "preset variant seed texts measure | value",
+    "spectrum": "preset variant seed texts index | singular_value",
+    "trajectory": "preset variant seed step texts measure | value n",
+    "layers": "preset variant seed texts level layer measure | value n",
+    "associations": "preset over task texts measure | correlation low high n clusters",
+    "cosines": "preset variant seed task pairs cosine | share n",
+    "rated_pairs": "preset variant seed dataset pair | gold cosine",
+    "umap": "preset variant seed map task dataset text | x y trust trust_low trust_high agreement",
+}
+METRICS = {"ir": "nDCG@10", "sts": "Spearman"}  # as on an axis, the main metric of each task
 TIMES_100 = "\N{MULTIPLICATION SIGN} 100 (↑)"
 TEXTS = {
     "all": "all texts",
@@ -43,191 +64,147 @@ TEXTS = {
     "ir_passages": "IR passages",
     "sts": "STS texts",
 }
+MEASURES = {
+    "anisotropy": "anisotropy (↓)",
+    "uniformity": "uniformity (↓)",
+    "alignment": "alignment (↓)",
+    "cosine_gap": "cosine gap (↑)",
+    "effective_rank": "effective rank (↑)",
+    "svd_entropy": "SVD entropy (↑)",
+    "isoscore": "IsoScore (↑)",
+    "hubness": "hubness (↓)",
+    "intrinsic_dimension": "intrinsic dimension",
+    "condition_number": "condition number (↓)",
+}
+FEW_MEASURES = ("anisotropy", "uniformity", "alignment", "effective_rank")
+MAPS = {"umap": "UMAP", "pca": "PCA"}
+# The titles of panels by value of a column, in the order in which panels stand.
+_TITLES = {"texts": TEXTS, "task": TASK_ROLES, "measure": MEASURES, "map": MAPS}
 FAINT = 0.35  # opacity of a single seed
 
 
-@dataclass(frozen=True, slots=True)
-class Figure:
-    """A figure: the table that it draws, the columns it needs, its caption and its function."""
+class FigureError(CodiembError, ValueError):
+    """Rows that a figure or a table cannot show honestly, or a figure that there is not."""
+
+
+class Figure(NamedTuple):
+    """A figure: the table that it draws, its caption with what fills it in, and its function."""
 
     table: str
-    key: tuple[str, ...]
-    values: tuple[str, ...]
     caption: str
-    facts: Callable[[pd.DataFrame], dict[str, str]]
+    facts: Callable[[pd.DataFrame], dict[str, object]]
     plot: Callable[..., Axes | np.ndarray]
 
 
-FIGURES: dict[str, Figure] = {}
+REGISTRY: dict[str, Figure] = {}
 
 
-def figure(
-    table: str,
-    *,
-    key: str,
-    values: str,
-    caption: str,
-    facts: Callable[[pd.DataFrame], dict[str, str]] = lambda rows: {},
-    of: str = "variant seed",
-) -> Callable:
-    """Register `plot_<stem>` as figure `<stem>`; check its rows; draw it in the house style.
+def figure(table: str, *, facts: Callable[[pd.DataFrame], dict] = lambda rows: {}) -> Callable:
+    """Register `plot_<stem>` as figure `<stem>` of a table; check its rows; draw it in our style.
 
-    Args:
-        table: The table whose rows it draws.
-        key: The columns that, beside preset and `of`, name a row; "" where rows are points that
-            nothing names.
-        values: The columns with numbers.
-        caption: In Markdown, with places for {preset}, {seeds}, {interval} and what `facts` gives.
-        facts: Further words of the caption, from the rows.
-        of: What rows are about: a run, or else other columns, and then the caption has no places
-            for {seeds} and {interval}.
+    `facts` gives further words of the caption, from the rows.
     """
 
     def register(plot: Callable) -> Callable:
         stem = plot.__name__.removeprefix("plot_")
+        title, _, text = inspect.cleandoc(plot.__doc__).partition("\n\n")
+        text = f"**{title[:-1]}, preset {{preset}}{title[-1]}** {text}"
 
         @functools.wraps(plot)
         def drawn(rows: pd.DataFrame, *, ax: Axes | np.ndarray | None = None):
-            rows = _checked(stem, rows)
+            _check(stem, rows)
             with plt.style.context(SHEET):
                 return plot(rows, ax=ax)
 
-        key_columns = ("preset", *of.split(), *key.split())
-        FIGURES[stem] = Figure(table, key_columns, tuple(values.split()), caption, facts, drawn)
+        REGISTRY[stem] = Figure(table, text, facts, drawn)
         return drawn
 
     return register
 
 
 def caption(stem: str, rows: pd.DataFrame) -> str:
-    """Caption in Markdown of figure `stem`, with preset and number of seeds filled in from `rows`.
+    """Caption in Markdown of figure `stem`, with what the rows say filled in.
 
     Raises:
-        ValueError: There is no such figure, or the rows do not suit it.
+        FigureError: There is no such figure, or the rows do not suit it.
     """
-    if stem not in FIGURES:
-        raise ValueError(f"Expected a figure out of {sorted(FIGURES)}, found {stem!r}.")
-    rows = _checked(stem, rows)
-    known = FIGURES[stem]
-    words = {"preset": rows["preset"].iloc[0], **known.facts(rows)}
-    if "seed" in known.key:
+    if stem not in REGISTRY:
+        raise FigureError(unknown("figure", stem, REGISTRY))
+    _check(stem, rows)
+    words = {"preset": rows["preset"].iloc[0], **REGISTRY[stem].facts(rows)}
+    if "seed" in rows:
         words |= _about_seeds(rows)
-    return known.caption.format(**words)
+    return " ".join(REGISTRY[stem].caption.format(**words).split())
 
 
 def _about_seeds(rows: pd.DataFrame) -> dict[str, str]:
-    styles = variant_styles(rows["variant"])
     counts = rows.groupby("variant")["seed"].nunique()
     usual = int(counts.mode().max())
-    others = [f"{styles[v].label}: {counts[v]}" for v in styles if counts[v] != usual]
+    seeds = f"n = {usual} seed{'s' * (usual > 1)} a model"
+    styles = variant_styles(rows["variant"])
+    if others := [f"{styles[v].label}: {counts[v]}" for v in styles if counts[v] != usual]:
+        seeds += f" ({', '.join(others)})"
     if counts.max() < 3:
         interval = "No interval is drawn, for no model has three seeds."
     else:
         interval = "Bars are 95 % t-intervals of the mean over seeds, where a model has three."
-    seeds = f"n = {usual} seed{'s' * (usual > 1)} a model"
-    return {"seeds": seeds + (f" ({', '.join(others)})" if others else ""), "interval": interval}
+    return {"seeds": seeds, "interval": interval}
 
 
 # Rows
 
 
-def _checked(stem: str, rows: pd.DataFrame) -> pd.DataFrame:
-    """The rows, if figure `stem` can draw them honestly."""
-    known = FIGURES[stem]
-    columns = [*known.key, *known.values]
-    remedy = f"Pass the rows of the table {known.table!r}."
-    missing = [column for column in columns if column not in rows.columns]
-    if missing:
-        raise ValueError(
-            f"{stem}: expected the columns {columns}, found {list(rows.columns)} "
-            f"without {missing}. {remedy}"
-        )
-    if rows.empty:
-        raise ValueError(f"{stem}: expected at least one row, found none. {remedy}")
-    gaps = rows[columns].isna()
-    if gaps.any(axis=None):
-        where = rows.loc[gaps.any(axis=1), columns].iloc[0].to_dict()
-        raise ValueError(
-            f"{stem}: expected a value in every cell, found {where}. "
-            "Compute what is missing, or leave the row out."
-        )
-    presets = sorted(rows["preset"].unique())
-    if len(presets) > 1:
-        raise ValueError(
-            f"{stem}: expected rows of one preset, found {presets}. Choose one: "
-            f"rows[rows['preset'] == {presets[0]!r}]."
-        )
-    twice = rows.duplicated(list(known.key))
-    if twice.any():
-        where = rows.loc[twice, list(known.key)].iloc[0].to_dict()
-        raise ValueError(
-            f"{stem}: expected each row once, found {where} twice. "
-            "Drop the rows of the older computation."
-        )
-    return rows
-
-
-def headline(rows: pd.DataFrame, stem: str, *, both: bool = False) -> pd.DataFrame:
-    """The rows of each task's headline score, times 100; of `both` tasks, if that is asked for."""
-    kept = pd.concat(
-        rows[(rows["task"] == task) & (rows["metric"] == metric)]
-        for task, (metric, _) in SCORES.items()
+def _check(stem: str, rows: pd.DataFrame) -> None:
+    """Refuse rows that figure `stem` cannot draw honestly."""
+    key, values = (columns.split() for columns in TABLES[REGISTRY[stem].table].split("|"))
+    columns = [*key, *values]
+    if missing := [column for column in columns if column not in rows.columns]:
+        wanted, found = f"the columns {columns}", f"{list(rows.columns)} without {missing}"
+    elif rows.empty:
+        wanted, found = "at least one row", "none"
+    elif (gaps := rows[columns].isna().any(axis=1)).any():
+        wanted, found = "a value in every cell", rows.loc[gaps, columns].iloc[0].to_dict()
+    elif rows["preset"].nunique() > 1:
+        wanted, found = "rows of one preset", sorted(rows["preset"].unique())
+    elif (twice := rows.duplicated(key)).any():
+        wanted, found = "each row once", f"{rows.loc[twice, key].iloc[0].to_dict()} twice"
+    else:
+        return
+    raise FigureError(
+        f"{stem}: expected {wanted}, found {found}. Pass the rows of the table "
+        f"{REGISTRY[stem].table!r}, unfiltered and of one preset."
     )
-    if kept.empty:
-        raise ValueError(
-            f"{stem}: expected the metrics 'ndcg@10' (ir) or 'spearman' (sts), found "
-            f"{distinct_pairs(rows, 'task', 'metric')} in the rows of this split. "
-            "Pass the rows unfiltered."
+
+
+def pivot(rows: pd.DataFrame, index: list[str], columns: list[str]) -> pd.DataFrame:
+    """`value` by index and columns, all of it: means over different sets cannot be compared."""
+    table = rows.pivot(index=index, columns=columns, values="value")
+    if (gaps := table.isna().any(axis=1)).any():
+        row = table.loc[gaps.idxmax()]
+        raise FigureError(
+            f"expected a value of every {', '.join(index)} for all {', '.join(columns)}, found "
+            f"{', '.join(map(str, row.name))} without {[*row.index[row.isna()]]}. Compute it, or "
+            "leave it out for all."
         )
-    if both and kept["task"].nunique() < len(SCORES):
-        raise ValueError(
-            f"{stem}: expected scores of both tasks, found those of {kept['task'].iloc[0]!r} "
-            "alone. The figure needs a preset with data sets of both."
+    return table
+
+
+def main_scores(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows of each task's main metric, times 100."""
+    main = rows[rows["metric"] == rows["task"].map(MAIN_METRIC)]
+    return main.assign(value=100 * main["value"])
+
+
+def means_by_task(rows: pd.DataFrame, *extra: str, both: bool = False) -> pd.DataFrame:
+    """Mean main score over data sets by variant, seed and `extra`: the columns ir and sts."""
+    table = pivot(main_scores(rows), ["variant", "seed", *extra], ["task", "dataset"])
+    means = table.T.groupby(level="task").mean().T
+    if both and len(means.columns) < 2:
+        raise FigureError(
+            f"expected scores of both tasks, found those of {[*means.columns]} alone. The figure "
+            "needs a preset with data sets of both."
         )
-    return kept.assign(value=100 * kept["value"])
-
-
-def distinct_pairs(rows: pd.DataFrame, first: str, second: str) -> list[tuple]:
-    """The distinct pairs of values of two columns."""
-    return list(rows[[first, second]].drop_duplicates().itertuples(index=False, name=None))
-
-
-def mean_over_datasets(rows: pd.DataFrame, role: str, extra: tuple[str, ...] = ()) -> pd.DataFrame:
-    """Mean over data sets per variant and seed; every model must have been tested on the same."""
-    keys = ["variant", "seed", *extra]
-    table = rows.pivot(index=keys, columns="dataset", values="value")
-    gaps = table.isna()
-    if gaps.any(axis=None):
-        where = gaps.any(axis=1).idxmax()
-        raise ValueError(
-            f"Expected every model on all {role} data sets {list(table.columns)}, found "
-            f"{', '.join(f'{k} {v}' for k, v in zip(keys, where, strict=True))} without "
-            f"{list(table.columns[gaps.loc[where]])}. Evaluate it there, or leave the data set out "
-            "for all: means over different data sets cannot be compared."
-        )
-    return table.mean(axis=1).rename("value").reset_index()
-
-
-def plane(x: pd.DataFrame, y: pd.DataFrame, *, names: tuple[str, str]) -> pd.DataFrame:
-    """Join two tables of values on variant and seed as the columns x and y."""
-    keys = ["variant", "seed"]
-    tables = [table.set_index(keys)["value"].rename(axis) for axis, table in (("x", x), ("y", y))]
-    points = pd.concat(tables, axis=1).reset_index()
-    for axis, name in zip("xy", names, strict=True):
-        lacking = points.loc[points[axis].isna(), keys]
-        if len(lacking):
-            raise ValueError(
-                f"Expected the {name} of every model, found none of variant "
-                f"{lacking['variant'].iloc[0]!r}, seed {lacking['seed'].iloc[0]}. "
-                "Compute it, or leave the model out."
-            )
-    return points
-
-
-def text_kinds(rows: pd.DataFrame) -> list[str]:
-    """The kinds of texts that stand in the rows, in the order in which panels show them."""
-    found = list(rows["texts"].unique())
-    return [kind for kind in TEXTS if kind in found] + [k for k in found if k not in TEXTS]
+    return means
 
 
 def first_seed(rows: pd.DataFrame) -> pd.DataFrame:
@@ -235,144 +212,166 @@ def first_seed(rows: pd.DataFrame) -> pd.DataFrame:
     return rows[rows["seed"] == rows.groupby("variant")["seed"].transform("min")]
 
 
-def half_interval(values: pd.Series) -> float | None:
-    """Half the 95 % t-interval of the mean, or None for fewer than three values."""
-    if len(values) < 3:
-        return None
-    low, high = t_interval(values)
-    return float(high - low) / 2
+def seed_interval(values: pd.Series) -> tuple[float, float]:
+    """The 95 % t-interval of the mean over seeds; NaN, which is not drawn, of fewer than three."""
+    return t_interval(values) if len(values) > 2 else (np.nan, np.nan)
 
 
-# Drawing
+def _half_interval(values: pd.Series) -> float:
+    low, high = seed_interval(values)
+    return (high - low) / 2
 
 
-def panels(
-    count: int, ax: np.ndarray | None, *, columns: int, height: float, legend: bool = False
-) -> np.ndarray:
-    """A flat array of `count` Axes: those given, or a new figure with rows `height` inches high.
+# Panels
 
-    It is two columns of print wide, but one for a single panel without a legend beside it.
+
+@dataclass(slots=True)
+class Panel:
+    """A panel: its Axes, the values of row and column that it stands for, and what to draw."""
+
+    ax: Axes
+    row: str
+    column: str
+    rows: pd.DataFrame
+    styles: dict[str, VariantStyle]  # of all variants of the figure
+    ends: pd.DataFrame | None = None  # variant, x and y where the name of a variant can stand
+
+    def _shown(self, **more: object) -> dict:
+        """What seaborn is to draw: rows by variant, in the colour of each."""
+        colours = {name: look.colour for name, look in self.styles.items()}
+        shown = {"data": self.rows, "hue": "variant", "palette": colours, "legend": False}
+        return shown | {"ax": self.ax, **more}
+
+    def lines(self, x: str, *, ms: float = 4.5) -> None:
+        """Draw `value` by `x`, thin for a seed and thick for the mean over seeds."""
+        shown = self._shown(x=x, y="value")
+        sns.lineplot(**shown, units="seed", estimator=None, lw=0.5, alpha=FAINT)
+        shown["markers"] = {name: look.marker for name, look in self.styles.items()}
+        shown["dashes"] = {name: look.dashes for name, look in self.styles.items()}
+        sns.lineplot(**shown, style="variant", ms=ms, mec="auto", errorbar=None)
+        means = self.rows.groupby(["variant", x])["value"].mean().reset_index()
+        self.ends = means.groupby("variant").tail(1)
+
+    def points(self, x: str, y: str) -> None:
+        """Draw the seeds of each variant faintly, and their mean with its interval both ways."""
+        markers = {name: look.marker for name, look in self.styles.items()}
+        shown = self._shown(x=x, y=y, style="variant", markers=markers)
+        sns.scatterplot(**shown, s=12, linewidth=0, alpha=FAINT)
+        for name, seeds in self.rows.groupby("variant"):
+            look = self.styles[name]
+            bars = {"xerr": _half_interval(seeds[x]), "yerr": _half_interval(seeds[y])}
+            form = {"fmt": look.marker, "color": look.colour, "ecolor": (look.colour, 0.6)}
+            form |= {"elinewidth": 0.8, "zorder": 3}
+            self.ax.errorbar(seeds[x].mean(), seeds[y].mean(), **bars, **form)
+        self.ax.margins(0.1)
+        self.ends = self.rows.groupby("variant")[[x, y]].mean().reset_index()
+
+    def dots(self) -> None:
+        """Draw `value` of each variant from top to bottom, seeds faintly, their mean with its
+        interval; the base encoder as a line, too."""
+        shown = self._shown(x="value", y="variant", order=[*self.styles], hue_order=[*self.styles])
+        sns.stripplot(**shown, jitter=False, size=3, alpha=FAINT)
+        form = {"markers": [look.marker for look in self.styles.values()], "linestyle": "none"}
+        form |= {"markersize": 5, "mew": 0.8, "err_kws": {"linewidth": 0.8, "alpha": 0.6}}
+        sns.pointplot(**shown, **form, errorbar=seed_interval)
+        if "base" in self.styles:
+            base = self.rows.loc[self.rows["variant"] == "base", "value"]
+            rule(self.ax, "baseline", x=base.mean())
+        name_rows(self.ax, [look.label for look in self.styles.values()])
+        self.ax.xaxis.set_major_locator(MaxNLocator(3, steps=[1, 2, 5, 10]))
+        self.ax.margins(x=0.12)
+
+
+def panels(rows, ax, *, column, row="", wrap=99, height, styles=None, **subplots) -> list[Panel]:
+    """A titled panel for each value of a column of `rows`, or of two, in reading order.
+
+    Args:
+        rows: Tidy rows.
+        ax: As many Axes, or None for those of a new figure.
+        column: Whose values stand beside each other.
+        row: Whose values stand below each other.
+        wrap: After how many panels the next row of them begins, where `row` is not given.
+        height: Of a row of panels, in inches.
+        styles: Of the variants, if not those that they have everywhere.
+        subplots: Keywords of `plt.subplots`, such as `sharex`.
     """
-    if ax is not None:
-        axes = np.ravel(np.asarray(ax, dtype=object))
-        if len(axes) != count:
-            raise ValueError(
-                f"Expected {count} Axes, one per panel, found {len(axes)}. "
-                f"Make them with plt.subplots(1, {count}), or leave out `ax`."
-            )
-        return axes
-    columns = min(columns, count)
-    rows = -(-count // columns)
-    width = WIDTH_1 if count == 1 and not legend else WIDTH_2
-    figure, grid = plt.subplots(
-        rows, columns, figsize=(width, rows * height), layout="constrained", squeeze=False
-    )
-    for surplus in grid.flat[count:]:
-        figure.delaxes(surplus)
-    return grid.flatten()[:count]
+    if styles is None:
+        styles = variant_styles(rows.get("variant", ()))
+    names, above = _levels(rows, column), _levels(rows, row) if row else [""]
+    count = len(above) * len(names)
+    axes = axes_for(count, ax, across=min(wrap, len(names)), height=height, **subplots)
+    titles = {name: look.label for name, look in styles.items()}
+    titles = titles if column == "variant" else _TITLES.get(column, {})
+    drawn = []
+    for axis, (over, name) in zip(axes, itertools.product(above, names), strict=True):
+        here = rows[(rows[column] == name) & (rows[row] == over if row else True)]
+        drawn.append(Panel(axis, over, name, here, styles))
+        if over == above[0]:
+            axis.set_title(titles.get(name, name))
+    return drawn
 
 
-def draw_points(ax: Axes, points: pd.DataFrame) -> None:
-    """Draw seeds and means of points (variant, seed, x, y)."""
-    styles = variant_styles(points["variant"])
-    for variant, look in styles.items():
-        here = points[points["variant"] == variant]
-        draw_seeds_and_mean(ax, here["x"], here["y"], look)
-    ax.margins(0.1)
+def _levels(rows: pd.DataFrame, column: str) -> list[str]:
+    """The values of a column in the order of panels: those known, then as they appear."""
+    found = rows[column].unique()
+    known = [*(variant_styles(found) if column == "variant" else _TITLES.get(column, ()))]
+    return sorted(found, key=lambda name: known.index(name) if name in known else len(known))
 
 
-def draw_seeds_and_mean(ax: Axes, x: pd.Series, y: pd.Series, look: VariantStyle) -> None:
-    """Draw the seeds of one variant faintly, and their mean with its interval."""
-    if len(x) > 1:
-        ax.plot(x, y, ls="none", ms=3, mew=0, marker=look.marker, color=look.colour, alpha=FAINT)
-    bars = {
-        "xerr": half_interval(x),
-        "yerr": half_interval(y),
-        "elinewidth": 0.8,
-        "ecolor": (look.colour, 0.6),
-    }
-    drawn = {"ls": "none", "zorder": 3, "label": look.label, **look.marker_format}
-    ax.errorbar(x.mean(), y.mean(), **bars, **drawn)
+def axes_for(count, ax, *, across, height, **subplots) -> np.ndarray:
+    """A flat array of `count` Axes: those given, or a new figure's, `across` of them in a row."""
+    if ax is None:
+        down = -(-count // across)
+        size = {"figsize": (WIDTH, down * height + 0.3), "layout": "constrained"}
+        ax = plt.subplots(down, across, squeeze=False, **size, **subplots)[1].flatten()
+        for surplus in ax[count:]:
+            surplus.remove()
+        ax = ax[:count]
+    if np.size(ax) != count:
+        raise FigureError(f"expected {count} Axes, one a panel, found {np.size(ax)}.")
+    return np.ravel(ax)
 
 
-def draw_dots(ax: Axes, rows: pd.DataFrame, styles: dict[str, VariantStyle]) -> None:
-    """Draw the values of one panel: models from top to bottom, the base encoder as a line."""
-    for position, (variant, look) in enumerate(styles.items()):
-        values = rows.loc[rows["variant"] == variant, "value"]
-        if len(values):
-            at = pd.Series(float(position), index=values.index)
-            draw_seeds_and_mean(ax, values, at, look)
-    base = rows.loc[rows["variant"] == "base", "value"]
-    if len(base):
-        role = ROLES["baseline"]
-        ax.axvline(base.mean(), color=role.colour, linestyle=role.line, lw=0.8, zorder=0)
-    place = ax.get_subplotspec()
-    first = place is None or place.is_first_col()
-    ax.set_yticks(range(len(styles)), [s.label for s in styles.values()] if first else [])
-    ax.set_ylim(len(styles) - 0.4, -0.6)
+def axes_of(drawn: list[Panel], *, outer: bool = False) -> np.ndarray:
+    """The Axes of panels; with `outer`, those inside lose the labels that they share."""
+    for panel in drawn if outer else ():
+        panel.ax.label_outer()
+    return np.array([panel.ax for panel in drawn])
+
+
+def named(drawn: list[Panel], *, lines: bool = True) -> np.ndarray:
+    """The Axes of panels, with up to four variants named where they end, and more in a legend.
+
+    Call it last: limits must be final.
+    """
+    styles = drawn[0].styles
+    if len(styles) > 4:
+        handles = legend_entries(styles, lines=lines)
+        drawn[0].ax.figure.legend(handles=handles, loc="outside right upper")
+    for panel in drawn if len(styles) <= 4 else ():
+        variants, x, y = (panel.ends[column] for column in panel.ends)
+        label_points(panel.ax, x, y, [styles[name].label for name in variants])
+    return axes_of(drawn)
+
+
+def legend_entries(styles: dict[str, VariantStyle], *, lines: bool = True) -> list[Line2D]:
+    """Handles of a legend, a line with its marker each, or the marker alone."""
+    return [
+        Line2D([], [], color=s.colour, marker=s.marker, ls=s.line if lines else "", label=s.label)
+        for s in styles.values()
+    ]
+
+
+def rule(ax: Axes, role: str, *, x: float | None = None, y: float | None = None) -> None:
+    """A line behind all else, upright at `x` or level at `y`, in the look of a role."""
+    form = {"color": ROLES[role].colour, "linestyle": ROLES[role].line, "lw": 0.8, "zorder": 0}
+    ax.axhline(y, **form) if x is None else ax.axvline(x, **form)
+
+
+def name_rows(ax: Axes, labels: list[str]) -> None:
+    """Name the rows 0, 1, ... of a panel, the first on top."""
+    ax.set_yticks(range(len(labels)), labels)
+    ax.set(ylim=(len(labels) - 0.4, -0.6), ylabel="")
     ax.tick_params(axis="y", length=0)
     ax.grid(axis="y")
     ax.spines["left"].set_visible(False)
-    ax.margins(x=0.12)
-    ax.xaxis.set_major_locator(MaxNLocator(3, steps=[1, 2, 5, 10]))
-
-
-def draw_lines(ax: Axes, rows: pd.DataFrame, styles: dict[str, VariantStyle], *, x: str) -> None:
-    """Draw `value` by `x`, thin for a seed and thick for the mean over seeds."""
-    for variant, look in styles.items():
-        here = rows[rows["variant"] == variant].sort_values(x)
-        if here["seed"].nunique() > 1:
-            for _, seed in here.groupby("seed"):
-                ax.plot(seed[x], seed["value"], color=look.colour, lw=0.5, alpha=FAINT)
-        mean = here.groupby(x)["value"].mean()
-        if len(mean):
-            drawn = {"label": look.label, "linestyle": look.line, **look.marker_format}
-            ax.plot(mean.index, mean, **drawn)
-
-
-def named_ends(ax: Axes) -> tuple[list[float], list[float], list[str]]:
-    """Last point x, y and label of every series that has one."""
-    handles, labels = ax.get_legend_handles_labels()
-    lines = [h.lines[0] if isinstance(h, ErrorbarContainer) else h for h in handles]
-    ends = [line.get_xydata()[-1] for line in lines]
-    return [end[0] for end in ends], [end[1] for end in ends], labels
-
-
-def name_series(axes: np.ndarray) -> None:
-    """Name up to four series where they end, more of them in a legend beside the panels."""
-    if len(_named(axes)) > 4:
-        legend_beside(axes)
-        return
-    for ax in axes:
-        label_points(ax, *named_ends(ax))
-
-
-def grid(rows: int, columns: int, ax: np.ndarray | None, *, height: float) -> np.ndarray:
-    """Axes (rows, columns): those given, or those of a new figure of print width."""
-    if ax is None:  # two columns of print wide, however few panels stand in a row
-        shape = {"figsize": (WIDTH_2, rows * height + 0.3), "layout": "constrained"}
-        return plt.subplots(rows, columns, squeeze=False, **shape)[1]
-    return panels(rows * columns, ax, columns=columns, height=height).reshape(rows, columns)
-
-
-def legend_below(axes: Iterable[Axes], **options) -> Legend:
-    """One legend under the panels, of the series that stand in any of `axes`."""
-    named = _named(axes)
-    columns = min(5, len(named))
-    place = {"loc": "outside lower center", "ncols": columns, **options}
-    return next(iter(axes)).figure.legend(named.values(), named.keys(), **place)
-
-
-def legend_beside(axes: Iterable[Axes]) -> Legend:
-    """The same beside the panels."""
-    named = _named(axes)
-    place = {"loc": "outside right upper", "handlelength": 3.2}
-    return next(iter(axes)).figure.legend(named.values(), named.keys(), **place)
-
-
-def _named(axes: Iterable[Axes]) -> dict[str, Artist]:
-    named: dict[str, Artist] = {}
-    for ax in axes:
-        handles, labels = ax.get_legend_handles_labels()
-        named |= dict(zip(labels, handles, strict=True))
-    return named

@@ -1,333 +1,290 @@
-"""Figures of the measures of embedding spaces: by model, step and layer, and beside scores."""
+"""Figures of embedding spaces: their measures by model, step and layer, pairs of texts, maps."""
 
 from __future__ import annotations
 
 import numpy as np
 import pandas as pd
-from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
+import seaborn as sns
+from matplotlib.ticker import MaxNLocator, NullFormatter
 
-from codiemb_lib.draw.frame import (
-    TEXTS,
-    distinct_pairs,
-    draw_dots,
-    draw_lines,
-    draw_points,
-    figure,
-    first_seed,
-    grid,
-    legend_below,
-    legend_beside,
-    name_series,
-    panels,
-    plane,
-    text_kinds,
-)
-from codiemb_lib.draw.style import ROLES, TASK_ROLES, variant_styles
+from codiemb_lib import space
+from codiemb_lib.draw import frame
+from codiemb_lib.draw.frame import MAPS, MEASURES, FigureError, figure
+from codiemb_lib.draw.style import ROLES, TASK_ROLES, WIDTH, VariantStyle, shades
+
+_SHARED = {"sharex": True, "sharey": True}
+_BELOW = "outside lower center"  # where a legend stands
 
 
-@figure(
-    "geometry",
-    key="texts measure",
-    values="value",
-    caption="**Alignment and uniformity, preset {preset}.** Both are better when lower, so "
-    "the best corner is the lower left. Alignment: mean squared distance of queries and their "
-    "passages, and of STS pairs rated 0.8 or more. Uniformity: how evenly the queries and "
-    "passages, and the STS texts, spread over the sphere. Faint points are seeds, solid points "
-    "their mean; {seeds}. {interval}",
-)
+@figure("geometry")
 def plot_alignment_uniformity(rows: pd.DataFrame, *, ax: np.ndarray | None = None) -> np.ndarray:
-    """Draw the alignment-uniformity plane, a panel per kind of texts that has both measures.
+    """Alignment and uniformity.
 
-    Args:
-        rows: Geometry rows; the measures `alignment` and `uniformity` are drawn.
-        ax: One Axes per panel; a new figure by default.
+    Both are better when lower, so the best corner is the lower left. Alignment: mean squared
+    distance of queries and their passages, and of STS pairs rated 0.8 or more. Uniformity: how
+    evenly the queries and passages, and the STS texts, spread over the sphere. Faint points are
+    seeds, solid points their mean; {seeds}. {interval}
     """
-    measures = {name: rows[rows["measure"] == name] for name in ("alignment", "uniformity")}
-    kinds = [
-        kind
-        for kind in text_kinds(rows)
-        if all((measure["texts"] == kind).any() for measure in measures.values())
-    ]
-    if not kinds:
-        raise ValueError(
-            "alignment_uniformity: expected texts with the measures 'alignment' and 'uniformity', "
-            f"found {distinct_pairs(rows, 'texts', 'measure')}. Compute both on the same texts."
-        )
-    axes = panels(len(kinds), ax, columns=2, height=2.6, legend=True)
-    for axis, kind in zip(axes, kinds, strict=True):
-        here = [measure[measure["texts"] == kind] for measure in measures.values()]
-        points = plane(*here, names=tuple(measures))
-        draw_points(axis, points)
-        axis.set_title(TEXTS.get(kind, kind))
-        axis.set_xlabel("alignment (↓)")
-        axis.set_ylabel("uniformity (↓)")
-    name_series(axes)
-    return axes
+    paired = rows.loc[rows["measure"] == "alignment", "texts"].unique()
+    rows = rows[rows["measure"].isin(["alignment", "uniformity"]) & rows["texts"].isin(paired)]
+    points = frame.pivot(rows, ["variant", "seed", "texts"], ["measure"]).reset_index()
+    points.columns = [*points.columns.get_level_values(0)]
+    points = points.rename(columns=MEASURES)
+    drawn = frame.panels(points, ax, column="texts", height=2.3)
+    for panel in drawn:
+        panel.points(MEASURES["alignment"], MEASURES["uniformity"])
+    return frame.named(drawn, lines=False)
 
 
-@figure(
-    "geometry",
-    key="texts measure",
-    values="value",
-    caption="**Anisotropy, preset {preset}.** Mean cosine of distinct pairs of texts: near 0 the "
-    "embeddings use all directions, near 1 they crowd in a cone. The dotted line is the base "
-    "encoder. Faint points are seeds, solid points their mean; {seeds}. {interval}",
-)
+@figure("geometry")
 def plot_anisotropy(rows: pd.DataFrame, *, ax: np.ndarray | None = None) -> np.ndarray:
-    """Draw the mean cosine of distinct pairs, a panel per kind of texts and a dot per model.
+    """Anisotropy.
 
-    Args:
-        rows: Geometry rows; the measure `anisotropy` is drawn.
-        ax: One Axes per kind of texts; a new figure by default.
+    Mean cosine of distinct pairs of texts: near 0 the embeddings use all directions, near 1 they
+    crowd in a cone. The dotted line is the base encoder. Faint points are seeds, solid points their
+    mean; {seeds}. {interval}
     """
-    found = sorted(rows["measure"].unique())
     rows = rows[rows["measure"] == "anisotropy"]
-    if rows.empty:
-        raise ValueError(
-            f"anisotropy: expected the measure 'anisotropy', found {found}. "
-            "Compute it, or pass the rows unfiltered."
-        )
-    styles = variant_styles(rows["variant"])
-    kinds = text_kinds(rows)
-    axes = panels(len(kinds), ax, columns=5, height=0.72 + 0.165 * len(styles))
-    low, high = min(0.0, rows["value"].min()), rows["value"].max()
-    for axis, kind in zip(axes, kinds, strict=True):
-        draw_dots(axis, rows[rows["texts"] == kind], styles)
-        axis.set_title(TEXTS.get(kind, kind))
-        axis.set_xlabel("mean cosine (↓)")
-    ends = low - 0.04 * (high - low), high + 0.08 * (high - low)
-    bars = [axis.dataLim.intervalx for axis in axes]  # no interval over seeds is cut
-    for axis in axes:
-        axis.set_xlim(min(ends[0], *(b[0] for b in bars)), max(ends[1], *(b[1] for b in bars)))
-    return axes
+    height = 0.45 + 0.165 * rows["variant"].nunique()
+    drawn = frame.panels(rows, ax, column="texts", wrap=5, height=height, **_SHARED)
+    for panel in drawn:
+        panel.dots()
+        panel.ax.set_xlabel("mean cosine (↓)")
+    drawn[0].ax.set_xlim(left=min(0, drawn[0].ax.get_xlim()[0]))
+    return frame.axes_of(drawn)
 
 
-@figure(
-    "spectrum",
-    key="texts index",
-    values="singular_value",
-    caption="**Spectrum of the embeddings against the base encoder's, preset {preset}.** Singular "
-    "values of the embedding matrix of equally many texts of each kind, neither centred nor "
-    "normalised, as shares of their sum, largest first. Drawn is the ratio to the base encoder's "
-    "share, on logarithmic scales, as means over neighbouring values, the more the further right. "
-    "Above the dotted line a direction carries more than it did before training: a high start is "
-    "a common direction of all texts. Thin lines are seeds, thick lines their mean; {seeds}.",
-)
+@figure("spectrum")
 def plot_spectra(rows: pd.DataFrame, *, ax: np.ndarray | None = None) -> np.ndarray:
-    """Draw the singular value (share of the sum) over the base encoder's, a panel per texts.
+    """Spectrum of the embeddings against the base encoder's.
 
-    Args:
-        rows: Spectrum rows, those of `base` among them; `index` counts from 1.
-        ax: One Axes per kind of texts; a new figure by default.
+    Singular values of the embedding matrix of equally many texts of each kind, neither centred nor
+    normalised, as shares of their sum, largest first. Drawn is the ratio to the base encoder's
+    share, on logarithmic scales, as means over neighbouring values, the more the further right.
+    Above the dotted line a direction carries more than it did before training: a high start is a
+    common direction of all texts. Thin lines are seeds, thick lines their mean; {seeds}.
     """
-    if "base" not in set(rows["variant"]):
-        raise ValueError(
-            "spectra: expected rows of 'base' to compare with, found "
-            f"{sorted(set(rows['variant']))}. Measure the untrained encoder too."
-        )
     base = rows[rows["variant"] == "base"].groupby(["texts", "index"])["singular_value"].mean()
+    if base.empty:
+        raise FigureError("spectra: expected rows of 'base' to compare with, found none. Add them.")
     rows = rows[rows["variant"] != "base"].join(base.rename("base"), on=["texts", "index"])
-    last = rows["index"].max()
-    edges = np.unique(np.geomspace(1, last + 1, 14).astype(int))
+    edges = np.unique(np.geomspace(1, rows["index"].max() + 1, 14).astype(int))
     middles = np.sqrt(edges[:-1] * (edges[1:] - 1))  # on a logarithmic axis
-    rows = rows.assign(
-        value=rows["singular_value"] / rows["base"],
-        index=middles[np.searchsorted(edges, rows["index"], side="right") - 1],
-    )
-    keys = ["texts", "variant", "seed", "index"]
-    rows = rows.groupby(keys, sort=False)["value"].mean().reset_index()
-    styles = variant_styles(rows["variant"])
-    kinds = text_kinds(rows)
-    axes = panels(len(kinds), ax, columns=2, height=2.6, legend=True)
-    look = ROLES["baseline"]
-    for axis, kind in zip(axes, kinds, strict=True):
-        axis.axhline(1, color=look.colour, linestyle=look.line, lw=0.8, zorder=0)
-        draw_lines(axis, rows[rows["texts"] == kind], styles, x="index")
-        axis.set(xscale="log", yscale="log")  # the first few directions differ most
-        axis.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
-        low, high = axis.get_ylim()
-        ticks = axis.get_yticks()
-        if np.count_nonzero((low <= ticks) & (ticks <= high)) < 2:  # all is near the base
-            axis.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10], min_n_ticks=3))
-        axis.yaxis.set_major_formatter("{x:g}")
-        axis.yaxis.set_minor_formatter(NullFormatter())
-        axis.xaxis.set_major_formatter("{x:g}")
-        axis.set_title(TEXTS.get(kind, kind))
-        axis.set_xlabel("index of the singular value")
-        axis.set_ylabel("share of the sum,\nover the base encoder's")
-    name_series(axes)
-    return axes
+    x = "index of the singular value"
+    rows = rows.assign(value=rows["singular_value"] / rows["base"])
+    rows[x] = middles[np.searchsorted(edges, rows["index"], side="right") - 1]
+    rows = rows.groupby(["texts", "variant", "seed", x], sort=False)["value"].mean().reset_index()
+    drawn = frame.panels(rows, ax, column="texts", wrap=2, height=2.3)
+    for panel in drawn:
+        panel.lines(x)
+        frame.rule(panel.ax, "baseline", y=1)
+        panel.ax.set(xscale="log", yscale="log")  # the first few directions differ most
+        panel.ax.set_ylabel("share of the sum,\nover the base encoder's")
+        panel.ax.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
+        panel.ax.yaxis.set_minor_formatter(NullFormatter())
+        for axis in (panel.ax.xaxis, panel.ax.yaxis):
+            axis.set_major_formatter("{x:g}")
+    return frame.named(drawn)
 
 
-_MEASURES = {
-    "anisotropy": "anisotropy (↓)",
-    "uniformity": "uniformity (↓)",
-    "alignment": "alignment (↓)",
-    "cosine_gap": "cosine gap (↑)",
-    "effective_rank": "effective rank (↑)",
-    "svd_entropy": "SVD entropy (↑)",
-    "isoscore": "IsoScore (↑)",
-    "hubness": "hubness (↓)",
-    "intrinsic_dimension": "intrinsic dimension",
-    "condition_number": "condition number (↓)",
-}
-_BY_STEP = ("anisotropy", "uniformity", "alignment", "effective_rank")
+def _counts(rows: pd.DataFrame) -> str:
+    kinds = rows.drop_duplicates(["task", "pairs"]).itertuples()
+    return ", ".join(f"{TASK_ROLES[kind.task]} {kind.pairs} {kind.n:,}" for kind in kinds)
 
 
-@figure(
-    "trajectory",
-    key="step texts measure",
-    values="value n",
-    caption="**The space while models learn, preset {preset}.** Measures of the development texts "
-    "at every evaluation, by optimiser step; step 0 is the base encoder. Effective rank: of "
-    "{texts} texts of each kind. Thin lines are seeds, thick lines their mean; {seeds}.",
-    facts=lambda rows: {"texts": str(rows.loc[rows["measure"] == "effective_rank", "n"].max())},
-)
+@figure("cosines", facts=lambda rows: {"pairs": _counts(rows)})
+def plot_cosines(rows: pd.DataFrame, *, ax: np.ndarray | None = None) -> np.ndarray:
+    """Cosines of pairs.
+
+    Positives: a query and its passages; STS pairs that people rated 0.8 or more. Negatives: a query
+    and the most similar passage that is not its own, which is what costs rank; STS pairs rated 0.2
+    or less. Random: all other combinations of a data set's texts, a few of them rated where texts
+    recur. Bins of 0.05; each curve sums to one. Pairs: {pairs}. The less positives and negatives
+    overlap, the better; where both lie says nothing. The first seed of each model.
+    """
+    width = rows["cosine"].drop_duplicates().sort_values().diff().median()
+    seen = rows.loc[rows["share"] > 0, "cosine"]
+    bins = {"binwidth": width, "binrange": (seen.min(), seen.max() + width), "element": "step"}
+    rows = frame.first_seed(rows).assign(cosine=rows["cosine"] + width / 2)  # the middle of a bin
+    sides = {"sharex": True, "sharey": "row"}
+    drawn = frame.panels(rows, ax, row="task", column="variant", height=1.45, **sides)
+    entries = {}
+    for panel in drawn:
+        axis, task = panel.ax, panel.row
+        role, plain = ROLES[TASK_ROLES[task]], ROLES["baseline"]
+        forms = {
+            "random": {"label": "random pairs", "color": "#DDDDDD", "alpha": 1, "lw": 0},
+            "negative": {"label": "negatives", "color": plain.colour, "ls": plain.line},
+            "positive": {"label": f"{TASK_ROLES[task]} positives", "color": role.colour},
+        }
+        for pairs, form in forms.items():
+            here = panel.rows[panel.rows["pairs"] == pairs]
+            sns.histplot(
+                here, x="cosine", weights="share", **bins, fill=pairs == "random", ax=axis, **form
+            )
+        axis.set(xlim=bins["binrange"], ylabel=f"{TASK_ROLES[task]}: share of pairs")
+        handles, labels = axis.get_legend_handles_labels()
+        entries |= dict(zip(labels, handles, strict=True))
+    axis.figure.legend(entries.values(), entries.keys(), loc=_BELOW, ncols=4)
+    return frame.axes_of(drawn, outer=True)
+
+
+@figure("rated_pairs")
+def plot_rated_pairs(rows: pd.DataFrame, *, ax: np.ndarray | None = None) -> np.ndarray:
+    """Similarity, people against models.
+
+    A point is a pair of an STS test set; people's scale is mapped to 0 to 1 (of `lee-similarity`,
+    where it is shown, to 0.2 to 1). Spearman's correlation sees the order alone: a good model's
+    points rise from left to right, however steeply. The first seed of each model.
+    """
+    rows = frame.first_seed(rows)
+    drawn = frame.panels(rows, ax, row="dataset", column="variant", height=1.35, **_SHARED)
+    look = {"color": ROLES["STS"].colour, "marker": ROLES["STS"].marker, "rasterized": True}
+    for panel in drawn:
+        room = min(1, 500 / len(panel.rows)) ** 0.5  # thousands of full marks would be a blot
+        size = {"s": 5 * room, "alpha": 0.5 * room, "linewidth": 0}
+        sns.scatterplot(panel.rows, x="gold", y="cosine", ax=panel.ax, **look, **size)
+        panel.ax.set(xlim=(-0.05, 1.05), xticks=[0, 0.5, 1])
+        panel.ax.set(xlabel="people", ylabel=f"{panel.row}\ncosine")
+    return frame.axes_of(drawn, outer=True)
+
+
+def _texts(rows: pd.DataFrame) -> int:
+    return rows.loc[rows["measure"] == "effective_rank", "n"].max()
+
+
+@figure("trajectory", facts=lambda rows: {"texts": _texts(rows)})
 def plot_geometry_by_step(rows: pd.DataFrame, *, ax: np.ndarray | None = None) -> np.ndarray:
-    """Draw measures by optimiser step: a row per measure, a column for IR and one for STS texts.
+    """The space while models learn.
 
-    Args:
-        rows: Rows of `spaces.measures` with `step`; of the texts `ir` and `sts`, four measures.
-        ax: One Axes per measure and kind of texts; a new figure by default.
+    Measures of the development texts at every evaluation, by optimiser step; step 0 is the base
+    encoder. Effective rank: of {texts} texts of each kind. Thin lines are seeds, thick lines their
+    mean; {seeds}.
     """
-    rows = rows[rows["texts"].isin(["ir", "sts"]) & rows["measure"].isin(_BY_STEP)]
-    if rows.empty:
-        raise ValueError(
-            f"geometry_by_step: expected the texts 'ir' or 'sts' and some of {_BY_STEP}, found "
-            "neither. Pass the rows unfiltered."
-        )
-    styles = variant_styles(rows["variant"])
-    kinds = text_kinds(rows)
-    names = [name for name in _BY_STEP if (rows["measure"] == name).any()]
-    flat = panels(len(names) * len(kinds), ax, columns=len(kinds), height=1.5, legend=True)
-    for row, name in zip(flat.reshape(len(names), len(kinds)), names, strict=True):
-        for axis, kind in zip(row, kinds, strict=True):
-            here = rows[(rows["texts"] == kind) & (rows["measure"] == name)]
-            draw_lines(axis, here, styles, x="step")
-            axis.set_ylabel(_MEASURES[name])
-            if name == names[0]:
-                axis.set_title(TEXTS.get(kind, kind))
-            if name == names[-1]:
-                axis.set_xlabel("optimiser step")
-    legend_beside(flat)
-    return flat
+    rows = rows[rows["texts"].isin(TASK_ROLES) & rows["measure"].isin(frame.FEW_MEASURES)]
+    drawn = frame.panels(rows, ax, row="measure", column="texts", height=1.4, sharex=True)
+    for panel in drawn:
+        panel.lines("step")
+        panel.ax.set_ylabel(MEASURES[panel.row])
+        panel.ax.set_xlabel("optimiser step" if panel.row == drawn[-1].row else "")
+    return frame.named(drawn)
 
 
-_LEVELS = (
-    ("token", "cosine", "tokens of a text:\nmean cosine (↓)"),
-    ("token", "condition_number", "tokens of a text:\nmedian condition\nnumber (↓)"),
-    ("sentence", "cosine", "sentences:\nmean cosine (↓)"),
-    ("sentence", "effective_rank", "sentences:\neffective rank (↑)"),
-)
+_BY_LAYER = {
+    "token cosine": "tokens of a text:\nmean cosine (↓)",
+    "token condition_number": "tokens of a text:\nmedian condition\nnumber (↓)",
+    "sentence cosine": "sentences:\nmean cosine (↓)",
+    "sentence effective_rank": "sentences:\neffective rank (↑)",
+}
 
 
-@figure(
-    "layers",
-    key="texts level layer measure",
-    values="value n",
-    caption="**Over-smoothing by layer, preset {preset}.** Above: how alike the tokens of a text "
-    "are, mean cosine and median condition number of its token matrix over texts. Below: how alike "
-    "the pooled texts are, mean cosine of distinct pairs, and their effective rank. Layer 0 are "
-    "the input embeddings; all models see the same {texts} texts of each kind. Bands are 95 % "
-    "bootstrap intervals over texts, where the measure is a mean. The first seed of each model.",
-    facts=lambda rows: {"texts": str(rows["n"].max())},
-)
+@figure("layers", facts=lambda rows: {"texts": rows["n"].max()})
 def plot_geometry_by_layer(rows: pd.DataFrame, *, ax: np.ndarray | None = None) -> np.ndarray:
-    """Draw token and sentence measures by layer: a row per measure, a column per kind of texts.
+    """Over-smoothing by layer.
 
-    Args:
-        rows: Rows of `layers.measures_by_layer` of several models, with `texts`.
-        ax: One Axes per measure and kind of texts; a new figure by default.
+    Above: how alike the tokens of a text are, mean cosine and median condition number of its token
+    matrix over texts. Below: how alike the pooled texts are, mean cosine of distinct pairs, and
+    their effective rank. Layer 0 are the input embeddings; all models see the same {texts} texts of
+    each kind. Bands are 95 % bootstrap intervals over texts, where the measure is a mean. The first
+    seed of each model.
     """
-    rows = first_seed(rows)
-    styles = variant_styles(rows["variant"])
-    kinds = text_kinds(rows)
-    axes = grid(len(_LEVELS), len(kinds), ax, height=1.35)
-    for row, (level, measure, name) in zip(axes, _LEVELS, strict=True):
-        these = rows[(rows["level"] == level) & (rows["measure"] == measure)]
-        for axis, kind in zip(row, kinds, strict=True):
-            here = these[these["texts"] == kind].sort_values("layer")
-            draw_lines(axis, here, styles, x="layer")
-            for variant, look in styles.items():
-                mine = here[here["variant"] == variant].dropna(subset=["low", "high"])
-                band = {"color": look.colour, "alpha": 0.15, "lw": 0}
-                axis.fill_between(mine["layer"], mine["low"], mine["high"], **band)
-            axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-        row[0].set_ylabel(name)
-    for top, bottom, kind in zip(axes[0], axes[-1], kinds, strict=True):
-        top.set_title(TEXTS.get(kind, kind))
-        bottom.set_xlabel("layer")
-    legend_below(axes[0])
-    return axes.ravel()
+    rows = frame.first_seed(rows).assign(shown=rows["level"] + " " + rows["measure"])
+    rows = pd.concat(rows[rows["shown"] == shown] for shown in _BY_LAYER)
+    drawn = frame.panels(rows, ax, row="shown", column="texts", height=1.3, sharex=True)
+    for panel in drawn:
+        panel.lines("layer")
+        for variant, mine in panel.rows.dropna(subset=["low", "high"]).groupby("variant"):
+            band = {"color": panel.styles[variant].colour, "alpha": 0.15, "lw": 0}
+            panel.ax.fill_between(mine["layer"], mine["low"], mine["high"], **band)
+        panel.ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        panel.ax.set_ylabel(_BY_LAYER[panel.row] if panel.column == drawn[0].column else "")
+        panel.ax.set_xlabel("layer" if panel.row == drawn[-1].row else "")
+    entries = frame.legend_entries(drawn[0].styles)
+    drawn[0].ax.figure.legend(handles=entries, loc=_BELOW, ncols=5)
+    return frame.axes_of(drawn)
 
 
 _OVER = {"models": "models, test", "checkpoints": "checkpoints, dev"}
 
 
-@figure(
-    "associations",
-    of="over task",
-    key="texts measure",
-    values="correlation low high n clusters",
-    caption="**Does geometry go with scores, preset {preset}?** Spearman's correlation of each "
-    "measure of the task's texts with the task's score (nDCG@10, Spearman), over {points}. Lines "
-    "are 95 % intervals of a bootstrap that draws whole variants, since seeds and checkpoints of "
-    "one are alike; filled where they leave out zero. {count} correlations of few models of one "
-    "family: some stand out by chance, checkpoints share the trend of training, and none says what "
-    "causes what.",
-    facts=lambda rows: {
-        "count": str(len(_own_texts(rows))),
-        "points": "; ".join(
-            f"{n} {over} of {clusters} variants ({TASK_ROLES.get(task, task)})"
-            for over, task, n, clusters in rows.drop_duplicates(["over", "task"])[
-                ["over", "task", "n", "clusters"]
-            ].itertuples(index=False, name=None)
-        ),
-    },
-)
+def _about_points(rows: pd.DataFrame) -> dict[str, object]:
+    groups = rows.drop_duplicates(["over", "task"]).itertuples()
+    points = [f"{g.n} {g.over} of {g.clusters} variants ({TASK_ROLES[g.task]})" for g in groups]
+    return {"count": (rows["texts"] == rows["task"]).sum(), "points": "; ".join(points)}
+
+
+@figure("associations", facts=_about_points)
 def plot_geometry_scores(rows: pd.DataFrame, *, ax: np.ndarray | None = None) -> np.ndarray:
-    """Draw the rank correlation of each measure with the score, a panel per task and set of points.
+    """Does geometry go with scores?
 
-    Args:
-        rows: Rows of `associations.rank_correlations` by `over`, `task`, `texts`, `measure`; those
-            of the task's own texts are drawn.
-        ax: One Axes per `over` and task; a new figure by default.
+    Spearman's correlation of each measure of the task's texts with the task's score (nDCG@10,
+    Spearman), over {points}. Lines are 95 % intervals of a bootstrap that draws whole variants,
+    since seeds and checkpoints of one are alike; filled where they leave out zero. {count}
+    correlations of few models of one family: some stand out by chance, checkpoints share the trend
+    of training, and none says what causes what.
     """
-    rows = _own_texts(rows)
-    if rows.empty:
-        raise ValueError(
-            "geometry_scores: expected rows of the texts 'ir' with task 'ir', or 'sts' with 'sts', "
-            "found none. Pass the rows unfiltered."
-        )
-    groups = [
-        (over, task)
-        for over in _OVER
-        for task in TASK_ROLES
-        if ((rows["over"] == over) & (rows["task"] == task)).any()
-    ]
-    names = [name for name in _MEASURES if name in set(rows["measure"])]
-    axes = panels(len(groups), ax, columns=4, height=0.8 + 0.19 * len(names))
-    for axis, (over, task) in zip(axes, groups, strict=True):
-        here = rows[(rows["over"] == over) & (rows["task"] == task)].set_index("measure")
-        role = ROLES[TASK_ROLES[task]]
+    rows = rows[(rows["texts"] == rows["task"]) & rows["measure"].isin(MEASURES)]
+    names = [name for name in MEASURES if name in set(rows["measure"])]
+    group = rows["task"].map(TASK_ROLES) + " score,\n" + rows["over"].map(_OVER)
+    rows = rows.assign(y=rows["measure"].map(names.index), group=group)
+    rows = rows.sort_values(["over", "task"], ascending=[False, True])  # models first
+    height = 0.5 + 0.19 * len(names)
+    drawn = frame.panels(rows, ax, column="group", height=height, sharey=True)
+    for panel in drawn:
+        axis, here = panel.ax, panel.rows
+        look = ROLES[TASK_ROLES[here["task"].iloc[0]]]
+        faces = np.where(here["low"] * here["high"] > 0, look.colour, "white")
+        form = {"s": 20, "marker": look.marker, "ec": look.colour, "zorder": 3}
         axis.axvline(0, color="#999999", lw=0.6, zorder=0)
-        for place, name in enumerate(names):
-            if name in here.index:
-                found = here.loc[name]
-                sure = found["low"] > 0 or found["high"] < 0
-                axis.plot([found["low"], found["high"]], [place] * 2, color=role.colour, lw=0.8)
-                form = {"mfc": role.colour if sure else "white", "color": role.colour}
-                axis.plot(found["correlation"], place, marker=role.marker, **form)
-        first = axis is axes[0]
-        axis.set_yticks(range(len(names)), [_MEASURES[name] for name in names] if first else [])
-        axis.set_ylim(len(names) - 0.4, -0.6)
-        axis.tick_params(axis="y", length=0)
-        axis.grid(axis="y")
-        axis.spines["left"].set_visible(False)
+        axis.hlines(here["y"], here["low"], here["high"], color=look.colour, lw=0.8)
+        axis.scatter(here["correlation"], here["y"], fc=faces, **form)
+        frame.name_rows(axis, [MEASURES[name] for name in names])
         axis.set(xlim=(-1.05, 1.05), xticks=[-1, 0, 1], xlabel="correlation")
-        axis.set_title(f"{TASK_ROLES[task]} score,\n{_OVER[over]}")
-    return axes
+    return frame.axes_of(drawn)
 
 
-def _own_texts(rows: pd.DataFrame) -> pd.DataFrame:
-    return rows[rows["texts"] == rows["task"]]
+def _about_maps(rows: pd.DataFrame) -> dict[str, object]:
+    models = rows.drop_duplicates(["map", "variant"]).set_index("map")
+    trust = {m: f"{t.min():.2f} to {t.max():.2f}" for m, t in models["trust"].groupby(level=0)}
+    umap = models.loc[["umap"]]
+    return trust | {
+        "spread": f"{(umap['trust_high'] - umap['trust_low']).max():.3f}",
+        "agreement": f"{umap['agreement'].mean():.0%}",
+        "hash": space.coordinates_hash(rows)[:12],
+    }
+
+
+@figure("umap", facts=_about_maps)
+def plot_umap(rows: pd.DataFrame, *, ax: np.ndarray | None = None) -> np.ndarray:
+    """Maps of the embedding space.
+
+    Above: UMAP coordinates of IR passages (blue shades) and STS texts (orange shades), the same
+    texts for every model, from one aligned fit that models share (each keeps its own neighbours; a
+    text is drawn towards its place on the maps beside). Below: their first two principal
+    components, of all models together. Common axes in a row; the first seed of each model.
+    Neighbourhoods can be read; distances, sizes of groups and empty space on a UMAP cannot: the
+    projection distorts them. Trustworthiness (1: neighbours on the map are neighbours in the space;
+    0.5: chance), by model: UMAP {umap} (by up to {spread} another with another seed, of which a map
+    shares {agreement} of each text's neighbours); PCA {pca}. Coordinates: SHA-256 {hash}.
+    """
+    rows, looks = frame.first_seed(rows), {}
+    for task, role in TASK_ROLES.items():
+        names = rows.loc[rows["task"] == task, "dataset"].unique()
+        for name, shade in zip(names, shades(ROLES[role].colour, len(names)), strict=True):
+            looks[name] = VariantStyle(shade, ROLES[role].marker, (), name)
+    form = {"palette": {name: look.colour for name, look in looks.items()}, "legend": False}
+    form |= {"markers": {name: look.marker for name, look in looks.items()}, "s": 2.5}
+    form |= {"linewidth": 0, "alpha": 0.7, "rasterized": True}
+    height = WIDTH / max(2, rows["variant"].nunique())
+    drawn = frame.panels(rows, ax, row="map", column="variant", height=height)
+    for panel in drawn:
+        axis, both = panel.ax, rows.loc[rows["map"] == panel.row, ["x", "y"]]
+        centre, half = (both.max() + both.min()) / 2, 0.52 * np.ptp(both, axis=0).max() or 1.0
+        sns.scatterplot(panel.rows, x="x", y="y", hue="dataset", style="dataset", ax=axis, **form)
+        axis.set(xlim=(centre["x"] - half, centre["x"] + half), xlabel="", xticks=[])
+        axis.set(ylim=(centre["y"] - half, centre["y"] + half), ylabel=MAPS[panel.row], yticks=[])
+        axis.set_aspect("equal")
+        axis.spines[:].set(visible=True, color="#CCCCCC")
+    entries = frame.legend_entries(looks, lines=False)
+    axis.figure.legend(handles=entries, loc=_BELOW, ncols=5, handletextpad=0.1)
+    return frame.axes_of(drawn, outer=True)

@@ -1,22 +1,16 @@
-"""Tables for print: tidy rows in, one line a model out, as the README shows it."""
+"""Tables for print: tidy rows in, text out, as the README and figures/RESULTS.md show them."""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 
 import pandas as pd
 
-from codiemb_lib.core import task_means
-from codiemb_lib.draw.frame import SCORES, half_interval
-from codiemb_lib.draw.style import variant_styles
-from codiemb_lib.evaluate import AGAINST_BASE, ALPHA, ISOTROPY, verdicts
-from codiemb_lib.fuse import candidates
-
-_METRICS = {task: metric for task, (metric, _) in SCORES.items()}
-_TASKS = {"ir": "IR", "sts": "STS"}
-_COMPARED = _TASKS | {
-    ISOTROPY[task]: f"minus mean cosine of {name} texts" for task, name in _TASKS.items()
-}
+from codiemb_lib import evaluate, fuse
+from codiemb_lib.core import figures_folder, load_preset, task_means
+from codiemb_lib.draw.frame import main_scores, pivot, seed_interval
+from codiemb_lib.draw.style import TASK_ROLES, variant_styles
 
 
 def results_table(scores: pd.DataFrame, comparisons: pd.DataFrame | None = None) -> pd.DataFrame:
@@ -28,52 +22,38 @@ def results_table(scores: pd.DataFrame, comparisons: pd.DataFrame | None = None)
     over texts (p after Holm under 0.05).
 
     Args:
-        scores: Score rows of one preset (preset, variant, seed, task, dataset, split, metric,
-            value).
-        comparisons: Rows of `comparison.compare`; without them nothing is marked.
+        scores: Score rows of one preset.
+        comparisons: Rows of `compare`; without them nothing is marked.
 
     Raises:
-        ValueError: The rows belong to several presets, or a model lacks a test set or a seed's
-            score on one.
+        FigureError: A model lacks a test set or a seed's score on one.
     """
-    if (presets := scores["preset"].nunique()) != 1:
-        raise ValueError(f"expected the scores of one preset, found {presets}.")
-    rows = scores[(scores["split"] == "test") & (scores["metric"] == scores["task"].map(_METRICS))]
-    by_set = rows.assign(value=rows["value"] * 100).pivot(
-        index=["variant", "seed"], columns=["task", "dataset"], values="value"
-    )
-    if by_set.isna().any(axis=None):
-        missing = by_set.isna().any(axis=1).idxmax()
-        raise ValueError(f"expected a score on every test set, found a gap for {missing}.")
-    by_set = by_set[list(dict.fromkeys(zip(rows["task"], rows["dataset"], strict=True)))]
+    main = main_scores(scores[scores["split"] == "test"])
+    order = [*dict.fromkeys(zip(main["task"], main["dataset"], strict=True))]
+    by_set = pivot(main, ["variant", "seed"], ["task", "dataset"])[order]
     means = by_set.T.groupby(level="task").mean().T
-    differing = set() if comparisons is None else _differing(comparisons)
+    means.columns = [(task, "mean") for task in means]
+    marked = set()
+    if comparisons is not None:
+        base = comparisons["claim"] == evaluate.AGAINST_BASE
+        told = comparisons[base & (comparisons["p_holm"] < evaluate.ALPHA)]
+        marked = {*zip(told["variant"], told["task"], told["dataset"], strict=True)}
     lines = []
     for variant, style in variant_styles(scores["variant"]).items():
-        own = means.loc[variant]
-        line = {"model": style.label, "seeds": len(own)}
-        for task in means.columns:
-            mark = "†" if (variant, task, "mean") in differing else ""
-            line[f"{_TASKS[task]} mean"] = f"{own[task].mean():.2f}{mark}{_spread(own[task])}"
-        for task, dataset in by_set.columns:
-            mark = "†" if (variant, task, dataset) in differing else ""
-            line[dataset] = f"{by_set.loc[variant, (task, dataset)].mean():.2f}{mark}"
+        line = {"model": style.label, "seeds": len(means.loc[variant])}
+        for table in (means, by_set):
+            for (task, dataset), values in table.loc[variant].items():
+                mark = "†" * ((variant, task, dataset) in marked)
+                name = f"{TASK_ROLES[task]} mean" if table is means else dataset
+                line[name] = f"{values.mean():.2f}{mark}" + _spread(values) * (table is means)
         lines.append(line)
     return pd.DataFrame(lines)
 
 
 def _spread(values: pd.Series) -> str:
     """` ± ...` of the values of several seeds; "" of one."""
-    if len(values) == 1:
-        return ""
-    half = half_interval(values) if len(values) > 2 else (values.max() - values.min()) / 2
-    return f" ± {half:.2f}"
-
-
-def _differing(comparisons: pd.DataFrame) -> set[tuple[str, str, str]]:
-    """The models, tasks and data sets on which the paired test tells a model from the base."""
-    rows = comparisons[(comparisons["claim"] == AGAINST_BASE) & (comparisons["p_holm"] < ALPHA)]
-    return set(zip(rows["variant"], rows["task"], rows["dataset"], strict=True))
+    low, high = seed_interval(values) if len(values) > 2 else (values.min(), values.max())
+    return f" ± {(high - low) / 2:.2f}" if len(values) > 1 else ""
 
 
 def claims_table(comparisons: pd.DataFrame) -> pd.DataFrame:
@@ -82,30 +62,24 @@ def claims_table(comparisons: pd.DataFrame) -> pd.DataFrame:
     Differences are times 100: the mean over seeds, the 95 % interval over texts, that over seeds,
     and p after Holm. Where a model need not be better, only not worse by more than a margin, p is
     that of the margin, which stands beside it.
-
-    Args:
-        comparisons: Rows of `comparison.compare`.
     """
     means = comparisons[comparisons["dataset"] == "mean"]
     lines = []
-    for claim in verdicts(comparisons).itertuples():
+    for claim in evaluate.verdicts(comparisons).itertuples():
         evidence = [_evidence(row) for row in means[means["claim"] == claim.claim].itertuples()]
-        lines.append(
-            {
-                "claim": f"{claim.claim}: {claim.text}",
-                "verdict": f"**{claim.verdict}**",
-                "evidence (difference × 100 [texts], [seeds], p)": "; ".join(evidence),
-            }
-        )
-    return pd.DataFrame(lines)
+        line = (f"{claim.claim}: {claim.text}", f"**{claim.verdict}**", "; ".join(evidence))
+        lines.append(line)
+    columns = ["claim", "verdict", "evidence (difference × 100 [texts], [seeds], p)"]
+    return pd.DataFrame(lines, columns=columns)
 
 
 def _evidence(row) -> str:
-    labels = {
-        name: style.label for name, style in variant_styles([row.variant, row.reference]).items()
+    tasks = TASK_ROLES | {
+        evaluate.ISOTROPY[task]: f"minus mean cosine of {name} texts"
+        for task, name in TASK_ROLES.items()
     }
-    what = f"{_COMPARED[row.task]}, {labels[row.variant]} less {labels[row.reference]}"
-    return f"{what}: {_difference(row)}"
+    first, second = (variant_styles([name])[name].label for name in (row.variant, row.reference))
+    return f"{tasks[row.task]}, {first} less {second}: {_difference(row)}"
 
 
 def _difference(row) -> str:
@@ -129,9 +103,9 @@ def merges_table(study: pd.DataFrame, comparisons: pd.DataFrame) -> pd.DataFrame
 
     Args:
         study: Rows of the picks of a fusion study, with the method as variant.
-        comparisons: Rows of `comparison.compare`, of each method against `uniform`.
+        comparisons: Rows of `compare`, of each method against `uniform`.
     """
-    dev = candidates(study).groupby("method", sort=False)
+    dev = fuse.candidates(study).groupby("method", sort=False)
     scores = dev[["ir", "sts", "mean"]].mean().sort_values("mean", ascending=False, kind="stable")
     delta = [method for method in scores.index if method.startswith("delta")]
     winners = {"all": scores.index[:1], "delta-guided": delta[:1]}  # of none, none
@@ -145,11 +119,11 @@ def merges_table(study: pd.DataFrame, comparisons: pd.DataFrame) -> pd.DataFrame
             "method": method.replace("_", " "),
             "won": ", ".join(of for of, first in winners.items() if method in first),
             "picked": "; ".join(f"{name} ({count})" for name, count in picked.items()),
-            **{f"dev {_TASKS.get(key, key)}": f"{100 * found[key]:.2f}" for key in found.index},
-            **{f"test {_TASKS[task]}": f"{100 * on_test[task]:.2f}" for task in on_test},
+            **{f"dev {TASK_ROLES.get(key, key)}": f"{100 * found[key]:.2f}" for key in found.index},
+            **{f"test {TASK_ROLES[task]}": f"{100 * on_test[task]:.2f}" for task in on_test},
         }
         own = {row.task: row for row in means[means["variant"] == method].itertuples()}
-        for task, name in _TASKS.items():
+        for task, name in TASK_ROLES.items():
             heading = f"test {name} less soup [texts], [seeds], p"
             line[heading] = _difference(own[task]) if task in own else ""
         lines.append(line)
@@ -160,3 +134,49 @@ def to_markdown(table: pd.DataFrame) -> str:
     """A pipe table in Markdown, with a final line break."""
     lines = [list(table.columns), ["---"] * len(table.columns), *table.astype(str).values.tolist()]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def readme_table(
+    preset: str, models: Sequence[str] = ("base", "ir_only", "sts_only", "mixed", "codiemb")
+) -> str:
+    """What a preset's committed rows say, in short, as Markdown: some models, and the verdicts."""
+    folder = figures_folder(preset)
+    scores, comparisons = (pd.read_csv(folder / f"{s}.csv") for s in ("trade_off", "comparisons"))
+    table = results_table(scores[scores["variant"].isin(models)], comparisons)
+    verdicts = evaluate.verdicts(comparisons).itertuples()
+    said = "".join(f"- {row.claim} {row.verdict}: {row.text}.\n" for row in verdicts)
+    return f"{to_markdown(table[['model', 'seeds', 'IR mean', 'STS mean']])}\n{said}"
+
+
+_RESULTS = """\
+# Results
+
+This page is written by notebook `09_paper_figures` from the rows beside it; no number is typed.
+Scores are nDCG@10 (IR) and Spearman's correlation (STS) on the test sets, times 100, means over
+seeds; `±` is half the 95 % t-interval of the seeds, of two half their range. `†`: by the paired
+test over texts, p after Holm under 0.05, the model differs from the base encoder. Differences stand
+with the 95 % interval over test texts, that over seeds, and p after Holm. A claim holds, or does
+not, where texts and seeds agree, by a rule that was fixed before the runs (C8 came after them,
+under the same rule). In the table of merges, `picked` are the settings that dev picked, and for how
+many seeds; `won` marks the best on dev of all, and of the delta-guided.
+"""
+
+
+def results_page(presets: Sequence[str] = ("english", "mini")) -> str:
+    """The page figures/RESULTS.md: what was trained, and the tables of presets that have any."""
+    parts = [_RESULTS]
+    for name in presets:
+        folder = figures_folder(name)
+        if not (folder / "results.md").is_file():
+            continue
+        preset, costs = load_preset(name), pd.read_csv(folder / "costs.csv")
+        parts.append(
+            f"\n## {name}\n\n{', '.join(preset.variants)}: trained from the encoder "
+            f"`{preset.encoder.name}` with the seeds {', '.join(map(str, preset.seeds))}, "
+            f"{costs['steps'].max()} steps each, on {'; '.join(costs['hardware'].unique())}. "
+            f"{', '.join(preset.fusion)}: merged from these.\n"
+        )
+        for title, stem in (("Scores", "results"), ("Claims", "claims"), ("Merges", "merges")):
+            if (table := folder / f"{stem}.md").is_file():
+                parts.append(f"\n### {title}\n\n{table.read_text(encoding='utf-8')}")
+    return "".join(parts)

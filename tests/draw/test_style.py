@@ -34,7 +34,7 @@ def test_style_sheet_sets_print_size_without_the_style_module():
         assert mpl.rcParams["pdf.fonttype"] == 42
         assert mpl.rcParams["savefig.dpi"] == 300
         assert not mpl.rcParams["axes.spines.top"]
-        assert mpl.rcParams["figure.figsize"][0] == style.WIDTH_1
+        assert mpl.rcParams["figure.figsize"][0] == 3.3
 
 
 def test_colours_of_the_sheet_are_those_of_the_roles():
@@ -57,7 +57,7 @@ def test_roles_have_the_colours_of_the_house():
     assert {role.marker for role in style.ROLES.values()} == {"o", "s", "D", "^"}
 
 
-def test_variants_of_the_preset_have_labels_roles_and_an_order():
+def test_variants_of_the_preset_have_labels_colours_of_roles_and_an_order():
     styles = style.variant_styles(reversed(MODELS))
     assert list(styles) == MODELS
     assert [s.label for s in styles.values()] == [
@@ -72,65 +72,41 @@ def test_variants_of_the_preset_have_labels_roles_and_an_order():
         "uniform soup",
         "delta-guided",
     ]
-    assert [s.role for s in styles.values()] == (
-        ["baseline", "IR", "STS", "baseline", "baseline"] + ["joint"] * 5
-    )
+    roles = ["baseline", "IR", "STS", "baseline", "baseline"] + ["joint"] * 5
+    assert [s.colour for s in styles.values()] == [style.ROLES[role].colour for role in roles]
+    shares = ["codiemb", "codiemb_ir5", "codiemb_ir100", "soup"]  # by number
+    assert list(style.variant_styles(sorted(shares))) == shares
 
 
-def test_variants_of_one_role_differ_in_marker_and_line():
-    styles = style.variant_styles([*MODELS, "mine", "yours"]).values()
-    assert len({(s.colour, s.marker, s.fill) for s in styles}) == len(styles)
-    assert len({(s.colour, s.line) for s in styles}) == len(styles)
+def looks(names):
+    return [(s.colour, s.marker) for s in style.variant_styles(names).values()]
 
 
-def test_ir_shares_are_ordered_by_number():
-    assert list(style.variant_styles(["codiemb_ir100", "codiemb_ir5", "soup", "codiemb"])) == [
-        "codiemb",
-        "codiemb_ir5",
-        "codiemb_ir100",
-        "soup",
-    ]
+def test_variants_differ_in_marker_and_dashes_where_their_colour_is_the_same():
+    names = [*MODELS, *(f"run{i}" for i in range(15))]
+    assert len({*looks(names)}) == len(names)
+    dashes = [(s.colour, s.dashes) for s in style.variant_styles(names).values()]
+    assert len({*dashes}) == len(names)
+    assert len(style.variant_styles(f"run{i}" for i in range(20))) == 20  # then they repeat
 
 
-def test_unknown_variant_keeps_its_name_in_the_baseline_role():
-    styles = style.variant_styles(["mine", "codiemb"])
-    assert list(styles) == ["codiemb", "mine"]
-    assert styles["mine"].label == "mine"
-    assert styles["mine"].role == "baseline"
-
-
-def test_unknown_variants_look_the_same_in_every_figure_and_process():
-    alone = {name: style.variant_styles([name])[name] for name in ("both", "more_ir", "merged")}
+def test_unknown_variants_keep_their_name_and_look_the_same_in_every_figure_and_process():
+    alone = {name: style.variant_styles([name])[name] for name in ("both", "merged", "more_ir")}
+    assert [look.label for look in alone.values()] == ["both", "merged", "more_ir"]
+    assert looks(alone) == [("#7A4A1E", "*"), ("#7A4A1E", "p"), ("#E78AC3", "p")]
     assert style.variant_styles(["base", *alone]) == style.variant_styles(["base"]) | alone
-    looks = [(look.colour, look.marker, look.fill) for look in alone.values()]
-    assert looks == [("#7A4A1E", "<", "full"), ("#E78AC3", "p", "full"), ("#7A4A1E", "p", "full")]
+    roles = {role.colour for role in style.ROLES.values()}
+    assert not {colour for colour, _ in looks(f"run{i}" for i in range(15))} & roles
 
 
 def test_unknown_variants_on_one_look_part_in_the_order_of_the_alphabet():
-    alone: dict[str, list] = {}
-    for name in sorted(f"run{i}" for i in range(100)):
-        look = style.variant_styles([name])[name]
-        alone.setdefault((look.colour, look.marker, look.fill), []).append((name, look))
-    (first, look), (second, _) = max(alone.values(), key=len)[:2]
-    together = style.variant_styles([second, first])
-    assert together[first] == look
-    other = together[second]
-    assert (other.colour, other.marker, other.fill) != (look.colour, look.marker, look.fill)
-    assert (other.colour, other.line) != (look.colour, look.line)
-
-
-def test_looks_of_unknown_variants_differ_until_none_is_left():
-    styles = style.variant_styles(f"run{i}" for i in range(30)).values()
-    assert len({(s.colour, s.marker, s.fill) for s in styles}) == 30
-    assert len({(s.colour, s.line) for s in styles}) == 30
-    assert len(style.variant_styles(f"run{i}" for i in range(40))) == 40
-
-
-def test_unknown_variants_take_neither_colour_nor_form_of_what_is_known():
-    unknown = style.variant_styles(f"run{i}" for i in range(30)).values()
-    known = style.VARIANTS.values()
-    assert not {s.colour for s in unknown} & {role.colour for role in style.ROLES.values()}
-    assert not {(s.marker, s.fill) for s in unknown} & {(s.marker, s.fill) for s in known}
+    same: dict[tuple, list] = {}
+    for name in sorted(f"run{i}" for i in range(50)):
+        same.setdefault(looks([name])[0], []).append(name)
+    first, second = max(same.values(), key=len)[:2]
+    one, other = looks([second, first])
+    assert [one] == looks([first])
+    assert other != one
 
 
 def test_shades_are_distinct_and_one_shade_is_the_colour():
@@ -145,7 +121,7 @@ def test_labels_of_close_points_overlap_neither_each_other_nor_the_points(seed):
     rng = np.random.default_rng(seed)
     x, y = rng.normal(size=(2, 10))
     x[1], y[1] = x[0] + 0.03, y[0]  # two that almost coincide
-    fig, ax = plt.subplots(figsize=(style.WIDTH_2, 3.6))
+    fig, ax = plt.subplots(figsize=(style.WIDTH, 3.6))
     ax.plot(x, y, "o")
     ax.margins(0.1)
     labels = style.label_points(ax, x, y, MODELS)
@@ -172,7 +148,7 @@ def test_labels_keep_clear_of_rules_and_error_bars():
 
 def test_labels_keep_clear_of_lines_between_their_points():
     style.use_style()
-    fig, ax = plt.subplots(figsize=(style.WIDTH_2, 2.6))
+    fig, ax = plt.subplots(figsize=(style.WIDTH, 2.6))
     x, y = np.array([0, 2, 5, 6]), np.array([5.0, 4.9, 4, 0])
     for shift in (-0.15, 0, 0.15):
         ax.plot(x, y + shift)
@@ -215,7 +191,7 @@ def test_save_figure_writes_picture_rows_and_caption(tmp_path):
 
 def test_saved_picture_has_print_size(tmp_path):
     style.use_style()
-    fig, _ = plt.subplots(figsize=(style.WIDTH_2, 2))
+    fig, _ = plt.subplots(figsize=(style.WIDTH, 2))
     _, png, *_ = style.save_figure(fig, tmp_path / "wide", rows=ROWS, caption="c")
     assert plt.imread(png).shape[:2] == (600, 2040)
 

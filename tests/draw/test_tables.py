@@ -5,7 +5,16 @@ import pandas as pd
 import pytest
 
 from codiemb_lib.core.files import project_root
-from codiemb_lib.draw.tables import claims_table, merges_table, results_table, to_markdown
+from codiemb_lib.draw.frame import FigureError
+from codiemb_lib.draw.scores import cost_scores
+from codiemb_lib.draw.tables import (
+    claims_table,
+    merges_table,
+    readme_table,
+    results_page,
+    results_table,
+    to_markdown,
+)
 
 
 def scores(seeds=2, **changes):
@@ -152,13 +161,9 @@ def test_the_best_merge_of_all_may_be_of_the_delta_family():
     assert table["won"].tolist() == ["all, delta-guided", ""]
 
 
-def test_gaps_and_several_presets_are_refused():
-    rows = scores()
-    with pytest.raises(ValueError, match="found a gap for"):
-        results_table(rows.drop(index=0))
-    rows.loc[0, "preset"] = "smoke"
-    with pytest.raises(ValueError, match="one preset"):
-        results_table(rows)
+def test_gaps_are_refused():
+    with pytest.raises(FigureError, match=r"found codiemb, 0 without \[\('ir', 'docs'\)\]"):
+        results_table(scores().drop(index=0))
 
 
 def test_markdown_has_a_line_a_row():
@@ -167,10 +172,58 @@ def test_markdown_has_a_line_a_row():
 
 
 @pytest.mark.parametrize("preset", ["mini", "english"])
-def test_the_readme_shows_the_table_of_the_committed_rows(preset):
+def test_tables_beside_the_figures_are_those_of_their_rows(preset):
     folder = project_root() / "figures" / preset
-    rows = pd.read_csv(folder / "trade_off.csv")
-    compared = pd.read_csv(folder / "comparisons.csv")
-    table = to_markdown(results_table(rows, compared))
-    assert table in (project_root() / "README.md").read_text(encoding="utf-8")
-    assert table == (folder / "results.md").read_text(encoding="utf-8")
+    stems = ("trade_off", "comparisons", "study", "study_comparisons")
+    rows, compared, study, merged = (pd.read_csv(folder / f"{stem}.csv") for stem in stems)
+    tables = {
+        "results": results_table(rows, compared),
+        "claims": claims_table(compared),
+        "merges": merges_table(study, merged),
+    }
+    for stem, table in tables.items():
+        assert (folder / f"{stem}.md").read_text(encoding="utf-8") == to_markdown(table)
+
+
+def test_the_page_of_results_is_that_of_the_committed_rows():
+    page = results_page()
+    assert (project_root() / "figures" / "RESULTS.md").read_text(encoding="utf-8") == page
+    assert page.index("## english") < page.index("## mini")
+    assert "trained from the encoder `minilm-l6` with the seeds 0, 1, 2" in page
+
+
+def test_the_table_of_the_readme_has_five_models_and_a_line_a_verdict():
+    table, verdicts = readme_table("english").split("\n\n")
+    assert len(table.splitlines()) == 2 + 5
+    assert table.startswith("| model | seeds | IR mean | STS mean |")
+    claims = pd.read_csv(project_root() / "figures" / "english" / "claims.csv")
+    said = [f"- {c.claim} {c.verdict}: {c.text}." for c in claims.itertuples()]
+    assert verdicts.splitlines() == said
+
+
+def costs_and_scores():
+    costs = pd.DataFrame(
+        [("a", 0, 10, 1.5), ("a", 1, 11, 2.5), ("b", 0, 20, 3.0), ("b", 1, 21, 4.0)],
+        columns=["variant", "seed", "tokens", "seconds"],
+    )
+    scores = pd.DataFrame(
+        [
+            ("mini", variant, seed, "ir", dataset, "test", metric, value)
+            for variant, seed in [("base", 0), ("a", 0), ("soup", 1)]
+            for dataset, metric, value in [
+                ("docs", "ndcg@10", 0.4),
+                ("news", "ndcg@10", 0.6),
+                ("news", "recall@100", 0.9),
+            ]
+        ],
+        columns=["preset", "variant", "seed", "task", "dataset", "split", "metric", "value"],
+    )
+    return costs, scores
+
+
+def test_fused_models_cost_their_ingredients_and_the_base_nothing():
+    rows = cost_scores(*costs_and_scores(), {"soup": ["a", "b"]}).set_index("variant")
+    assert rows["tokens"].to_dict() == {"base": 0, "a": 10, "soup": 32}
+    assert rows["seconds"].to_dict() == {"base": 0, "a": 1.5, "soup": 6.5}
+    assert rows["value"].tolist() == pytest.approx([0.5] * 3)
+    assert set(rows["task"]) == {"ir"}
