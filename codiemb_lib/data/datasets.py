@@ -7,7 +7,7 @@ by name and a hash of its content. The same goes for new sets: what is held out,
 from __future__ import annotations
 
 import json
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -24,6 +24,7 @@ from codiemb_lib.core import (
     Task,
     alone,
     atomic_path,
+    clear_scratch,
     data_root,
     normalise,
     project_root,
@@ -241,6 +242,7 @@ def _built(entry: BuildEntry, find: Callable[[PinnedFile], Path], cache: Path) -
     key = sha256_text(entry.model_dump_json(), sha256_file(script), str(NUMERICS), *versions)[:16]
     folder = cache / f"{entry.name}-{key}"
     with alone(folder):
+        clear_scratch(folder)
         if not folder.is_dir():
             cut = {"fractions": entry.fractions} if isinstance(entry, CutEntry) else {}
             splits, corpus = load_script(script).build(sources, **entry.options, **cut)
@@ -302,27 +304,23 @@ def hold_out(
         texts = [record.query, *(record.positives if record.task == "sts" else ())]
         return sha256_text(str(seed), *sorted(map(normalise, texts)))
 
-    groups: dict[str, list[int]] = defaultdict(list)
-    for i, record in enumerate(records):
-        groups[key(record)].append(i)
-    where = ["train"] * len(records)
-    left = dict(sizes)
-    for _, members in sorted(groups.items()):
-        split = next((split for split, size in left.items() if size > 0), None)
-        if split is None:
-            break
-        left[split] -= len(members)
-        for i in members:
-            where[i] = split
-    if set(where) != {"train", *sizes}:
+    keys = [key(record) for record in records]
+    where, left = {}, dict(sizes)
+    for group, count in sorted(Counter(keys).items()):
+        where[group] = next((split for split, size in left.items() if size > 0), "train")
+        left[where[group]] = left.get(where[group], 0) - count
+    splits = {
+        split: [
+            record for record, group in zip(records, keys, strict=True) if where[group] == split
+        ]
+        for split in ("train", *sizes)
+    }
+    if not all(splits.values()):
         raise RecordError(
             f"expected records for train and for each of {dict(sizes)}, found {len(records)} in "
             "all. Hold out fewer, and at least one."
         )
-    return {
-        split: [record for record, place in zip(records, where, strict=True) if place == split]
-        for split in ("train", *sizes)
-    }
+    return splits
 
 
 def write_splits(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import logging
+import sys
 from pathlib import Path
 
 import pytest
@@ -78,37 +79,24 @@ def test_graded_texts_become_pairs_whichever_side_they_stand_on(tmp_path):
     ]
 
 
-@pytest.mark.parametrize("scores", [{}, {"pos_scores": [1.0]}])
-def test_ungraded_texts_are_no_pairs(tmp_path, scores):
-    path = write(tmp_path / "sts.jsonl", {"query": "a", "pos": ["b"], "neg": ["c"]} | scores)
-    with pytest.raises(RecordError, match=r":1: .*a score for each of 2 texts.*task 'ir'"):
-        read_jsonl(path, task="sts")
-
-
-def test_the_layout_of_flagembedding(tmp_path):
-    row = {
-        "query": "q",
-        "pos": ["p"],
-        "neg": ["n", "m"],
-        "pos_scores": [98.6],
-        "neg_scores": [85.5, 86.25],
-        "prompt": "Retrieve",
-        "type": "normal",
-    }
+def test_the_layout_of_flagembedding(tmp_path, said):
+    row = {"query": "q", "pos": ["p"], "neg": ["n", "p", "m"], "prompt": "Retrieve"}
+    row |= {"pos_scores": [98.6], "neg_scores": [85.5, 98.6, 86.25]}
     path = write(tmp_path / "nq.jsonl", row, {"query": "q", "pos": ["p"], "neg": []})
     assert read_jsonl(path, task="ir") == [
         Record("ir", "q", ("p",), ("n", "m"), (98.6,), (85.5, 86.25)),
         Record("ir", "q", ("p",)),
     ]
+    assert said() == ["1 negatives left out, for they are positives of the same query"]
     with pytest.raises(RecordError, match=r"nq\.jsonl:1: field 'task_type'.*prepare .*--task ir"):
         read_jsonl(path)
 
 
-def test_a_positive_among_the_negatives_goes_with_its_score(tmp_path, said):
-    row = {"query": "q", "pos": ["p"], "neg": ["n", "p", "m"], "neg_scores": [1, 2, 3]}
-    (record,) = read_jsonl(write(tmp_path / "nq.jsonl", row), task="ir")
-    assert record == Record("ir", "q", ("p",), ("n", "m"), negative_scores=(1, 3))
-    assert said() == ["1 negatives left out, for they are positives of the same query"]
+@pytest.mark.parametrize("scores", [{}, {"pos_scores": [1.0]}])
+def test_ungraded_texts_are_no_pairs(tmp_path, scores):
+    path = write(tmp_path / "sts.jsonl", {"query": "a", "pos": ["b"], "neg": ["c"]} | scores)
+    with pytest.raises(RecordError, match=r":1: .*a score for each of 2 texts.*task 'ir'"):
+        read_jsonl(path, task="sts")
 
 
 @pytest.mark.parametrize(
@@ -497,6 +485,12 @@ def test_what_the_hub_lacks_is_named(hub, change, error, message):
     options = {"name": name, "task": "ir", "columns": ("a", "b"), "split": "train"} | change
     with pytest.raises(error, match=message):
         read_hub(**options)
+
+
+def test_the_missing_library_names_its_command(monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(SourceError, match="pip install datasets"):
+        read_hub("C-MTEB/STSB", task="ir", columns=("a", "b"), split="train")
 
 
 # --- Real files: what the registry's sets do not cover ---
