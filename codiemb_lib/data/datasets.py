@@ -305,16 +305,13 @@ def hold_out(
         return sha256_text(str(seed), *sorted(map(normalise, texts)))
 
     keys = [key(record) for record in records]
-    where, left = {}, dict(sizes)
+    where, left = {}, Counter(sizes)
     for group, count in sorted(Counter(keys).items()):
-        where[group] = next((split for split, size in left.items() if size > 0), "train")
-        left[where[group]] = left.get(where[group], 0) - count
-    splits = {
-        split: [
-            record for record, group in zip(records, keys, strict=True) if where[group] == split
-        ]
-        for split in ("train", *sizes)
-    }
+        where[group] = next((split for split in sizes if left[split] > 0), "train")
+        left[where[group]] -= count
+    splits: dict[str, list[Record]] = {split: [] for split in ("train", *sizes)}
+    for record, group in zip(records, keys, strict=True):
+        splits[where[group]].append(record)
     if not all(splits.values()):
         raise RecordError(
             f"expected records for train and for each of {dict(sizes)}, found {len(records)} in "
