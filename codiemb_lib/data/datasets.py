@@ -7,9 +7,10 @@ by name and a hash of its content. The same goes for new sets: what is held out,
 from __future__ import annotations
 
 import json
-from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib import metadata, util
 from itertools import accumulate
 from pathlib import Path
@@ -23,6 +24,7 @@ from codiemb_lib.core import (
     Task,
     alone,
     atomic_path,
+    clear_scratch,
     data_root,
     normalise,
     project_root,
@@ -49,6 +51,7 @@ from codiemb_lib.data.registry import (
     DatasetError,
     Entry,
     HubEntry,
+    PinnedFile,
     find_file,
     list_datasets,
     package_folder,
@@ -155,16 +158,14 @@ def load_dataset(
 
     Args:
         name: A name in the registry, or the path of a file or folder that `read_path` reads.
-        root: Where the files of public sets are looked for, a preset's `data_root`; the environment
+        root: Where files of public sets are looked for, a preset's `data_root`; the environment
             variable `CODIEMB_DATA` goes before it. What is not there is fetched.
-        cache: The folder for records that a script made, and for files that were fetched; by
-            default `data/cache`.
+        cache: Where lies what scripts made and what was fetched; by default `data/cache`.
         registry: Another registry than `data/registry.yaml`.
 
     Raises:
         DatasetError: Neither the registry nor the disk knows the name.
-        SourceError: A package or a file is not there, cannot be fetched, or has other bytes than
-            the registry says.
+        SourceError: What it is read from is not there, or has other bytes than the registry says.
         RecordError: A local file has a line that is no record, or records of both tasks.
     """
     entries = {entry.name: entry for entry in list_datasets(registry)}
@@ -208,16 +209,14 @@ def _read_entry(entry: Entry, root: Path | None, cache: Path) -> Contents:
         options = entry.model_dump(include={"task", "columns", "scale", "config", "revision"})
         names = {split: entry.splits[split] for split in SPLITS if split in entry.splits}
         return {s: read_hub(entry.hub, split=name, **options) for s, name in names.items()}, ()
+    find = partial(find_file, root=root, fetched=cache / "files")
     if isinstance(entry, BuildEntry):
-        splits, corpus = _built(entry, root, cache)
+        splits, corpus = _built(entry, find, cache)
     elif isinstance(entry.files, dict):
         form = {"task": entry.task, "columns": entry.columns, "scale": entry.scale}
-        files = {
-            split: find_file(file, root, cache / "files") for split, file in entry.files.items()
-        }
-        splits, corpus = {split: read_file(file, **form) for split, file in files.items()}, ()
+        splits, corpus = {s: read_file(find(f), **form) for s, f in entry.files.items()}, ()
     else:
-        place, *_ = [find_file(file, root, cache / "files") for file in entry.files]  # all checked
+        place, *_ = [find(file) for file in entry.files]  # all checked
         splits, corpus = _read_folder(place.parent)
     if getattr(entry, "dev", None):
         splits = cut_dev(splits, entry.dev)
@@ -231,23 +230,22 @@ def _read_entry(entry: Entry, root: Path | None, cache: Path) -> Contents:
 # --- By a script ----------------------------------------------------------------------------------
 
 
-def _built(entry: BuildEntry, root: Path | None, cache: Path) -> Contents:
+def _built(entry: BuildEntry, find: Callable[[PinnedFile], Path], cache: Path) -> Contents:
     """What the entry's script made of its sources, now or before: then as a folder of the cache."""
     script = project_root() / "data" / "build" / f"{entry.build}.py"
     if not script.is_file():
         raise SourceError(f"data set {entry.name!r}: expected the script {script}, found none.")
-    sources = {name: find_file(file, root, cache / "files") for name, file in entry.files.items()}
+    sources = {name: find(file) for name, file in entry.files.items()}
     sources |= {name: package_folder(name) for name in entry.packages}
     names = [package.distribution for package in entry.packages.values()]
     versions = [f"{name}=={metadata.version(name)}" for name in names]
     key = sha256_text(entry.model_dump_json(), sha256_file(script), str(NUMERICS), *versions)[:16]
     folder = cache / f"{entry.name}-{key}"
     with alone(folder):
+        clear_scratch(folder)
         if not folder.is_dir():
-            options = entry.options
-            if isinstance(entry, CutEntry):
-                options = options | {"fractions": entry.fractions}
-            splits, corpus = load_script(script).build(sources, **options)
+            cut = {"fractions": entry.fractions} if isinstance(entry, CutEntry) else {}
+            splits, corpus = load_script(script).build(sources, **entry.options, **cut)
             with atomic_path(folder) as new:
                 write_splits(new, splits, [*dict.fromkeys(corpus)])
     return _read_folder(folder)
@@ -294,16 +292,9 @@ def hold_out(
 ) -> dict[str, list[Record]]:
     """Take further splits out of training records; `seed` alone decides which records move.
 
-    Records of one query, or of one unordered pair, stay together, so that a split may get a few
-    more than its size. A passage, or one text of a pair, may still stand in several splits.
-
-    Args:
-        records: Those to take from.
-        sizes: How many go to "dev" or "test", or to each.
-        seed: Decides which.
-
-    Returns:
-        "train" and the splits of `sizes`, each in the order of `records`.
+    `sizes` says how many go to "dev" or "test", or to each. Records of one query, or of one
+    unordered pair, stay together, so that a split may get a few more than its size. A passage, or
+    one text of a pair, may still stand in several splits. All keep the order of `records`.
 
     Raises:
         RecordError: A split, or what is left for training, would have no record.
@@ -313,27 +304,20 @@ def hold_out(
         texts = [record.query, *(record.positives if record.task == "sts" else ())]
         return sha256_text(str(seed), *sorted(map(normalise, texts)))
 
-    groups: dict[str, list[int]] = defaultdict(list)
-    for i, record in enumerate(records):
-        groups[key(record)].append(i)
-    where = ["train"] * len(records)
-    left = dict(sizes)
-    for _, members in sorted(groups.items()):
-        split = next((split for split, size in left.items() if size > 0), None)
-        if split is None:
-            break
-        left[split] -= len(members)
-        for i in members:
-            where[i] = split
-    if set(where) != {"train", *sizes}:
+    keys = [key(record) for record in records]
+    where, left = {}, Counter(sizes)
+    for group, count in sorted(Counter(keys).items()):
+        where[group] = next((split for split in sizes if left[split] > 0), "train")
+        left[where[group]] -= count
+    splits: dict[str, list[Record]] = {split: [] for split in ("train", *sizes)}
+    for record, group in zip(records, keys, strict=True):
+        splits[where[group]].append(record)
+    if not all(splits.values()):
         raise RecordError(
             f"expected records for train and for each of {dict(sizes)}, found {len(records)} in "
             "all. Hold out fewer, and at least one."
         )
-    return {
-        split: [record for record, place in zip(records, where, strict=True) if place == split]
-        for split in ("train", *sizes)
-    }
+    return splits
 
 
 def write_splits(

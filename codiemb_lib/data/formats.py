@@ -50,16 +50,7 @@ def read_path(
 
     Beside the files of splits, a folder may have a corpus, which `read_beir_corpus` reads. Files
     may end in `.gz`, and `validation` counts as `dev`. A lone file is the split that it is
-    named after, else `train`.
-
-    Args:
-        path: The file or folder.
-        task: What the records are for, where the file does not say it.
-        form: Options of `read_file`.
-
-    Raises:
-        SourceError: There is no such file, or nothing known in the folder.
-        RecordError: A line is no record, or the file does not say what the arguments should.
+    named after, else `train`. `task` and `form` go to `read_file`.
     """
     path = Path(path)
     if path.is_file():

@@ -202,10 +202,7 @@ def write_jsonl(path: str | Path, records: Iterable[Record]) -> None:
     if not lines:
         raise RecordError(f"{path}: expected at least one record to write, found none.")
     with atomic_path(path) as temporary:
-        content = ("\n".join(lines) + "\n").encode("utf-8")
-        if Path(path).suffix == ".gz":
-            content = gzip.compress(content, mtime=0)  # the same records give the same bytes
-        temporary.write_bytes(content)
+        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def to_json(record: Record) -> str:

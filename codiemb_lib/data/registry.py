@@ -158,11 +158,7 @@ def public_files(entries: Iterable[Entry]) -> Iterator[PinnedFile]:
 
 
 def package_folder(package: str, file: str = "") -> Path:
-    """The folder of an installed package, or a file in it; the package is not imported.
-
-    Raises:
-        SourceError: It is not there.
-    """
+    """The folder of an installed package, or a file in it; the package is not imported."""
     spec = find_spec(package)
     folders = (spec and spec.submodule_search_locations) or []
     for folder in folders:
@@ -178,8 +174,7 @@ def package_folder(package: str, file: str = "") -> Path:
 def find_file(file: PinnedFile, root: Path | None, fetched: Path) -> Path:
     """A pinned file: of its package, of the data root, of those fetched before, or of its address.
 
-    Raises:
-        SourceError: It is nowhere, or its bytes are not those that the registry pins.
+    A SourceError says that it is nowhere, or that its bytes are not those that the registry pins.
     """
     if file.package:
         path = package_folder(file.package, file.path)

@@ -150,17 +150,6 @@ def test_bad_local_data(tmp_path):
         load_dataset(str(bad))
 
 
-def test_a_path_may_have_any_form_that_says_what_it_is(tmp_path):
-    row = {"task_type": "ir", "query": "q", "positives": ["p"], "negatives": ["p", "n"]}
-    (tmp_path / "validation.json").write_text(json.dumps([row]))
-    dataset = load_dataset(str(tmp_path))
-    name = str(tmp_path)
-    assert dataset.splits["dev"] == (Record("ir", "q", ("p",), ("n",), dataset=name),)
-    (tmp_path / "train.csv").write_text("a,b,0.5\n")
-    with pytest.raises(RecordError, match=r"train\.csv: expected the columns .* data prepare"):
-        load_dataset(name)
-
-
 # --- Sets of one's own ---
 
 
@@ -180,18 +169,6 @@ def test_held_out_records_are_decided_by_the_seed_and_keep_to_their_query():
     assert splits["dev"] == [record for record in records if record in splits["dev"]]
     assert hold_out(records, {"dev": 9, "test": 20}, seed=3) == splits
     assert hold_out(records, {"dev": 9, "test": 20}, seed=4) != splits
-
-
-def test_held_out_pairs_take_their_mirror_image_along():
-    pairs = [("a", "b"), ("B", "a"), ("a", "c"), ("d", "e")]
-    records = [Record("sts", x, (y,), positive_scores=(0.5,)) for x, y in pairs]
-    for seed in range(9):
-        where = {
-            (record.query, *record.positives): split
-            for split, members in hold_out(records, {"dev": 1}, seed=seed).items()
-            for record in members
-        }
-        assert where["a", "b"] == where["B", "a"]
 
 
 @pytest.mark.parametrize("sizes", [{"dev": 3}, {"dev": 2, "test": 1}, {"dev": 5}, {"dev": 0}])
@@ -248,11 +225,6 @@ def test_a_corpus_is_written_beside_the_splits_and_read_back(tmp_path):
     with pytest.raises(RecordError, match=r"corpus\.jsonl: expected no such file"):
         write_splits(tmp_path / "out", {"dev": records})
     assert not (tmp_path / "out" / "dev.jsonl").exists()
-
-
-def test_nothing_is_not_described():
-    with pytest.raises(RecordError, match="at least one record to describe"):
-        describe([])
 
 
 def test_a_description_counts_what_it_says():

@@ -136,13 +136,6 @@ def test_an_identical_pair_is_not_reported_as_near():
     assert sorted(rows(leaks, "found_in", "identical")) == [("d", False), ("e", True)]
 
 
-def test_a_pair_of_two_equal_texts_is_no_pair_of_one_of_them():
-    leaks = find_leaks(
-        {"d": made("sts", train=[pair(CAPTION, CAPTION)], test=[pair(CAPTION, CAPTION)])}
-    )
-    assert rows(leaks, "identical", "same_order") == [(True, True)]
-
-
 # --- Queries and passages ---
 
 
@@ -220,15 +213,6 @@ def test_counts_are_of_distinct_items_and_of_records(caplog):
         assert remove_leaks(datasets, leaks)["d"].splits["train"] == (train[3],)
     assert "d: 3 of 4 training records left out" in caplog.text
     assert "3 by a pair of d test" in caplog.text
-
-
-def test_without_leaks_there_are_empty_tables():
-    datasets = {"d": made("sts", train=[pair("a", "b")], test=[pair("c", "d")])}
-    leaks = find_leaks(datasets)
-    assert leaks.empty
-    assert leak_counts(leaks).empty
-    assert "records" in leak_counts(leaks)
-    assert remove_leaks(datasets, leaks) == datasets
 
 
 def test_a_preset_says_whether_leaks_are_removed():

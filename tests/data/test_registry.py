@@ -6,17 +6,16 @@ import http.server
 import json
 import shutil
 import threading
-from collections import Counter, defaultdict
+from collections import Counter
 from functools import partial
 
 import pytest
 import yaml
 
 from codiemb_lib.core.files import data_root, sha256_file
-from codiemb_lib.core.words import normalise
 from codiemb_lib.data.datasets import load_dataset
 from codiemb_lib.data.formats import SPLITS, read_beir
-from codiemb_lib.data.records import Record, SourceError, read_rows
+from codiemb_lib.data.records import Record, SourceError
 from codiemb_lib.data.registry import DatasetError, HubEntry, list_datasets, public_files
 
 EMBEDDED = ["api-docs", "lee-news", "simlex-999", "wordsim-353", "lee-similarity"]
@@ -296,23 +295,3 @@ def test_squad_sentences_are_those_of_the_beir_folder(public):
     assert texts(dataset.splits["test"]) == texts(beir["dev"])
     assert texts(dataset.splits["train"] + dataset.splits["dev"]) == texts(beir["train"])
     assert len(dataset.corpus) == 13447
-
-
-@real_files
-def test_no_focus_of_medquad_stands_in_two_splits(public):
-    rows = read_rows(ROOT / "medquad" / "medquad_qa.jsonl.gz")
-    focus = {row["question"].strip(): normalise(row["focus"]) for _, row in rows}
-    where = defaultdict(set)
-    for split, records in public("medquad").splits.items():
-        for record in records:
-            where[focus[record.query]].add(split)
-    del where[""]  # 14 questions name none
-    assert len(where) > 4000
-    assert all(len(splits) == 1 for splits in where.values())
-
-
-@real_files
-def test_dev_of_scifact_shares_no_abstract_with_test(public):
-    splits = public("scifact").splits
-    dev, test = ({t for r in splits[s] for t in r.positives} for s in ("dev", "test"))
-    assert not dev & test
