@@ -84,7 +84,7 @@ def prepare(
 
     SOURCE is a name of the registry, or a file or folder of any form that can be read.
     """
-    logging.getLogger("codiemb_lib.data.formats").setLevel(logging.INFO)  # what is left out
+    logging.getLogger("codiemb_lib.data").setLevel(logging.INFO)  # what is left out
     sizes = {name: n for name in ("dev", "test") if (n := form.pop(name))}
     place = {name: form.pop(name) for name in ("config", "revision")}
     source, corpus = from_here(source), ()
