@@ -33,7 +33,7 @@ report: reproduce
 	$(RUN) codiemb_lib report --preset "$(PRESET)"
 
 test: $(READY)
-	$(RUN) pytest -n 2 --dist loadgroup $(ARGS)
+	$(RUN) pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-browser: $(READY)
 	$(RUN) pytest tests/app/test_browser.py -rs $(ARGS)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import re
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 
@@ -56,11 +54,6 @@ def sts_records(count: int, offset: int = 0, dataset: str = "") -> list[Record]:
         pair = Record("sts", f"a {a} {i // 2}", (f"the {b} {i}",), positive_scores=(score,))
         out.append(replace(pair, dataset=dataset))
     return out
-
-
-def python_path(project: Path) -> str:
-    """The variable PYTHONPATH for commands in a copy of the project."""
-    return f"{project}{os.pathsep}{project / 'notebooks'}"
 
 
 def shown(value: object) -> str:

@@ -21,7 +21,7 @@ def test_readme_python_runs(tmp_path, cache):
     if block is None:
         pytest.skip("README has no block of Python yet")
     (tmp_path / "data").mkdir()
-    for name in ("codiemb_lib", "notebooks", "data/registry.yaml"):
+    for name in ("codiemb_lib", "notebooks", "data/registry.yaml", "data/build"):
         (tmp_path / name).symlink_to(ROOT / name)
     (tmp_path / "data" / "cache").symlink_to(cache)
     ran = subprocess.run(

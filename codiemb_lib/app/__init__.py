@@ -1,4 +1,8 @@
-"""The command `codiemb`, and the doors to papermill and to Snakemake."""
+"""The command `codiemb`, and the doors to papermill and to Snakemake.
+
+`main` runs a command; what a command needs of other rooms is loaded when it runs. `notebook_files`
+tells the Snakefile which files a notebook hangs on.
+"""
 
 import lazy_loader
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -19,39 +17,12 @@ import yaml
 
 from codiemb_lib.app.reproduce import reproduce
 from codiemb_lib.core.preset import load_preset
-from tests.made_up import python_path
+from tests.app.projects import HOUR, ROOT, copy_project, run, start
 
-ROOT = Path(__file__).parents[2]
 PRESET = load_preset("smoke")
 TABLE = "root/sick/SICK_train.txt"
 TRAINED, FUSED, MODELS = len(PRESET.variants), len(PRESET.fusion), len(PRESET.models)
 AFTER = {"comparison": 1, "geometry": 1, "figures": 1}
-HOUR = 3600  # seconds, after which something hangs
-
-
-def copy_project(folder: Path) -> Path:
-    """The project without its runs, in a folder with a space."""
-    project = folder / "a project"
-    ignore = shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints")
-    for name in ("codiemb_lib", "notebooks", "data/build"):
-        shutil.copytree(ROOT / name, project / name, ignore=ignore)
-    for name in ("Snakefile", "data/registry.yaml"):
-        (project / name).parent.mkdir(exist_ok=True)
-        shutil.copy(ROOT / name, project / name)
-    return project
-
-
-def start(project: Path, log: str, *command: str) -> subprocess.Popen:
-    """Call a Python module in the background; what it prints goes to a file of the project."""
-    own = {"PYTHONPATH": python_path(project), "CODIEMB_ROOT": "", "CODIEMB_DATA": ""}
-    with (project / log).open("w") as stream:
-        return subprocess.Popen(
-            [sys.executable, "-m", *command],
-            cwd=project,
-            env=os.environ | own,
-            stdout=stream,
-            stderr=stream,
-        )
 
 
 def start_tiny(project: Path, log: str, *options: str) -> subprocess.Popen:
@@ -62,10 +33,7 @@ def start_tiny(project: Path, log: str, *options: str) -> subprocess.Popen:
 def snakemake(project: Path, *options: str) -> str:
     """What Snakemake prints; `codiemb reproduce` becomes it."""
     command = ["snakemake", "--nolock", "--cores", "2", "--config", "preset=smoke", *options]
-    status = start(project, "log", *command).wait(HOUR)
-    text = (project / "log").read_text()
-    assert status == 0, text
-    return text
+    return run(project, *command)
 
 
 def wait_until(condition: Callable[[], bool], process: subprocess.Popen) -> None:
@@ -252,9 +220,6 @@ def finish(model):
         write(runs / model / f'seed-{seed}' / name)
 """
 STUBS = {
-    "00_start_here": "note('start')",
-    "01_data_and_batches": "note('data')",
-    "02_losses_by_hand": "note('losses')",
     "03_joint_training": """
 note('train begins')
 checkpoint = runs / variant / f'seed-{seed}' / 'checkpoint'
@@ -312,7 +277,7 @@ def journal(project: Path) -> list[str]:
 
 def test_failed_notebook_is_named_then_the_run_goes_on(tiny):
     (tiny / "fail").touch()
-    assert start_tiny(tiny, "log").wait(HOUR) == 1
+    assert start_tiny(tiny, "log", "--until", "figures").wait(HOUR) == 1
     text = (tiny / "log").read_text()
     failed = "data/runs/tiny/codiemb/seed-0/03_joint_training.failed.ipynb"
     assert re.search(
@@ -321,7 +286,7 @@ def test_failed_notebook_is_named_then_the_run_goes_on(tiny):
     assert (tiny / failed).is_file()
 
     (tiny / "fail").unlink()
-    assert start_tiny(tiny, "log").wait(HOUR) == 0, (tiny / "log").read_text()
+    assert start_tiny(tiny, "log", "--until", "figures").wait(HOUR) == 0, (tiny / "log").read_text()
     done = journal(tiny)
     assert done.count("from scratch") == done.count("from checkpoint") == 1
     assert sorted(line for line in done if line.startswith("benchmark")) == [
@@ -334,7 +299,7 @@ def test_failed_notebook_is_named_then_the_run_goes_on(tiny):
     assert not (tiny / failed).exists()
 
     (tiny / "figures" / "tiny" / "results.csv").unlink()
-    assert start_tiny(tiny, "log").wait(HOUR) == 0
+    assert start_tiny(tiny, "log", "--until", "figures").wait(HOUR) == 0
     assert journal(tiny) == [*done, "figures"]
 
 
