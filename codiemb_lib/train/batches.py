@@ -163,14 +163,13 @@ def make_share(
 class OptimizerSteps(Dataset):
     """All optimiser steps of a run, as one rank needs them: item i is the list of its shares.
 
-    An epoch's steps are grouped by the preset's `accumulation`; its last group may be smaller. Any
-    item can be asked for at any time, so a run that goes on in a later epoch passes over nothing.
+    An epoch's batches are grouped by the preset's `accumulation`; the last group may be smaller.
+    Any item can be asked for at any time, so a run that goes on later passes over nothing.
 
     Args:
-        records: The training records that the plan deals.
-        plan: Which of them share a step.
+        records, plan: The training records, and which of them share a step.
         encoder: Its tokenizer cuts the texts.
-        preset: Prompts, objective, epochs, accumulation, token budget (`Preset.as_trained`).
+        preset: As it is trained (`Preset.as_trained`): prompts, objective, epochs, token budget.
         seed: Of plan, draws and dropout.
         rank, world_size: Which process this is, of how many.
     """

@@ -33,6 +33,11 @@ from codiemb_lib.model import Encoder
 
 logger = logging.getLogger(__name__)
 
+# Whole tensors, however they are sharded, of the parameters that train.
+_TRAINED = sharded.StateDictOptions(
+    full_state_dict=True, cpu_offload=True, ignore_frozen_params=True, strict=False
+)
+
 
 def agreed(value: Any) -> Any:
     """The first process' value, in all of them: disks and devices may differ."""
@@ -78,10 +83,7 @@ class Checkpoints:
 
     def save(self, model: nn.Module, optimizer: AcceleratedOptimizer, progress: Progress) -> None:
         """Write a checkpoint and remove the one before: a complete one exists at any moment."""
-        options = sharded.StateDictOptions(
-            full_state_dict=True, cpu_offload=True, ignore_frozen_params=True
-        )
-        weights, state = sharded.get_state_dict(model, optimizer.optimizer, options=options)
+        weights, state = sharded.get_state_dict(model, optimizer.optimizer, options=_TRAINED)
         if self.accelerator.is_main_process:
             write_rows(self.folder / "log.csv", pd.DataFrame(progress.log))
             write_rows(self.folder / "dev.csv", progress.dev)
@@ -104,15 +106,12 @@ class Checkpoints:
         if last is None:
             return Progress()
         content = torch.load(last, map_location="cpu", weights_only=True)
-        options = sharded.StateDictOptions(
-            full_state_dict=True, ignore_frozen_params=True, strict=False
-        )
         sharded.set_state_dict(
             model,
             optimizer.optimizer,
             model_state_dict=content["weights"],
             optim_state_dict=content["optimizer"],
-            options=options,
+            options=_TRAINED,
         )
         progress = Progress(**content["counters"])
         # A kill between the tables and their checkpoint has left rows too many.

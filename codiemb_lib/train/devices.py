@@ -20,11 +20,13 @@ from accelerate.utils import DistributedDataParallelKwargs
 from codiemb_lib.core import Preset, PresetError, preset_path
 
 
-def launch(preset: Preset, variant: str, seed: int, config: str, *, progress: bool) -> None:
+def launch(preset: Preset, variant: str, seed: int, config: str) -> None:
     """Train in processes of their own, by `accelerate launch`, and wait for their end.
 
+    They go on where this process is killed; as they hold the run's lock, nobody trains it twice.
+
     Args:
-        preset, variant, seed, progress: As for `train`.
+        preset, variant, seed: As for `train`.
         config: A configuration of accelerate: a name in `presets/accelerate`, or a path.
 
     Raises:
@@ -45,7 +47,7 @@ def launch(preset: Preset, variant: str, seed: int, config: str, *, progress: bo
         resolved.write_text(yaml.safe_dump(preset.model_dump(mode="json")), encoding="utf-8")
         command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(file)]
         command += ["-m", "codiemb_lib.train", "--preset", str(resolved), "--variant", variant]
-        command += ["--seed", str(seed), "--progress" if progress else "--no-progress"]
+        command += ["--seed", str(seed), "--no-progress"]
         subprocess.run(command, check=True)
 
 

@@ -54,9 +54,7 @@ from codiemb_lib.train.step import (
 logger = logging.getLogger(__name__)
 
 Watch = Callable[[list[dict], pd.DataFrame], None]
-
-# Settings that change no result: a run may go on under others.
-_FREE = {"workers", "trackers", "accelerate"}
+_FREE = {"workers", "trackers", "accelerate"}  # settings that change no result
 
 
 class DivergenceError(CodiembError, FloatingPointError):
@@ -91,15 +89,12 @@ def train(
     on a CPU, with as many threads, it comes to the same bits. Whoever else trains it waits.
 
     Args:
-        preset: The experiment.
-        variant: Which of its training runs.
-        seed: Of plan, draws and dropout.
+        preset, variant, seed: The experiment, which of its training runs, and at which seed.
         accelerate: A configuration of accelerate, a name in `presets/accelerate` or a path, under
             which processes of their own train. "": this process trains, or those that call this
             together under `accelerate launch`. None: what the preset says.
-        progress: Whether to show a progress bar.
-        watch: Called after every step with the rows of the log and the dev scores so far, as the
-            classroom's `LivePlot` wants them. Not from processes of `accelerate`.
+        progress: Whether to show it as a bar; processes of `accelerate` only report dev scores.
+        watch: Called after every step, by this process, with the rows of the log and dev scores.
 
     Raises:
         PresetError: The preset has no such variant, no records of one of the tasks, asks for more
@@ -113,7 +108,7 @@ def train(
     config = preset.training.accelerate if accelerate is None else accelerate
     folder = run_folder(preset.name, variant, seed)
     if config and int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        launch(preset, variant, seed, config, progress=progress)
+        launch(preset, variant, seed, config)
     else:  # of processes that train together one on each machine takes the lock
         first = int(os.environ.get("LOCAL_RANK", "0")) <= 0
         with alone(folder) if first else nullcontext():
@@ -220,7 +215,7 @@ class _Trainer:
         seed: int,
         checkpoints: Checkpoints,
     ):
-        self.since = time.perf_counter()
+        self.started = time.perf_counter()
         self.variant, self.checkpoints = variant, checkpoints
         self.objective, self.settings = preset.objective, preset.training
         self.accelerator = checkpoints.accelerator
@@ -265,6 +260,7 @@ class _Trainer:
             world_size=self.accelerator.num_processes,
         )
         self.progress = checkpoints.load(self.model, self.optimizer)
+        self.seconds_before = self.progress.seconds
 
     def _plan(self) -> SingleTaskPlan | MixedTaskPlan:
         sizes = self.settings.batch_sizes.model_dump()
@@ -304,19 +300,13 @@ class _Trainer:
             bar.set_postfix(task=row["task"], loss=f"{row['loss']:.3f}")
             if done.step % self.settings.evaluate_every == 0 or done.step == total:
                 self._evaluate()
-                self._count_seconds()
+                done.seconds = self.seconds_before + time.perf_counter() - self.started
                 self.checkpoints.save(self.model, self.optimizer, done)
             if watch and self.accelerator.is_main_process:
                 watch(done.log, done.dev)
             began = time.perf_counter()  # drawing and tokenising is part of the next step
         bar.close()
-        self._count_seconds()
         return done
-
-    def _count_seconds(self) -> None:
-        now = time.perf_counter()
-        self.progress.seconds += now - self.since
-        self.since = now
 
     def _optimizer_step(self, shares: list[Share], began: float) -> dict:
         """Forward, backward and update over the batches of one step; returns its log row."""

@@ -263,16 +263,8 @@ def angle_loss(left: Tensor, right: Tensor, scores: Tensor, *, temperature: floa
         left, right: (n, D), D even; normalised here.
         scores: (n,), gold; only their order matters.
         temperature: 0.05, the inverse of the usual scale 20.
-
-    Raises:
-        ValueError: D is odd.
     """
     _check_sides(left, right, scores)
-    if left.shape[1] % 2:
-        raise ValueError(
-            f"angle_loss pairs the halves of an embedding: expected an even number of dimensions, "
-            f"found {left.shape[1]}."
-        )
     left, right = F.normalize(left, dim=1), F.normalize(right, dim=1)
     (a, b), (c, d) = left.chunk(2, dim=1), right.chunk(2, dim=1)
     similarities = (a * c + b * d + b * c - a * d).sum(dim=1).abs()
@@ -294,12 +286,8 @@ def _check_pairs(similarities: Tensor, scores: Tensor) -> None:
 
 
 def _check_sides(left: Tensor, right: Tensor, scores: Tensor) -> None:
-    if (
-        left.dim() != 2
-        or left.shape != right.shape
-        or scores.shape != left.shape[:1]
-        or not len(left)
-    ):
+    sizes = left.shape[:1]
+    if left.dim() != 2 or left.shape != right.shape or scores.shape != sizes or 0 in sizes:
         raise ValueError(
             "Expected both sides (n, D) and scores (n,) with n >= 1, found "
             f"{tuple(left.shape)}, {tuple(right.shape)} and {tuple(scores.shape)}."

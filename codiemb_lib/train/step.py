@@ -60,8 +60,8 @@ def batch_loss(
 
     Args:
         batch: m distinct texts and how they meet.
-        final: (m, D), their embeddings.
-        middle: (m, D), pooled from the middle layer; None where `needs_middle` is false.
+        final, middle: (m, D), their embeddings, pooled from the last and from the middle layer; the
+            latter is None where `needs_middle` is false.
         settings: Weights and temperatures.
         sts_objective: `codiemb`, `cosent` or `angle`.
     """

@@ -114,7 +114,7 @@ def test_each_text_is_drawn_once_before_any_is_drawn_again():
         assert max(copies) - min(copies) <= 1
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 3, 4, 100])
+@pytest.mark.parametrize("world_size", [1, 3, 100])
 def test_ranks_share_the_texts_and_each_has_at_least_one(make_encoder, world_size):
     batch = drawn(RECORDS, "mixed")
     tokenizer = make_encoder().tokenizer
@@ -133,18 +133,9 @@ def test_ranks_share_the_texts_and_each_has_at_least_one(make_encoder, world_siz
     assert min(len(share.order) for share in shares) >= 1
     if world_size < len(batch.texts):
         assert sum(len(share.order) for share in shares) == len(batch.texts)
-        assert (
-            max(b.ids.size for share in shares for blocks in share.forwards for b in blocks) <= 64
-        )
-        encoded = [
-            tuple(row[:n])
-            for share in shares
-            for blocks in share.forwards
-            for block in blocks
-            for row, n in zip(block.ids.tolist(), block.lengths, strict=True)
-        ]
         prompts, plain = zip(*batch.texts, strict=True)
-        assert sorted(encoded) == sorted(tuple(t.ids) for t in tokenizer(plain, prompts))
+        tokens = sum(len(text.ids) for text in tokenizer(plain, prompts))
+        assert sum(share.tokens for share in shares) == tokens
 
 
 @pytest.mark.parametrize("joined", [True, False])
@@ -167,8 +158,8 @@ def test_forward_passes_keep_to_their_budget_and_order_puts_texts_back(make_enco
     assert len(set(share.seeds)) == len(share.forwards)
 
 
-@pytest.mark.parametrize("accumulation", [1, 2, 4])
-@pytest.mark.parametrize("world_size", [1, 2, 3, 4])
+@pytest.mark.parametrize("accumulation", [1, 4])
+@pytest.mark.parametrize("world_size", [1, 2, 3])
 @pytest.mark.parametrize("mixed", [False, True])
 def test_every_record_once_an_epoch_at_any_accumulation(
     make_encoder, accumulation, world_size, mixed

@@ -340,8 +340,6 @@ def test_misshapen_embeddings_are_refused():
     for loss in SIDE_LOSSES:
         with pytest.raises(ValueError, match="both sides"):
             loss(torch.zeros(2, 4), torch.zeros(3, 4), torch.zeros(2))
-    with pytest.raises(ValueError, match="even number of dimensions, found 5"):
-        angle_loss(torch.zeros(2, 5), torch.zeros(2, 5), torch.zeros(2))
 
 
 # Properties
@@ -362,17 +360,3 @@ def test_the_order_of_pairs_does_not_matter(pairs, seed):
         value = loss(similarities, scores)
         assert value.isfinite()
         torch.testing.assert_close(loss(similarities[order], scores[order]), value)
-
-
-@settings(max_examples=60, deadline=None)
-@given(pairs=pairs, scale=st.floats(0.1, 10), shift=st.floats(-1, 1))
-def test_what_each_loss_does_not_see(pairs, scale, shift):
-    similarities, scores = torch.tensor(pairs, dtype=torch.float64).T
-    for loss in (rank_kl_loss, cosent_loss):  # a monotone change of gold; a shift of similarity
-        torch.testing.assert_close(
-            loss(similarities + shift, scores * scale), loss(similarities, scores)
-        )
-    if similarities.std(correction=0) > 1e-3 and scores.std(correction=0) > 0:
-        torch.testing.assert_close(
-            pearson_loss(similarities * scale + shift, scores), pearson_loss(similarities, scores)
-        )
