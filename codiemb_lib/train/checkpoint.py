@@ -16,7 +16,7 @@ from __future__ import annotations
 import logging
 import math
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +33,10 @@ from codiemb_lib.model import Encoder
 
 logger = logging.getLogger(__name__)
 
-# Whole tensors, however they are sharded, of the parameters that train.
-_TRAINED = sharded.StateDictOptions(
-    full_state_dict=True, cpu_offload=True, ignore_frozen_params=True, strict=False
-)
+# Whole tensors, however they are sharded, of the parameters that train: read from a file, or
+# brought to the processor to be written.
+_READ = sharded.StateDictOptions(full_state_dict=True, ignore_frozen_params=True, strict=False)
+_WRITTEN = replace(_READ, cpu_offload=True)
 
 
 def agreed(value: Any) -> Any:
@@ -83,7 +83,7 @@ class Checkpoints:
 
     def save(self, model: nn.Module, optimizer: AcceleratedOptimizer, progress: Progress) -> None:
         """Write a checkpoint and remove the one before: a complete one exists at any moment."""
-        weights, state = sharded.get_state_dict(model, optimizer.optimizer, options=_TRAINED)
+        weights, state = sharded.get_state_dict(model, optimizer.optimizer, options=_WRITTEN)
         if self.accelerator.is_main_process:
             write_rows(self.folder / "log.csv", pd.DataFrame(progress.log))
             write_rows(self.folder / "dev.csv", progress.dev)
@@ -111,7 +111,7 @@ class Checkpoints:
             optimizer.optimizer,
             model_state_dict=content["weights"],
             optim_state_dict=content["optimizer"],
-            options=_TRAINED,
+            options=_READ,
         )
         progress = Progress(**content["counters"])
         # A kill between the tables and their checkpoint has left rows too many.
