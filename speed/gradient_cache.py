@@ -30,7 +30,14 @@ from codiemb_lib.core import (
 )
 from codiemb_lib.data import load_split
 from codiemb_lib.model import Encoder
-from codiemb_lib.train import Step, backward, batch_loss, lean_embeddings, make_batch, make_share
+from codiemb_lib.train import (
+    PlannedBatch,
+    backward,
+    batch_loss,
+    make_batch,
+    make_share,
+    sparse_embedding_gradients,
+)
 
 SETTINGS = ObjectiveSettings(positives=1, negatives=1)
 
@@ -40,13 +47,14 @@ def one(queries: int, cached: bool) -> None:
     records = [r for r in load_split("api-docs", "train") if r.negatives]
     encoder = Encoder.load(EncoderSettings(name="minilm-l6", max_length=64)).train()
     accelerator = Accelerator(cpu=True)
-    lean_embeddings(accelerator, encoder)
+    sparse_embedding_gradients(accelerator, encoder)
     optimizer = torch.optim.AdamW([p for p in encoder.parameters() if p.requires_grad], fused=True)
     before = peak_memory_mib()
     generator = np.random.default_rng(0)
-    step = Step("ir", "api-docs", (tuple(generator.permutation(len(records))[:queries]),))
+    drawn = tuple(generator.permutation(len(records))[:queries])
+    planned = PlannedBatch("ir", "api-docs", (drawn,))
     prompts = {"api-docs": DatasetSettings(name="api-docs")}
-    batch = make_batch(step, records, prompts, SETTINGS, generator)
+    batch = make_batch(planned, records, prompts, SETTINGS, generator)
     share = make_share(
         batch, encoder.tokenizer, tokens_per_forward=2048, packing=encoder.packing, seed=[0]
     )

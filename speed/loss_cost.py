@@ -29,13 +29,13 @@ from codiemb_lib.core import (
 from codiemb_lib.data import load_split
 from codiemb_lib.model import Encoder
 from codiemb_lib.train import (
-    Step,
+    PlannedBatch,
     backward,
     batch_loss,
-    lean_embeddings,
     make_batch,
     make_share,
     needs_middle,
+    sparse_embedding_gradients,
 )
 
 SETTINGS = ObjectiveSettings()
@@ -52,13 +52,14 @@ def main() -> None:
     prompts = {name: DatasetSettings(name=name) for name in names}
     encoder = Encoder.load(EncoderSettings(name="minilm-l6", max_length=64)).train()
     accelerator = Accelerator(cpu=True)
-    lean_embeddings(accelerator, encoder)
+    sparse_embedding_gradients(accelerator, encoder)
     optimizer = torch.optim.AdamW([p for p in encoder.parameters() if p.requires_grad], fused=True)
     rows = []
     for number in range(-2, given.rounds):
         generator = np.random.default_rng(number + 2)
-        step = Step("sts", "all", (tuple(generator.permutation(len(records))[: given.pairs]),))
-        batch = make_batch(step, records, prompts, SETTINGS, generator)
+        drawn = tuple(generator.permutation(len(records))[: given.pairs])
+        planned = PlannedBatch("sts", "all", (drawn,))
+        batch = make_batch(planned, records, prompts, SETTINGS, generator)
         share = make_share(
             batch, encoder.tokenizer, tokens_per_forward=2048, packing=encoder.packing, seed=[0]
         )

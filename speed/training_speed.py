@@ -45,13 +45,20 @@ from codiemb_lib.core import (
     DatasetSettings,
     EncoderSettings,
     ObjectiveSettings,
+    Preset,
     hardware,
     versions,
     write_rows,
 )
 from codiemb_lib.data import Record, load_split, read_beir, read_file
 from codiemb_lib.model import Encoder
-from codiemb_lib.train import OptimizerSteps, SingleTaskPlan, backward, batch_loss, lean_embeddings
+from codiemb_lib.train import (
+    OptimizerSteps,
+    SingleTaskPlan,
+    backward,
+    batch_loss,
+    sparse_embedding_gradients,
+)
 
 GPU = torch.cuda.is_available()
 BATCH, MAX_LENGTH = 32, 96
@@ -90,6 +97,22 @@ def next_as_negative(records: Sequence[Record]) -> list[Record]:
     ]
 
 
+def preset(sets: dict[str, list[Record]]) -> Preset:
+    """What our steps need to know: prompts, batch sizes, objective, tokens of a forward pass."""
+    training = {"batch_sizes": dict.fromkeys(("ir", "sts", "mixed"), BATCH)}
+    training["tokens_per_forward"] = 16384 if GPU else 2048
+    return Preset(
+        name="speed",
+        description="training beside sentence-transformers",
+        seeds=(0,),
+        encoder=EncoderSettings(name="minilm-l6"),
+        datasets=tuple(DatasetSettings(name=name) for name in sets),
+        objective=OBJECTIVE,
+        training=training,
+        variants={"cosent": {"sts_objective": "cosent"}},
+    )
+
+
 class Ours:
     """Training with this library: what `training.train` does between two checkpoints."""
 
@@ -98,7 +121,7 @@ class Ours:
             dataclasses.replace(r, dataset=name) for name, records in sets.items() for r in records
         ]
         encoder = Encoder.load(EncoderSettings(name=name, max_length=MAX_LENGTH))
-        lean_embeddings(accelerator(), encoder)
+        sparse_embedding_gradients(accelerator(), encoder)
         optimizer = torch.optim.AdamW(
             (p for p in encoder.parameters() if p.requires_grad), lr=2e-5, fused=True
         )
@@ -106,12 +129,9 @@ class Ours:
         self.steps = OptimizerSteps(
             named,
             SingleTaskPlan(named, batch_sizes={"ir": BATCH, "sts": BATCH}),
-            encoder.tokenizer,
-            {name: DatasetSettings(name=name) for name in sets},
-            OBJECTIVE,
+            encoder,
+            preset(sets),
             seed=0,
-            tokens_per_forward=16384 if GPU else 2048,
-            packing=encoder.packing,
         )
         self.tokens = 0
 

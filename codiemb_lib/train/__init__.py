@@ -1,4 +1,11 @@
-"""Records to checkpoints: objectives, which records share a step, the step, the loop."""
+"""Records to checkpoints: one encoder trained for retrieval and similarity together.
+
+The way through the room: a plan says which records share a step (`sampling`), their texts are drawn
+and cut into forward passes (`batches`), the loss of their embeddings (`objectives`) becomes the
+gradient of the encoder (`step`), and the loop does so to the end of a run (`loop`), on any devices
+(`devices`), going on after a kill (`checkpoint`). `conflict` asks whether the tasks pull the same
+way. The door is `train`, and the room itself can be called as that function.
+"""
 
 import sys
 from types import ModuleType
@@ -14,17 +21,17 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "batches": ["OptimizerSteps", "make_batch", "make_share"],
-        "conflict": ["conflict", "cosine_by_layer", "draw_shares"],
+        "conflict": ["conflict", "cosine_by_layer"],
         "loop": ["train"],
         "objectives": ["pro_loss"],
-        "sampling": ["MixedTaskPlan", "SingleTaskPlan", "Step"],
-        "step": ["backward", "batch_loss", "lean_embeddings", "needs_middle"],
+        "sampling": ["MixedTaskPlan", "PlannedBatch", "SingleTaskPlan"],
+        "step": ["backward", "batch_loss", "needs_middle", "sparse_embedding_gradients"],
     },
 )
 
 
 class _Room(ModuleType):
-    """The room can be called as its main function: `from codiemb_lib import train`."""
+    """A module that is called as its function `train`: `from codiemb_lib import train`."""
 
     def __call__(self, *arguments, **options):
         return self.train(*arguments, **options)

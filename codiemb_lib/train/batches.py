@@ -15,10 +15,10 @@ from dataclasses import dataclass
 import numpy as np
 from torch.utils.data import Dataset
 
-from codiemb_lib.core import DatasetSettings, ObjectiveSettings
+from codiemb_lib.core import DatasetSettings, ObjectiveSettings, Preset
 from codiemb_lib.data import Record
-from codiemb_lib.model import Packing, Padded, TextTokenizer, forward_passes
-from codiemb_lib.train.sampling import MixedTaskPlan, SingleTaskPlan, Step
+from codiemb_lib.model import Encoder, Packing, Padded, TextTokenizer, forward_passes
+from codiemb_lib.train.sampling import MixedTaskPlan, PlannedBatch, SingleTaskPlan
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Batch:
     a query with one positive and a score.
 
     Attributes:
-        step: Where it comes from.
+        planned: Where it comes from.
         texts: Distinct (prompt, text), the longest first; what follows are rows of it.
         queries: (B,)
         positives: (B, P)
@@ -37,7 +37,7 @@ class Batch:
         scores: (B,) float32, gold, of a similarity batch; else (0,).
     """
 
-    step: Step
+    planned: PlannedBatch
     texts: list[tuple[str, str]]
     queries: np.ndarray
     positives: np.ndarray
@@ -46,13 +46,13 @@ class Batch:
 
 
 def make_batch(
-    step: Step,
+    planned: PlannedBatch,
     records: Sequence[Record],
     prompts: Mapping[str, DatasetSettings],
     settings: ObjectiveSettings,
     generator: np.random.Generator,
 ) -> Batch:
-    """Draw the texts of a step.
+    """Draw the texts of a planned batch.
 
     A retrieval record gives `settings.positives` positives and, where it has any,
     `settings.negatives` hard negatives; where it has too few, they are drawn again. A record
@@ -65,9 +65,9 @@ def make_batch(
 
     Both sides of a similarity pair carry the query's prompt (METHOD, "Unified record").
     """
-    members = [records[i] for i in step.indices]
+    members = [records[i] for i in planned.indices]
     pool: list[tuple[str, str]] = []
-    if step.task == "sts":
+    if planned.task == "sts":
         anchors, per_query = members, 1
         positives = [record.positives for record in members]
     else:
@@ -94,9 +94,9 @@ def make_batch(
     rows = np.array([row[key] for key in keys])
     queries, others = np.split(rows, [len(anchors)])
     positives, negatives = np.split(others, [len(anchors) * per_query])
-    scores = [record.score for record in members] if step.task == "sts" else []
+    scores = [record.score for record in members] if planned.task == "sts" else []
     return Batch(
-        step,
+        planned,
         texts,
         queries,
         positives.reshape(len(anchors), per_query),
@@ -163,21 +163,14 @@ def make_share(
 class OptimizerSteps(Dataset):
     """All optimiser steps of a run, as one rank needs them: item i is the list of its shares.
 
-    An epoch's steps are grouped by `accumulation`; its last group may be smaller. Any item can be
-    asked for at any time, so a run that goes on in a later epoch passes over nothing.
+    An epoch's batches are grouped by the preset's `accumulation`; the last group may be smaller.
+    Any item can be asked for at any time, so a run that goes on later passes over nothing.
 
     Args:
-        records: The training records that the plan deals.
-        plan: Which of them share a step.
-        tokenizer: The encoder's.
-        prompts: By data set.
-        objective: How many positives and negatives are drawn.
+        records, plan: The training records, and which of them share a step.
+        encoder: Its tokenizer cuts the texts.
+        preset: As it is trained (`Preset.as_trained`): prompts, objective, epochs, token budget.
         seed: Of plan, draws and dropout.
-        epochs: How often the plan is gone through.
-        accumulation: Batches of an optimiser step.
-        max_steps: Optimiser steps at most; 0: all.
-        tokens_per_forward: Padded tokens of a forward pass, a bound on memory.
-        packing: How texts go into forward passes: the encoder's.
         rank, world_size: Which process this is, of how many.
     """
 
@@ -185,60 +178,54 @@ class OptimizerSteps(Dataset):
         self,
         records: Sequence[Record],
         plan: SingleTaskPlan | MixedTaskPlan,
-        tokenizer: TextTokenizer,
-        prompts: Mapping[str, DatasetSettings],
-        objective: ObjectiveSettings,
+        encoder: Encoder,
+        preset: Preset,
         *,
-        packing: Packing,
         seed: int,
-        epochs: int = 1,
-        accumulation: int = 1,
-        max_steps: int = 0,
-        tokens_per_forward: int = 2048,
         rank: int = 0,
         world_size: int = 1,
     ):
-        self.records, self.plan, self.tokenizer = records, plan, tokenizer
-        self.prompts, self.objective, self.seed = prompts, objective, seed
-        self.accumulation, self.tokens_per_forward = accumulation, tokens_per_forward
-        self.packing, self.rank, self.world_size = packing, rank, world_size
-        self.per_epoch = -(-plan.length(world_size) // accumulation)
-        self.length = min(epochs * self.per_epoch, max_steps or epochs * self.per_epoch)
-        self._planned: tuple[int, list[Step]] = (-1, [])  # an epoch's plan, until the next is asked
+        self.records, self.plan, self.seed = records, plan, seed
+        self.tokenizer, self.packing = encoder.tokenizer, encoder.packing
+        self.prompts = {dataset.name: dataset for dataset in preset.datasets}
+        self.objective, self.settings = preset.objective, preset.training
+        self.rank, self.world_size = rank, world_size
+        self.per_epoch = -(-plan.length(world_size) // self.settings.accumulation)
+        self._planned: tuple[int, list[PlannedBatch]] = (-1, [])  # an epoch's, till the next's
 
     def __len__(self) -> int:
-        return self.length
+        whole = self.settings.epochs * self.per_epoch
+        return min(whole, self.settings.max_steps or whole)
 
     def epoch(self, number: int) -> int:
         """The epoch of an optimiser step."""
         return number // self.per_epoch
 
-    def steps(self, number: int) -> list[Step]:
-        """The plan's steps that make up an optimiser step."""
-        epoch = self.epoch(number)
+    def planned(self, number: int) -> list[PlannedBatch]:
+        """The batches that make up an optimiser step."""
+        epoch, accumulation = self.epoch(number), self.settings.accumulation
         if self._planned[0] != epoch:
             steps = self.plan.steps(epoch, seed=self.seed, world_size=self.world_size)
             self._planned = (epoch, steps)
-        first = (number % self.per_epoch) * self.accumulation
-        return self._planned[1][first : first + self.accumulation]
+        first = (number % self.per_epoch) * accumulation
+        return self._planned[1][first : first + accumulation]
 
     def __getitem__(self, number: int) -> list[Share]:
         if not 0 <= number < len(self):
-            raise IndexError(f"expected a step below {len(self)}, found {number}.")
+            raise IndexError(number)  # by which a loop over all steps ends
         shares = []
-        for place, step in enumerate(self.steps(number)):
+        for place, planned in enumerate(self.planned(number)):
             seed = [self.seed, number, place]
             generator = np.random.default_rng(seed)
-            batch = make_batch(step, self.records, self.prompts, self.objective, generator)
-            shares.append(
-                make_share(
-                    batch,
-                    self.tokenizer,
-                    tokens_per_forward=self.tokens_per_forward,
-                    seed=seed,
-                    packing=self.packing,
-                    rank=self.rank,
-                    world_size=self.world_size,
-                )
+            batch = make_batch(planned, self.records, self.prompts, self.objective, generator)
+            share = make_share(
+                batch,
+                self.tokenizer,
+                tokens_per_forward=self.settings.tokens_per_forward,
+                packing=self.packing,
+                seed=seed,
+                rank=self.rank,
+                world_size=self.world_size,
             )
+            shares.append(share)
         return shares

@@ -9,7 +9,7 @@ batches of one task.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 
 import numpy as np
@@ -17,58 +17,10 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from codiemb_lib.core import CodiembError, ObjectiveSettings, Preset, layer_of
-from codiemb_lib.data import Record
+from codiemb_lib.core import ObjectiveSettings, layer_of
 from codiemb_lib.model import Encoder
-from codiemb_lib.train.batches import Share, make_batch, make_share
-from codiemb_lib.train.sampling import MixedTaskPlan, SingleTaskPlan, Step
+from codiemb_lib.train.batches import Share
 from codiemb_lib.train.step import batch_loss, needs_middle
-
-KINDS = ("ir", "sts", "mixed")
-
-
-class GradientError(CodiembError, ValueError):
-    """Gradients that cannot be compared."""
-
-
-def draw_shares(
-    preset: Preset, records: Sequence[Record], encoder: Encoder, *, count: int, seed: int = 0
-) -> dict[str, list[Share]]:
-    """The first batches of each kind: `ir` and `sts` of a single-task plan, and `mixed` ones.
-
-    Kinds without a batch are left out: a task without records, or fewer than a mixed batch takes.
-
-    Args:
-        preset: Batch sizes, prompts, how many positives and negatives are drawn.
-        records: Training records.
-        encoder: Its tokenizer cuts the texts.
-        count: Batches of each kind; fewer where an epoch has no more.
-        seed: Of plans and draws.
-    """
-    sizes = preset.training.batch_sizes
-    single = SingleTaskPlan(records, batch_sizes={"ir": sizes.ir, "sts": sizes.sts})
-    steps = single.steps(0, seed=seed)
-    if len(records) >= sizes.mixed:
-        steps += MixedTaskPlan(records, batch_size=sizes.mixed).steps(0, seed=seed)
-    planned: dict[str, list[Step]] = {kind: [] for kind in KINDS}
-    for step in steps:
-        planned[step.task].append(step)
-    prompts = {dataset.name: dataset for dataset in preset.datasets}
-    generator = np.random.default_rng(seed)
-    return {
-        kind: [
-            make_share(
-                make_batch(step, records, prompts, preset.objective, generator),
-                encoder.tokenizer,
-                tokens_per_forward=preset.training.tokens_per_forward,
-                seed=[seed, number],
-                packing=encoder.packing,
-            )
-            for number, step in enumerate(steps[:count])
-        ]
-        for kind, steps in planned.items()
-        if steps
-    }
 
 
 def loss_gradient(
@@ -114,7 +66,7 @@ def cosine_by_layer(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -
 
 def conflict(
     encoder: Encoder,
-    shares: Mapping[str, Sequence[Share]],
+    batches: Mapping[str, Sequence[Share]],
     settings: ObjectiveSettings,
     sts_objective: str = "codiemb",
 ) -> pd.DataFrame:
@@ -125,47 +77,30 @@ def conflict(
 
     Args:
         encoder: At the weights where the gradients are taken.
-        shares: Batches by kind, as `draw_shares` gives them.
+        batches: By kind, such as `ir`, `sts` and `mixed`.
         settings: Of the objectives.
         sts_objective: Of similarity batches.
 
     Returns:
         Rows (first, second, layer, batch, cosine); `first` and `second` are kinds.
-
-    Raises:
-        GradientError: A kind has no batch, or there is no kind.
     """
-    if (empty := [kind for kind, batches in shares.items() if not batches]) or not shares:
-        raise GradientError(
-            f"expected a batch of every kind, found none of {', '.join(empty or KINDS)}. "
-            "Leave out kinds without any."
-        )
-    return pd.DataFrame(
-        [
-            {"first": first, "second": second, "layer": layer, "batch": number, "cosine": cosine}
-            for first, second, number, cosines in _compared(
-                encoder, shares, settings, sts_objective
-            )
-            for layer, cosine in cosines.items()
-        ]
-    )
+    rows: list[dict] = []
 
+    def compare(first: str, second: str, number: int, a: Mapping, b: Mapping) -> None:
+        pair = {"first": first, "second": second}
+        for layer, cosine in cosine_by_layer(a, b).items():
+            rows.append(pair | {"layer": layer, "batch": number, "cosine": cosine})
 
-def _compared(
-    encoder: Encoder,
-    shares: Mapping[str, Sequence[Share]],
-    settings: ObjectiveSettings,
-    sts_objective: str,
-) -> Iterator[tuple[str, str, int, dict[int, float]]]:
     before: dict[str, dict[str, Tensor]] = {}
-    for number in range(max(map(len, shares.values()))):
+    for number in range(max(map(len, batches.values()))):
         now = {
-            kind: loss_gradient(encoder, batches[number], settings, sts_objective)
-            for kind, batches in shares.items()
-            if number < len(batches)
+            kind: loss_gradient(encoder, own[number], settings, sts_objective)
+            for kind, own in batches.items()
+            if number < len(own)
         }
         for first, second in combinations(now, 2):
-            yield first, second, number, cosine_by_layer(now[first], now[second])
+            compare(first, second, number, now[first], now[second])
         for kind in (kind for kind in now if kind in before):
-            yield kind, kind, number - 1, cosine_by_layer(before[kind], now[kind])
+            compare(kind, kind, number - 1, before[kind], now[kind])
         before = now
+    return pd.DataFrame(rows)

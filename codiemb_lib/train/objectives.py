@@ -1,10 +1,12 @@
 """The training objectives: pure functions of embeddings, or of similarities and gold scores.
 
-Letters in shapes: B queries, P positives and N negatives a query, D dimensions, n pairs. Every
-objective returns one finite scalar with finite gradients, also on constant, tied or single input;
-where there is nothing to learn it is a zero that is still connected to the graph. Half precision,
-autocast included, is computed in float32; float64 stays float64. Non-finite input gives non-finite
-output: it is for the training loop to stop on.
+Letters in shapes: B queries, P positives and N negatives a query, D dimensions, n pairs.
+Similarities (n,) are cosines, scores (n,) are gold, and temperatures are the authors' by default.
+Every objective returns one finite scalar with finite gradients, also on constant, tied or single
+input; where there is nothing to learn it is a zero that is still connected to the graph. Half
+precision, autocast included, is computed in float32; float64 stays float64. Non-finite input gives
+non-finite output: it is for the training loop to stop on. Shapes that do not fit might broadcast
+without a word, so they raise ValueError, as a temperature that is not above zero does.
 
 The retrieval and similarity objectives follow CoDiEmb (Zhang et al., arXiv 2508.11442) as its
 authors' public training code computes them; CoSENT and AnglE are the pairwise baselines. Their kin:
@@ -75,12 +77,8 @@ def multi_positive_info_nce(
         positives: (B, P, D), P >= 1; slot p of query i is in `positives[i, p]`.
         negatives: (M, N, D), one flat pool of M * N hard negatives for every query. M is B where
             each query brings its own, and may be any number; N may be 0.
-        temperature: The authors' 0.02 by default.
         same: (B, B) bool, true where two rows are one query, of several records. Their positives
             are then left out of each other's sum over j, where else they would be negatives.
-
-    Raises:
-        ValueError: The shapes do not fit, or the temperature is not above zero.
     """
     B, P, D = positives.shape if positives.dim() == 3 else (0, 0, 0)
     if queries.shape != (B, D) or 0 in (B, P) or negatives.dim() != 3 or negatives.shape[2] != D:
@@ -118,14 +116,9 @@ def middle_layer_info_nce(
     whole batch; the mean over such pairs is returned, zero where there is none.
 
     Args:
-        queries: (n, D), the first sides; normalised here.
-        passages: (n, D), the second sides; normalised here.
+        queries, passages: (n, D), the first and the second sides; normalised here.
         scores: (n,), gold.
-        temperature: The authors' 0.02 by default.
         anchor_score: The lowest gold score of an anchor.
-
-    Raises:
-        ValueError: The shapes do not fit, or the temperature is not above zero.
     """
     _check_sides(queries, passages, scores)
     logits = F.normalize(queries, dim=1) @ F.normalize(passages, dim=1).T / temperature  # (n, n)
@@ -139,9 +132,6 @@ def pearson_loss(similarities: Tensor, scores: Tensor) -> Tensor:
     """Similarity: one minus Pearson's correlation of similarities (n,) and gold scores (n,).
 
     In [0, 2]. The correlation is undefined where one side is constant up to rounding: zero there.
-
-    Raises:
-        ValueError: The shapes do not fit.
     """
     _check_pairs(similarities, scores)
     sides = torch.stack((similarities, scores))  # (2, n)
@@ -167,14 +157,6 @@ def rank_kl_loss(similarities: Tensor, scores: Tensor, *, temperature: float = 0
 
     The division by n is the authors': they reduce one distribution of n entries as if it were a
     batch of n. So a larger batch weakens this term relative to the others.
-
-    Args:
-        similarities: (n,), cosine.
-        scores: (n,), gold; only their order matters.
-        temperature: The authors' 0.05 by default.
-
-    Raises:
-        ValueError: The shapes do not fit, or the temperature is not above zero.
     """
     _check_pairs(similarities, scores)
     n = len(scores)
@@ -197,14 +179,6 @@ def pro_loss(similarities: Tensor, scores: Tensor, *, temperature: float = 0.05)
 
     over the k that have a lower j; zero where all scores are equal. The scores are constants, and
     there are first derivatives only. Time O(n^2); memory O(n): some 2 MB for 4,096 pairs.
-
-    Args:
-        similarities: (n,), cosine.
-        scores: (n,), gold.
-        temperature: The authors' 0.05 by default.
-
-    Raises:
-        ValueError: The shapes do not fit, or the temperature is not above zero.
     """
     _check_pairs(similarities, scores)
     return _Pro.apply(similarities, scores, temperature)
@@ -267,14 +241,6 @@ def cosent_loss(similarities: Tensor, scores: Tensor, *, temperature: float = 0.
     r"""Similarity, baseline: CoSENT (Su, 2022; Huang et al., IEEE/ACM TASLP 2024).
 
     .. math:: L = \log \Bigl(1 + \sum_{y_i > y_j} e^{(s_j - s_i)/\tau}\Bigr)
-
-    Args:
-        similarities: (n,), cosine.
-        scores: (n,), gold; only their order matters.
-        temperature: 0.05, the inverse of the usual scale 20.
-
-    Raises:
-        ValueError: The shapes do not fit, or the temperature is not above zero.
     """
     _check_pairs(similarities, scores)
     differences = (similarities - similarities[:, None]) / temperature  # (n, n): s_j - s_i
@@ -294,20 +260,11 @@ def angle_loss(left: Tensor, right: Tensor, scores: Tensor, *, temperature: floa
     goes into :func:`cosent_loss`. This is the form of the authors' code.
 
     Args:
-        left: (n, D), D even; normalised here.
-        right: (n, D); normalised here.
+        left, right: (n, D), D even; normalised here.
         scores: (n,), gold; only their order matters.
         temperature: 0.05, the inverse of the usual scale 20.
-
-    Raises:
-        ValueError: The shapes do not fit, D is odd, or the temperature is not above zero.
     """
     _check_sides(left, right, scores)
-    if left.shape[1] % 2:
-        raise ValueError(
-            f"angle_loss pairs the halves of an embedding: expected an even number of dimensions, "
-            f"found {left.shape[1]}."
-        )
     left, right = F.normalize(left, dim=1), F.normalize(right, dim=1)
     (a, b), (c, d) = left.chunk(2, dim=1), right.chunk(2, dim=1)
     similarities = (a * c + b * d + b * c - a * d).sum(dim=1).abs()
@@ -329,12 +286,8 @@ def _check_pairs(similarities: Tensor, scores: Tensor) -> None:
 
 
 def _check_sides(left: Tensor, right: Tensor, scores: Tensor) -> None:
-    if (
-        left.dim() != 2
-        or left.shape != right.shape
-        or scores.shape != left.shape[:1]
-        or not len(left)
-    ):
+    sizes = left.shape[:1]
+    if left.dim() != 2 or left.shape != right.shape or scores.shape != sizes or 0 in sizes:
         raise ValueError(
             "Expected both sides (n, D) and scores (n,) with n >= 1, found "
             f"{tuple(left.shape)}, {tuple(right.shape)} and {tuple(scores.shape)}."

@@ -10,25 +10,23 @@ Steps are micro-steps: gradient accumulation groups them and changes nothing her
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
+from codiemb_lib.core import PresetError
 from codiemb_lib.data import Record
 
 logger = logging.getLogger(__name__)
-
-BALANCES = ("proportional", "equal", "temperature", "ir_share")
 
 _DataSet = tuple[str, str]  # task, name
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
-    """The global batch of one step: indices into the records of the plan, a shard for each rank."""
+class PlannedBatch:
+    """The global batch of a step: indices into the records of the plan, a shard for each rank."""
 
     task: Literal["ir", "sts", "mixed"]
     dataset: str
@@ -57,15 +55,15 @@ class SingleTaskPlan:
     permutation, and the log says so.
 
     Args:
-        records: The training records, of any number of data sets.
+        records: The training records, of any number of data sets; one at least.
         batch_sizes: Records per step and rank, by task: {"ir": 16, "sts": 32}.
-        balance: One of `BALANCES`.
+        balance: One of the four.
         ir_share: In (0, 1), for the balance `ir_share` alone.
         temperature: At least 0, for the balance `temperature` alone.
 
     Raises:
-        ValueError: A setting is not what is said above; a task has no batch size, or, under
-            `equal` and `ir_share`, no records.
+        PresetError: A balance of the tasks, and only one of them has records. Later: a data set
+            has no full global batch at a world size.
     """
 
     def __init__(
@@ -80,69 +78,38 @@ class SingleTaskPlan:
         self._members: dict[_DataSet, list[int]] = {}
         for index, record in enumerate(records):
             self._members.setdefault((record.task, record.dataset), []).append(index)
-        if not self._members:
-            raise ValueError("Expected records to plan, found none.")
         tasks = {task for task, _ in self._members}
-        for task in sorted(tasks):
-            _check_batch_size(batch_sizes.get(task), f"batch_sizes[{task!r}]")
-        if balance not in BALANCES:
-            raise ValueError(f"balance: expected one of {', '.join(BALANCES)}, found {balance!r}.")
-        if (balance == "ir_share") != (ir_share is not None):
-            raise ValueError(
-                f"ir_share goes with balance='ir_share' and is needed there: found {ir_share!r} "
-                f"with balance={balance!r}."
-            )
-        if ir_share is not None and not 0 < ir_share < 1:
-            raise ValueError(
-                f"ir_share: expected a number between 0 and 1, both excluded, found {ir_share!r}. "
-                "To train on one task, pass only its records, with balance='proportional'."
-            )
         if balance in ("equal", "ir_share") and tasks != {"ir", "sts"}:
-            raise ValueError(
+            raise PresetError(
                 f"balance={balance!r} weighs two tasks, ir and sts; the records have only "
                 f"{', '.join(sorted(tasks))}. Add the other task, or use balance='proportional'."
             )
-        if not (temperature >= 0 and math.isfinite(temperature)):
-            raise ValueError(f"temperature: expected a number >= 0, found {temperature!r}.")
         self._batch_sizes = dict(batch_sizes)
         self._balance = balance
         self._ir_share = 0.5 if balance == "equal" else ir_share
         self._temperature = temperature
 
     def length(self, world_size: int = 1) -> int:
-        """Number of steps in an epoch.
-
-        Raises:
-            ValueError: A data set has no full global batch at this world size.
-        """
+        """Number of steps in an epoch."""
         return sum(quota for _, _, quota in self._quotas(world_size))
 
-    def steps(self, epoch: int, *, seed: int, world_size: int = 1) -> list[Step]:
-        """The steps of one epoch.
-
-        Raises:
-            ValueError: A data set has no full global batch at this world size.
-        """
+    def steps(self, epoch: int, *, seed: int, world_size: int = 1) -> list[PlannedBatch]:
+        """The steps of one epoch."""
         generator = np.random.default_rng((seed, epoch))
         batches: list[tuple[_DataSet, np.ndarray]] = []
         for datasets, available, quota in self._quotas(world_size):
             if quota > available:
+                names = ", ".join(f"{name} ({task})" for task, name in datasets)
                 logger.info(
                     "epoch %d: %s drawn again: %d steps from %d full batches",
-                    epoch,
-                    ", ".join(f"{name} ({task})" for task, name in datasets),
-                    quota,
-                    available,
+                    *(epoch, names, quota, available),
                 )
             drawn: list[tuple[_DataSet, np.ndarray]] = []
             while len(drawn) < quota:
                 drawn += self._one_pass(datasets, generator, world_size)
             batches += drawn[:quota]
-        steps = []
-        for position in generator.permutation(len(batches)):
-            (task, name), batch = batches[position]
-            steps.append(Step(task, name, _shards(batch, world_size)))
-        return steps
+        shuffled = [batches[i] for i in generator.permutation(len(batches))]
+        return [PlannedBatch(*key, _shards(batch, world_size)) for key, batch in shuffled]
 
     def _quotas(self, world_size: int) -> list[tuple[list[_DataSet], int, int]]:
         """The groups that are balanced against each other: (data sets, full batches, steps)."""
@@ -163,12 +130,9 @@ class SingleTaskPlan:
 
     def _count(self, key: _DataSet, world_size: int) -> int:
         task, name = key
-        return _full_batches(
-            len(self._members[key]),
-            self._batch_sizes[task],
-            world_size,
-            f"data set {name!r} ({task})",
-        )
+        size = self._batch_sizes[task]
+        owner = f"data set {name!r} ({task})"
+        return _full_batches(len(self._members[key]), size, world_size, owner)
 
     def _one_pass(
         self, datasets: list[_DataSet], generator: np.random.Generator, world_size: int
@@ -191,32 +155,23 @@ class MixedTaskPlan:
         batch_size: Records per step and rank.
 
     Raises:
-        ValueError: The batch size is not a positive integer.
+        PresetError: Later: there is no full global batch at a world size.
     """
 
     def __init__(self, records: Sequence[Record], *, batch_size: int) -> None:
-        _check_batch_size(batch_size, "batch_size")
         self._size = len(records)
         self._batch_size = batch_size
 
     def length(self, world_size: int = 1) -> int:
-        """Number of steps in an epoch.
-
-        Raises:
-            ValueError: There is no full global batch at this world size.
-        """
+        """Number of steps in an epoch."""
         return _full_batches(self._size, self._batch_size, world_size, "the mixed plan")
 
-    def steps(self, epoch: int, *, seed: int, world_size: int = 1) -> list[Step]:
-        """The steps of one epoch, their task "mixed" and their data set "".
-
-        Raises:
-            ValueError: There is no full global batch at this world size.
-        """
+    def steps(self, epoch: int, *, seed: int, world_size: int = 1) -> list[PlannedBatch]:
+        """The steps of one epoch, their task "mixed" and their data set ""."""
         count, size = self.length(world_size), self._batch_size * world_size
         shuffled = np.random.default_rng((seed, epoch)).permutation(self._size)
         batches = shuffled[: count * size].reshape(count, size)
-        return [Step("mixed", "", _shards(batch, world_size)) for batch in batches]
+        return [PlannedBatch("mixed", "", _shards(batch, world_size)) for batch in batches]
 
 
 def _shards(batch: np.ndarray, world_size: int) -> tuple[tuple[int, ...], ...]:
@@ -226,13 +181,8 @@ def _shards(batch: np.ndarray, world_size: int) -> tuple[tuple[int, ...], ...]:
 def _full_batches(records: int, batch_size: int, world_size: int, owner: str) -> int:
     size = batch_size * world_size
     if records < size:
-        raise ValueError(
+        raise PresetError(
             f"{owner}: expected at least one global batch of {size} records ({batch_size} for each "
             f"of {world_size} ranks), found {records}. Lower the batch size or add records."
         )
     return records // size
-
-
-def _check_batch_size(value: int | None, name: str) -> None:
-    if not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name}: expected a positive number of records, found {value!r}.")

@@ -39,7 +39,7 @@ class Loss(NamedTuple):
 
 def needs_middle(batch: Batch, settings: ObjectiveSettings, sts_objective: str) -> bool:
     """Whether the loss of a batch looks at the middle layer."""
-    return batch.step.task == "sts" and sts_objective == "codiemb" and settings.info_nce_mid > 0
+    return batch.planned.task == "sts" and sts_objective == "codiemb" and settings.info_nce_mid > 0
 
 
 def batch_loss(
@@ -60,24 +60,15 @@ def batch_loss(
 
     Args:
         batch: m distinct texts and how they meet.
-        final: (m, D), their embeddings.
-        middle: (m, D), pooled from the middle layer; None where `needs_middle` is false.
+        final, middle: (m, D), their embeddings, pooled from the last and from the middle layer; the
+            latter is None where `needs_middle` is false.
         settings: Weights and temperatures.
         sts_objective: `codiemb`, `cosent` or `angle`.
-
-    Raises:
-        ValueError: A Matryoshka dimension is not below D.
     """
-    D = final.shape[1]
-    if any(d >= D for d in settings.matryoshka):
-        raise ValueError(
-            f"matryoshka: expected dimensions below the encoder's {D}, which counts anyway, "
-            f"found {[*settings.matryoshka]}."
-        )
     losses = []
-    for d in (D, *settings.matryoshka):
+    for d in (final.shape[1], *settings.matryoshka):
         states = [functional.normalize(s[:, :d], dim=1) for s in (final, middle) if s is not None]
-        if batch.step.task == "sts":
+        if batch.planned.task == "sts":
             losses.append(_sts_loss(batch, *states, settings=settings, objective=sts_objective))
         else:
             losses.append(_ir_loss(batch, *states, settings=settings))
@@ -111,7 +102,7 @@ def _sts_loss(
     shards: list[dict[str, Tensor]] = []
     pairs = (batch.queries, batch.positives[:, 0], batch.scores)
     for queries, passages, gold in zip(
-        *(np.array_split(side, len(batch.step.shards)) for side in pairs), strict=True
+        *(np.array_split(side, len(batch.planned.shards)) for side in pairs), strict=True
     ):
         left, right = final[queries], final[passages]
         scores = torch.from_numpy(gold).to(final.device)
@@ -140,7 +131,7 @@ def _sts_loss(
     return Loss(sum(weights[name] * part for name, part in components.items()), components)
 
 
-def lean_embeddings(accelerator: Accelerator, encoder: nn.Module) -> None:
+def sparse_embedding_gradients(accelerator: Accelerator, encoder: nn.Module) -> None:
     """Let forward passes share one dense gradient of the vocabulary's embeddings.
 
     Each pass would otherwise fill, and add, one of the size of the whole vocabulary, for the few

@@ -6,30 +6,20 @@ import numpy as np
 import pytest
 import torch
 
-from codiemb_lib.core.preset import Preset
+from codiemb_lib.core import ObjectiveSettings
 from codiemb_lib.train import objectives
-from codiemb_lib.train.conflict import (
-    GradientError,
-    conflict,
-    cosine_by_layer,
-    draw_shares,
-    loss_gradient,
-)
-from tests.made_up import ir_records, sts_records
+from codiemb_lib.train.batches import make_batch, make_share
+from codiemb_lib.train.conflict import conflict, cosine_by_layer, loss_gradient
+from codiemb_lib.train.sampling import PlannedBatch
+from tests.made_up import PROMPTS, ir_records, sts_records
 
-PRESET = Preset.model_validate(
-    {
-        "name": "made-up",
-        "description": "",
-        "seeds": [0],
-        "encoder": {"name": "tiny"},
-        "datasets": [{"name": "ir", "query_prompt": "query: "}, {"name": "sts"}],
-        "objective": {"positives": 1, "negatives": 1, "info_nce_mid": 0},
-        "training": {"batch_sizes": {"ir": 4, "sts": 6, "mixed": 8}, "tokens_per_forward": 64},
-        "variants": {"codiemb": {}},
-    }
-)
+SETTINGS = ObjectiveSettings(positives=1, negatives=1, info_nce_mid=0)
 RECORDS = ir_records(8, dataset="ir") + sts_records(12, dataset="sts")
+PLACES = {  # two batches of each kind
+    "ir": [range(4), range(4, 8)],
+    "sts": [range(8, 14), range(14, 20)],
+    "mixed": [range(4, 12), range(0, 20, 3)],
+}
 
 
 @pytest.fixture
@@ -38,8 +28,23 @@ def encoder(make_encoder):
 
 
 @pytest.fixture
-def shares(encoder):
-    return draw_shares(PRESET, RECORDS, encoder, count=2)
+def batches(encoder):
+    generator = np.random.default_rng(0)
+    return {
+        kind: [
+            make_share(
+                make_batch(
+                    PlannedBatch(kind, "", (tuple(own),)), RECORDS, PROMPTS, SETTINGS, generator
+                ),
+                encoder.tokenizer,
+                tokens_per_forward=64,
+                packing=encoder.packing,
+                seed=[0],
+            )
+            for own in places
+        ]
+        for kind, places in PLACES.items()
+    }
 
 
 def embed(encoder, key):
@@ -55,7 +60,7 @@ def slow_loss(encoder, batch):
     texts = [embed(encoder, key) for key in batch.texts]
     left = torch.cat([texts[i] for i in batch.queries])
     right = torch.cat([texts[i] for i in batch.positives[:, 0]])
-    if batch.step.task != "sts":
+    if batch.planned.task != "sts":
         pool = torch.cat([texts[i] for i in batch.negatives])
         return objectives.multi_positive_info_nce(left, right[:, None], pool[:, None])
     cosines, scores = (left * right).sum(1), torch.from_numpy(batch.scores)
@@ -87,21 +92,21 @@ def slow_cosine(encoder, first, second, prefix):
     ("first", "second"), [("ir", "sts"), ("ir", "mixed"), ("sts", "mixed"), ("ir", "ir")]
 )
 def test_cosines_are_those_of_each_text_encoded_alone(
-    encoder, shares, first, second, layer, prefix
+    encoder, batches, first, second, layer, prefix
 ):
-    rows = conflict(encoder, shares, PRESET.objective)
+    rows = conflict(encoder, batches, SETTINGS)
     [found] = rows.loc[
         (rows[["first", "second", "layer", "batch"]] == [first, second, layer, 0]).all(axis=1),
         "cosine",
     ]
     other = 1 if first == second else 0
-    expected = slow_cosine(encoder, shares[first][0].batch, shares[second][other].batch, prefix)
+    expected = slow_cosine(encoder, batches[first][0].batch, batches[second][other].batch, prefix)
     assert found == pytest.approx(expected, abs=1e-4)
 
 
-def test_the_slope_of_one_loss_along_the_other_gradient_is_their_inner_product(encoder, shares):
+def test_the_slope_of_one_loss_along_the_other_gradient_is_their_inner_product(encoder, batches):
     """What a cosine means, by finite differences of a short step."""
-    first, second = (loss_gradient(encoder, shares[k][0], PRESET.objective) for k in ("ir", "sts"))
+    first, second = (loss_gradient(encoder, batches[k][0], SETTINGS) for k in ("ir", "sts"))
     length = torch.stack([g.norm() for g in second.values()]).norm()
     slope = (sum((first[n] * second[n]).sum() for n in second if n in first) / length).item()
     start = {n: p.clone() for n, p in encoder.backbone.named_parameters()}
@@ -111,14 +116,14 @@ def test_the_slope_of_one_loss_along_the_other_gradient_is_their_inner_product(e
             for name, direction in second.items():
                 moved = start[name] + step * direction / length
                 encoder.backbone.get_parameter(name).copy_(moved)
-            losses.append(slow_loss(encoder, shares["ir"][0].batch).item())
+            losses.append(slow_loss(encoder, batches["ir"][0].batch).item())
     assert (losses[1] - losses[0]) / 4e-3 == pytest.approx(slope, rel=0.05)
 
 
-def test_every_pair_of_kinds_is_compared_in_every_layer_and_the_encoder_stays(encoder, shares):
+def test_every_pair_of_kinds_is_compared_in_every_layer_and_the_encoder_stays(encoder, batches):
     before = {n: p.clone() for n, p in encoder.backbone.named_parameters()}
     encoder.train()
-    rows = conflict(encoder, shares, PRESET.objective)
+    rows = conflict(encoder, batches, SETTINGS)
     assert encoder.training
     assert all(torch.equal(p, before[n]) for n, p in encoder.backbone.named_parameters())
     assert all(p.grad is None for p in encoder.backbone.parameters())
@@ -144,21 +149,3 @@ def test_parallel_opposite_zero_and_partly_shared_gradients():
     assert found[0] == pytest.approx(-10 / np.hypot(10, 10))  # v counts in the length of b
     assert np.isnan(found[1])
     assert {*found} == {0, 1}
-
-
-def test_batches_of_the_wanted_kinds_and_number_are_drawn(encoder, shares):
-    assert {kind: [s.batch.step.task for s in own] for kind, own in shares.items()} == {
-        kind: [kind] * 2 for kind in ("ir", "sts", "mixed")
-    }
-    [[prompt]] = [{p for p, t in s.batch.texts if t.startswith("find")} for s in shares["ir"][:1]]
-    assert prompt == "query: "
-
-
-def test_a_kind_without_batches_is_named(encoder):
-    shares = draw_shares(PRESET, RECORDS[:8], encoder, count=1)
-    assert "sts" not in shares  # a preset may train one task
-    assert {*conflict(encoder, shares, PRESET.objective)["first"]} <= {*shares}
-    with pytest.raises(GradientError, match="found none of sts"):
-        conflict(encoder, shares | {"sts": []}, PRESET.objective)
-    with pytest.raises(GradientError, match="found none of ir, sts, mixed"):
-        conflict(encoder, {}, PRESET.objective)

@@ -25,8 +25,8 @@ from codiemb_lib.core.files import project_root
 from codiemb_lib.core.preset import ObjectiveSettings, load_preset
 from codiemb_lib.data.records import write_jsonl
 from codiemb_lib.train import objectives
-from codiemb_lib.train.batches import make_batch
-from codiemb_lib.train.conflict import conflict, draw_shares
+from codiemb_lib.train.batches import make_batch, make_share
+from codiemb_lib.train.conflict import conflict
 from codiemb_lib.train.loop import learning_rate, train
 from codiemb_lib.train.sampling import MixedTaskPlan, SingleTaskPlan
 from tests.conftest import tiny_encoder
@@ -153,19 +153,36 @@ def batches() -> dict:
 
 
 def conflicts() -> dict:
+    """Of the first two batches of each kind."""
     with project():
         preset, encoder = load_preset("tiny"), tiny_encoder()
-        records = ir_records(40, 0, "ir") + sts_records(40, 0, "sts")
-        shares = draw_shares(preset, records, encoder, count=2)
-        return {
-            objective: {
-                " ".join(kinds): summary(rows["cosine"].to_numpy(copy=True))
-                for kinds, rows in conflict(encoder, shares, preset.objective, objective).groupby(
-                    ["first", "second"]
-                )
-            }
-            for objective in ("codiemb", "cosent")
+    records = ir_records(40, 0, "ir") + sts_records(40, 0, "sts")
+    planned = SingleTaskPlan(records, batch_sizes={"ir": 8, "sts": 8}).steps(0, seed=0)
+    planned += MixedTaskPlan(records, batch_size=8).steps(0, seed=0)
+    prompts = {dataset.name: dataset for dataset in preset.datasets}
+    generator = np.random.default_rng(0)
+    drawn = {
+        kind: [
+            make_share(
+                make_batch(batch, records, prompts, preset.objective, generator),
+                encoder.tokenizer,
+                tokens_per_forward=2048,
+                packing=encoder.packing,
+                seed=[0, number],
+            )
+            for number, batch in enumerate([p for p in planned if p.task == kind][:2])
+        ]
+        for kind in ("ir", "sts", "mixed")
+    }
+    return {
+        objective: {
+            " ".join(kinds): summary(rows["cosine"].to_numpy(copy=True))
+            for kinds, rows in conflict(encoder, drawn, preset.objective, objective).groupby(
+                ["first", "second"]
+            )
         }
+        for objective in ("codiemb", "cosent")
+    }
 
 
 def objective_values() -> dict:

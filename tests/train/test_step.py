@@ -19,8 +19,8 @@ from codiemb_lib.data.records import Record
 from codiemb_lib.model.encoder import Encoder
 from codiemb_lib.train import objectives
 from codiemb_lib.train.batches import make_batch, make_share
-from codiemb_lib.train.sampling import Step
-from codiemb_lib.train.step import backward, batch_loss, lean_embeddings, needs_middle
+from codiemb_lib.train.sampling import PlannedBatch
+from codiemb_lib.train.step import backward, batch_loss, needs_middle, sparse_embedding_gradients
 from tests.conftest import tiny_tokenizer
 from tests.made_up import PROMPTS, ir_records, sts_records
 
@@ -31,7 +31,7 @@ RANGES = {"ir": range(24), "sts": range(24, 48), "mixed": range(12, 36)}
 
 def make(task, *, shards=1, settings=SETTINGS, size=12, start=0):
     places = np.array(RANGES[task])[start : start + size]
-    step = Step(task, task, tuple(map(tuple, places.reshape(shards, -1).tolist())))
+    step = PlannedBatch(task, task, tuple(map(tuple, places.reshape(shards, -1).tolist())))
     return make_batch(step, RECORDS, PROMPTS, settings, np.random.default_rng(start))
 
 
@@ -85,7 +85,7 @@ def test_records_of_one_query_do_not_push_each_others_positives_away():
     records = [
         Record("ir", "q", (passage,), dataset="ir") for passage in ("near", "far", "near")
     ] + [Record("ir", "another", ("third",), dataset="ir")]
-    step = Step("ir", "ir", ((0, 1, 2, 3),))
+    step = PlannedBatch("ir", "ir", ((0, 1, 2, 3),))
     settings = ObjectiveSettings(positives=1, negatives=1, temperature=0.5)
     batch = make_batch(step, records, PROMPTS, settings, np.random.default_rng(0))
     final = embeddings(batch).requires_grad_()
@@ -123,20 +123,6 @@ def test_the_similarity_loss_is_the_weighted_sum_of_its_parts_over_the_shards():
     assert loss.components.keys() == {"info_nce_mid", "pearson", "rank_kl", "pro"}
 
 
-@pytest.mark.parametrize("name", ["cosent", "angle"])
-def test_the_baselines_are_their_objectives(name):
-    batch = make("sts")
-    final = embeddings(batch)
-    left, right = final[batch.queries], final[batch.positives[:, 0]]
-    scores = torch.from_numpy(batch.scores)
-    expected = {
-        "cosent": lambda: objectives.cosent_loss((left * right).sum(1), scores),
-        "angle": lambda: objectives.angle_loss(left, right, scores),
-    }[name]()
-    loss = batch_loss(batch, final, settings=SETTINGS, sts_objective=name)
-    torch.testing.assert_close(loss.total, expected)
-
-
 def test_matryoshka_is_the_mean_over_leading_dimensions_of_any_objective():
     settings = ObjectiveSettings(matryoshka=(2, 4))
     for task, objective in (("ir", "codiemb"), ("sts", "cosent"), ("sts", "codiemb")):
@@ -156,14 +142,12 @@ def test_matryoshka_is_the_mean_over_leading_dimensions_of_any_objective():
         ]
         torch.testing.assert_close(whole.total, sum(p.total for p in parts) / 3)
         torch.testing.assert_close(whole.components, parts[0].components)
-    with pytest.raises(ValueError, match=r"below the encoder's 8, .* found \[8\]"):
-        batch_loss(make("ir"), embeddings(make("ir")), settings=ObjectiveSettings(matryoshka=(8,)))
 
 
 def test_a_mixed_batch_without_any_anchor_is_a_zero_loss(make_encoder):
     settings = ObjectiveSettings(mixed_anchor_score=1.0)
     low = [i for i in RANGES["sts"] if RECORDS[i].score < 1]
-    step = Step("mixed", "", (tuple(low),))
+    step = PlannedBatch("mixed", "", (tuple(low),))
     batch = make_batch(step, RECORDS, PROMPTS, settings, np.random.default_rng(0))
     losses, found = gradient(make_encoder(), [batch], settings=settings)
     assert losses.item() == 0
@@ -198,7 +182,7 @@ def test_the_gradient_is_that_of_each_text_encoded_alone_at_each_of_its_places(
     B, P = batch.positives.shape
     rows = np.arange(len(places))
     spread = type(batch)(
-        batch.step,
+        batch.planned,
         [batch.texts[i] for i in places],
         rows[:B],
         rows[B : B + B * P].reshape(B, P),
@@ -227,21 +211,13 @@ def test_cached_gradients_equal_those_of_the_whole_batch(make_encoder, task, tra
         assert (other - expected).norm() / expected.norm() > 0.01
 
 
-def test_the_budget_of_a_forward_pass_changes_nothing_but_memory(make_encoder):
-    encoder = make_encoder()
-    losses, expected = gradient(encoder, [make("ir")], budget=10_000)
-    small_losses, small = gradient(encoder, [make("ir")], budget=16)
-    torch.testing.assert_close(small_losses, losses)
-    assert_close(small, expected)
-
-
 @pytest.mark.parametrize("accumulation", [1, 2])
 @pytest.mark.parametrize("cached", [False, True])
 def test_sparse_gradients_of_the_vocabulary_are_the_dense_ones(make_encoder, accumulation, cached):
     encoder = make_encoder()
     batches = [make("mixed", size=12, start=12 * i) for i in range(accumulation)]
     _, expected = gradient(encoder, batches, gradient_cache=cached)
-    lean_embeddings(Accelerator(cpu=True), encoder)
+    sparse_embedding_gradients(Accelerator(cpu=True), encoder)
     words = encoder.backbone.get_input_embeddings()
     assert words.sparse
     passes = []
@@ -385,26 +361,3 @@ def test_two_processes_with_half_a_batch_each_equal_one_with_the_whole(two_proce
         found = load_file(folder / f"{number}-{rank}.safetensors")
         torch.testing.assert_close(found["loss"], losses, rtol=1e-6, atol=0)
         assert_close(found["gradient"], expected)
-
-
-def test_similarity_is_not_gathered_and_retrieval_is():
-    """The loss of two shards: the mean of the shards' own for STS, not so for IR."""
-    for task, equal in (("sts", True), ("ir", False)):
-        whole = make(task, shards=2)
-        final = embeddings(whole)
-        states = [final, final] if task == "sts" else [final]
-        loss = batch_loss(whole, *states, settings=SETTINGS).total
-        B = len(whole.queries) // 2
-        parts = []
-        for half in (slice(0, B), slice(B, None)):
-            step = Step(task, task, (whole.step.indices[half],))
-            batch = type(whole)(
-                step,
-                whole.texts,
-                whole.queries[half],
-                whole.positives[half],
-                whole.negatives,
-                whole.scores[half],
-            )
-            parts.append(batch_loss(batch, *states, settings=SETTINGS).total)
-        assert torch.allclose(loss, sum(parts) / 2) is equal

@@ -1,0 +1,139 @@
+"""Checkpoints: what a run needs to go on after a kill, and how a finished one takes its place.
+
+While a run is at work, all that it writes lies in `checkpoints/FINGERPRINT/`, in the run's folder:
+
+    00000012.pt          weights, optimiser and counters: training goes on from here
+    best-00000008/       the model with the best dev score so far
+    log.csv, dev.csv     to be read while it trains; written with every checkpoint
+    trajectory/          the embeddings behind every dev score, where the preset asks for them
+    nonfinite.jsonl      the records of a batch whose loss or gradient was NaN or Inf
+
+A finished run of other settings, beside it, stays whole until this one is finished.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import shutil
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
+from accelerate.utils import broadcast_object_list
+from torch import nn
+from torch.distributed.checkpoint import state_dict as sharded
+
+from codiemb_lib.core import atomic_path, write_rows
+from codiemb_lib.model import Encoder
+
+logger = logging.getLogger(__name__)
+
+# Whole tensors, however they are sharded, of the parameters that train: read from a file, or
+# brought to the processor to be written.
+_READ = sharded.StateDictOptions(full_state_dict=True, ignore_frozen_params=True, strict=False)
+_WRITTEN = replace(_READ, cpu_offload=True)
+
+
+def agreed(value: Any) -> Any:
+    """The first process' value, in all of them: disks and devices may differ."""
+    [value] = broadcast_object_list([value])
+    return value
+
+
+@dataclass
+class Progress:
+    """How far a run is: all of its state but weights and optimiser."""
+
+    step: int = 0  # optimiser steps done
+    best_step: int = 0  # after which of them dev was best
+    best_score: float = -math.inf  # the dev score there
+    seconds: float = 0.0  # spent by all processes that went on with the run
+    log: list[dict] = field(default_factory=list)  # a row for each step
+    dev: pd.DataFrame = field(default_factory=pd.DataFrame)  # main metrics by step and data set
+
+
+class Checkpoints:
+    """The checkpoints of one run. All ranks call its methods; the first one writes.
+
+    Args:
+        run: The run's folder.
+        fingerprint: Of the run: a checkpoint of another one is not taken up.
+        accelerator: Knows the ranks.
+    """
+
+    def __init__(self, run: Path, fingerprint: str, accelerator: Accelerator):
+        self.run, self.folder = run, run / "checkpoints" / fingerprint[:12]
+        self.trajectory = self.folder / "trajectory"
+        self.accelerator = accelerator
+
+    def _best(self, progress: Progress) -> Path:
+        return self.folder / f"best-{progress.best_step:08d}"
+
+    def save_best(self, encoder: Encoder, progress: Progress) -> None:
+        """Set the encoder aside; the one before it stays until the next checkpoint is written."""
+        options = sharded.StateDictOptions(full_state_dict=True, cpu_offload=True)
+        weights = sharded.get_model_state_dict(encoder.backbone, options=options)
+        if self.accelerator.is_main_process:
+            encoder.save(self._best(progress), weights)
+
+    def save(self, model: nn.Module, optimizer: AcceleratedOptimizer, progress: Progress) -> None:
+        """Write a checkpoint and remove the one before: a complete one exists at any moment."""
+        weights, state = sharded.get_state_dict(model, optimizer.optimizer, options=_WRITTEN)
+        if self.accelerator.is_main_process:
+            write_rows(self.folder / "log.csv", pd.DataFrame(progress.log))
+            write_rows(self.folder / "dev.csv", progress.dev)
+            counters = {key: v for key, v in vars(progress).items() if key not in ("log", "dev")}
+            target = self.folder / f"{progress.step:08d}.pt"
+            with atomic_path(target) as temporary:
+                content = {"weights": weights, "optimizer": state, "counters": counters}
+                torch.save(content, temporary)
+            self._keep_only(target, self._best(progress))
+
+    def _keep_only(self, checkpoint: Path, best: Path) -> None:
+        for older in {*self.folder.glob("*.pt")} - {checkpoint}:
+            older.unlink()
+        for older in {*self.folder.glob("best-*")} - {best}:
+            shutil.rmtree(older)
+
+    def load(self, model: nn.Module, optimizer: AcceleratedOptimizer) -> Progress:
+        """Take up the last checkpoint, if there is one."""
+        last = agreed(max(self.folder.glob("*.pt"), default=None))
+        if last is None:
+            return Progress()
+        content = torch.load(last, map_location="cpu", weights_only=True)
+        sharded.set_state_dict(
+            model,
+            optimizer.optimizer,
+            model_state_dict=content["weights"],
+            optim_state_dict=content["optimizer"],
+            options=_READ,
+        )
+        progress = Progress(**content["counters"])
+        # A kill between the tables and their checkpoint has left rows too many.
+        log, dev = (pd.read_csv(self.folder / f"{name}.csv") for name in ("log", "dev"))
+        progress.log = log[log["step"] < progress.step].to_dict("records")
+        progress.dev = dev[dev["step"] <= progress.step]
+        logger.info("%s: going on at step %d", self.run, progress.step)
+        return progress
+
+    def publish(self, progress: Progress, *, trajectory: bool) -> None:
+        """Put the best model, the tables and the trajectory in the place of an older run.
+
+        Its manifest goes first. So a kill on the way leaves no run that seems finished, and the
+        next try goes on from the last checkpoint, moves what is still here, and comes to the end.
+        """
+        (self.run / "manifest.json").unlink(missing_ok=True)
+        if not trajectory:
+            shutil.rmtree(self.run / "trajectory", ignore_errors=True)
+        parts = {"model": self._best(progress), "trajectory": self.trajectory}
+        for name, source in parts.items():
+            if source.is_dir():
+                shutil.rmtree(self.run / name, ignore_errors=True)
+                source.rename(self.run / name)
+        for table in ("log.csv", "dev.csv"):  # copied: going on needs them, too
+            shutil.copy(self.folder / table, self.run)

@@ -1,0 +1,89 @@
+"""On which devices, in how many processes and in which precision a run trains: accelerate's part.
+
+All of that stands in a configuration of accelerate, a file that `accelerate config` writes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+import yaml
+from accelerate import Accelerator
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import DistributedDataParallelKwargs
+
+from codiemb_lib.core import Preset, PresetError, preset_path
+
+
+def launch(preset: Preset, variant: str, seed: int, config: str) -> None:
+    """Train in processes of their own, by `accelerate launch`, and wait for their end.
+
+    They go on where this process is killed; as they hold the run's lock, nobody trains it twice.
+
+    Args:
+        preset, variant, seed: As for `train`.
+        config: A configuration of accelerate: a name in `presets/accelerate`, or a path.
+
+    Raises:
+        PresetError: There is no such configuration.
+        subprocess.CalledProcessError: Training failed; what it said stands above.
+    """
+    file = preset_path(f"accelerate/{config}")
+    if not file.is_file():
+        file = Path(config)
+    if not file.is_file():
+        known = sorted(path.stem for path in preset_path("accelerate/x").parent.glob("*.yaml"))
+        raise PresetError(
+            f"accelerate: expected the path of a configuration, or one of {known}, found "
+            f"{config!r}. `accelerate config --config_file PATH` writes one."
+        )
+    with tempfile.TemporaryDirectory() as scratch:
+        resolved = Path(scratch) / f"{preset.name}.yaml"  # as it is, not as its file says
+        resolved.write_text(yaml.safe_dump(preset.model_dump(mode="json")), encoding="utf-8")
+        command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(file)]
+        command += ["-m", "codiemb_lib.train", "--preset", str(resolved), "--variant", variant]
+        command += ["--seed", str(seed), "--no-progress"]
+        subprocess.run(command, check=True)
+
+
+def make_accelerator(preset: Preset, folder: Path) -> Accelerator:
+    """Devices and precision, as `accelerate launch` said; one process without it.
+
+    Raises:
+        PresetError: A tracker is not installed, or the configuration is one that we cannot follow.
+    """
+    trackers = list(preset.training.trackers)
+    known = {str(tracker) for tracker in get_available_trackers()}
+    if missing := [name for name in trackers if name not in known]:
+        raise PresetError(
+            f"preset {preset.name!r}: expected trackers that are installed, {sorted(known)}, "
+            f"found {missing}. Install one by its name: `pip install {missing[0]}`."
+        )
+    # Buffers are constants, and ranks may differ in their number of forward passes.
+    parallel = DistributedDataParallelKwargs(broadcast_buffers=False)
+    accelerator = Accelerator(
+        cpu=not torch.accelerator.is_available(),
+        log_with=trackers or None,
+        project_dir=folder,
+        kwargs_handlers=[parallel],
+    )
+    kind, precision = accelerator.distributed_type, accelerator.mixed_precision
+    accumulation = accelerator.gradient_accumulation_steps
+    first_fsdp = kind == "FSDP" and not accelerator.is_fsdp2
+    if precision not in ("no", "bf16") or kind == "DEEPSPEED" or first_fsdp or accumulation != 1:
+        raise PresetError(
+            "expected a configuration of accelerate with precision `no` or `bf16`, without "
+            "DeepSpeed and accumulation, and FSDP only with `fsdp_version: 2`; found "
+            f"{precision!r}, {kind}, accumulation {accumulation}, which belongs into the preset."
+        )
+    if accelerator.is_fsdp2 and precision == "bf16":
+        plugin = accelerator.state.fsdp_plugin  # else unit vectors would be rounded to bf16
+        plugin.mixed_precision_policy = dataclasses.replace(
+            plugin.mixed_precision_policy, reduce_dtype=torch.float32, output_dtype=None
+        )
+    return accelerator
