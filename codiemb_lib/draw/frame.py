@@ -176,15 +176,16 @@ def _check(stem: str, rows: pd.DataFrame) -> None:
     )
 
 
-def pivot(rows: pd.DataFrame, index: list[str], columns: list[str]) -> pd.DataFrame:
-    """`value` by index and columns, all of it: means over different sets cannot be compared."""
-    table = rows.pivot(index=index, columns=columns, values="value")
+def complete(table: pd.DataFrame) -> pd.DataFrame:
+    """The table, if it has a value in every cell: means over different sets cannot be compared."""
     if (gaps := table.isna().any(axis=1)).any():
         row = table.loc[gaps.idxmax()]
+        where = ", ".join(
+            f"{name} {at}" for name, at in zip(table.index.names, row.name, strict=True)
+        )
         raise FigureError(
-            f"expected a value of every {', '.join(index)} for all {', '.join(columns)}, found "
-            f"{', '.join(map(str, row.name))} without {[*row.index[row.isna()]]}. Compute it, or "
-            "leave it out for all."
+            f"expected a value of every {', '.join(table.columns.names)}, found {where} without "
+            f"{[*row.index[row.isna()]]}. Compute it, or leave it out for all."
         )
     return table
 
@@ -195,16 +196,22 @@ def main_scores(rows: pd.DataFrame) -> pd.DataFrame:
     return main.assign(value=100 * main["value"])
 
 
-def means_by_task(rows: pd.DataFrame, *extra: str, both: bool = False) -> pd.DataFrame:
-    """Mean main score over data sets by variant, seed and `extra`: the columns ir and sts."""
-    table = pivot(main_scores(rows), ["variant", "seed", *extra], ["task", "dataset"])
-    means = table.T.groupby(level="task").mean().T
-    if both and len(means.columns) < 2:
-        raise FigureError(
-            f"expected scores of both tasks, found those of {[*means.columns]} alone. The figure "
-            "needs a preset with data sets of both."
-        )
-    return means
+def scores_by_dataset(rows: pd.DataFrame, *index: str) -> pd.DataFrame:
+    """Main scores by variant, seed and `index`, a column (task, dataset) each, in order."""
+    main = main_scores(rows)
+    places = {"index": ["variant", "seed", *index], "columns": ["task", "dataset"]}
+    table = complete(main.pivot(**places, values="value"))
+    return table[[*dict.fromkeys(zip(main["task"], main["dataset"], strict=True))]]
+
+
+def means_by_task(rows: pd.DataFrame, *index: str) -> pd.DataFrame:
+    """Their means over the data sets of each task: the columns ir and sts."""
+    return scores_by_dataset(rows, *index).T.groupby(level="task").mean().T
+
+
+def both_tasks(means: pd.DataFrame) -> pd.DataFrame:
+    """Means by task, if there are those of both: a preset may have data sets of one alone."""
+    return complete(means.reindex(columns=pd.Index(TASK_ROLES, name="task")))
 
 
 def first_seed(rows: pd.DataFrame) -> pd.DataFrame:
@@ -215,11 +222,6 @@ def first_seed(rows: pd.DataFrame) -> pd.DataFrame:
 def seed_interval(values: pd.Series) -> tuple[float, float]:
     """The 95 % t-interval of the mean over seeds; NaN, which is not drawn, of fewer than three."""
     return t_interval(values) if len(values) > 2 else (np.nan, np.nan)
-
-
-def _half_interval(values: pd.Series) -> float:
-    low, high = seed_interval(values)
-    return (high - low) / 2
 
 
 # Panels
@@ -259,7 +261,8 @@ class Panel:
         sns.scatterplot(**shown, s=12, linewidth=0, alpha=FAINT)
         for name, seeds in self.rows.groupby("variant"):
             look = self.styles[name]
-            bars = {"xerr": _half_interval(seeds[x]), "yerr": _half_interval(seeds[y])}
+            halves = [np.ptp(seed_interval(seeds[of])) / 2 for of in (x, y)]
+            bars = dict(zip(("xerr", "yerr"), halves, strict=True))
             form = {"fmt": look.marker, "color": look.colour, "ecolor": (look.colour, 0.6)}
             form |= {"elinewidth": 0.8, "zorder": 3}
             self.ax.errorbar(seeds[x].mean(), seeds[y].mean(), **bars, **form)
@@ -350,6 +353,9 @@ def named(drawn: list[Panel], *, lines: bool = True) -> np.ndarray:
         drawn[0].ax.figure.legend(handles=handles, loc="outside right upper")
     for panel in drawn if len(styles) <= 4 else ():
         variants, x, y = (panel.ends[column] for column in panel.ends)
+        if lines:  # room for names on their right
+            right = panel.ax.transAxes.transform((1.2, 0))
+            panel.ax.set_xlim(right=panel.ax.transData.inverted().transform(right)[0])
         label_points(panel.ax, x, y, [styles[name].label for name in variants])
     return axes_of(drawn)
 

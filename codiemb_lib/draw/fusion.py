@@ -80,13 +80,9 @@ def plot_study(rows: pd.DataFrame, *, ax: np.ndarray | None = None) -> np.ndarra
     was looked at once, with these. Faint points are seeds, solid points their mean; {seeds}.
     {interval}
     """
-    means = frame.means_by_task(rows, "split", both=True).stack().unstack("variant")
-    if "uniform" not in means or means.isna().any(axis=None):
-        raise FigureError(
-            "study: expected every method, and 'uniform' among them, for each seed, found "
-            f"{means.notna().sum().to_dict()} means. Run notebook 04 for the others."
-        )
+    means = frame.both_tasks(frame.means_by_task(rows, "split")).stack().unstack("variant")
     methods = [name for name in rows["variant"].unique() if name != "uniform"]
+    means = frame.complete(means.reindex(columns=pd.Index([*methods, "uniform"], name="variant")))
     gains = means.sub(means["uniform"], axis=0)[methods].stack().rename("value").reset_index()
     height = 0.72 + 0.165 * len(methods)
     drawn = frame.panels(gains, ax, row="split", column="task", height=height, sharey=True)
@@ -108,7 +104,7 @@ def plot_path(rows: pd.DataFrame, *, ax: np.ndarray | None = None) -> np.ndarray
     Left: the trade-off that interpolation gives. Right: what each task keeps of its better end.
     Thin lines are seeds, thick lines their mean; {seeds}.
     """
-    scores = frame.means_by_task(rows, "t", both=True).droplevel("variant")  # by seed and t
+    scores = frame.both_tasks(frame.means_by_task(rows, "t")).droplevel("variant")  # by seed and t
     means = scores.groupby("t").mean()
     plane, by_t = frame.axes_for(2, ax, across=2, height=2.3)
     form = {"x": "ir", "y": "sts", "ax": plane, "color": ROLES["joint"].colour, "sort": False}
@@ -125,7 +121,7 @@ def plot_path(rows: pd.DataFrame, *, ax: np.ndarray | None = None) -> np.ndarray
     panel = frame.Panel(by_t, "", "", gains, TASK_STYLES)
     panel.lines("t", ms=3)
     frame.rule(by_t, "baseline", y=0)
-    by_t.set_ylabel("score minus the better end's,\n× 100 (↑)")
+    by_t.set(xticks=np.arange(0, 1.1, 0.25), ylabel="score minus the better end's,\n× 100 (↑)")
     return np.array([plane, *frame.named([panel])])
 
 

@@ -23,7 +23,7 @@ def plot_trade_off(rows: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     line has lost similarity (negative transfer); in the shaded corner it beats both. Faint points
     are seeds, solid points their mean; {seeds}. {interval}
     """
-    means = frame.means_by_task(rows[rows["split"] == "test"], both=True).reset_index()
+    means = frame.both_tasks(frame.means_by_task(rows[rows["split"] == "test"])).reset_index()
     styles = variant_styles(means["variant"])
     (ax,) = frame.axes_for(1, ax, across=1, height=3.3)
     panel = frame.Panel(ax, "", "", means, styles)

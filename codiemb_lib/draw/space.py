@@ -27,9 +27,9 @@ def plot_alignment_uniformity(rows: pd.DataFrame, *, ax: np.ndarray | None = Non
     """
     paired = rows.loc[rows["measure"] == "alignment", "texts"].unique()
     rows = rows[rows["measure"].isin(["alignment", "uniformity"]) & rows["texts"].isin(paired)]
-    points = frame.pivot(rows, ["variant", "seed", "texts"], ["measure"]).reset_index()
-    points.columns = [*points.columns.get_level_values(0)]
-    points = points.rename(columns=MEASURES)
+    rows = rows.assign(measure=rows["measure"].map(MEASURES))
+    points = rows.pivot(index=["variant", "seed", "texts"], columns="measure", values="value")
+    points = frame.complete(points).reset_index()
     drawn = frame.panels(points, ax, column="texts", height=2.3)
     for panel in drawn:
         panel.points(MEASURES["alignment"], MEASURES["uniformity"])

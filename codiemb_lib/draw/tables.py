@@ -9,7 +9,7 @@ import pandas as pd
 
 from codiemb_lib import evaluate, fuse
 from codiemb_lib.core import figures_folder, load_preset, task_means
-from codiemb_lib.draw.frame import main_scores, pivot, seed_interval
+from codiemb_lib.draw.frame import scores_by_dataset, seed_interval
 from codiemb_lib.draw.style import TASK_ROLES, variant_styles
 
 
@@ -28,9 +28,7 @@ def results_table(scores: pd.DataFrame, comparisons: pd.DataFrame | None = None)
     Raises:
         FigureError: A model lacks a test set or a seed's score on one.
     """
-    main = main_scores(scores[scores["split"] == "test"])
-    order = [*dict.fromkeys(zip(main["task"], main["dataset"], strict=True))]
-    by_set = pivot(main, ["variant", "seed"], ["task", "dataset"])[order]
+    by_set = scores_by_dataset(scores[scores["split"] == "test"])
     means = by_set.T.groupby(level="task").mean().T
     means.columns = [(task, "mean") for task in means]
     marked = set()

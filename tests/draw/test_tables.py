@@ -162,7 +162,9 @@ def test_the_best_merge_of_all_may_be_of_the_delta_family():
 
 
 def test_gaps_are_refused():
-    with pytest.raises(FigureError, match=r"found codiemb, 0 without \[\('ir', 'docs'\)\]"):
+    with pytest.raises(
+        FigureError, match=r"found variant codiemb, seed 0 without \[\('ir', 'docs'\)\]"
+    ):
         results_table(scores().drop(index=0))
 
 
