@@ -125,7 +125,7 @@ def _print_scores(scores: pd.DataFrame) -> None:
     """The main metric of each task, and its mean over the data sets of a kind, times 100."""
     for row in scores.itertuples():
         if row.metric == core.MAIN_METRIC.get(row.task, row.metric):
-            n = f"{row.n:,}" if row.n == row.n else ""  # NaN: mteb does not know each
+            n = "" if str(row.n) in ("nan", "<NA>") else f"{row.n:,}"  # mteb does not know each
             value = f"{row.metric:12} {100 * row.value:7.2f}"
             click.echo(f"{row.dataset:32} {row.split:12} {value} {n:>8}")
     for task, mean in core.task_means(scores).items():
