@@ -45,7 +45,7 @@ Row = dict[str, Any]
 
 
 class Store(NamedTuple):
-    """Where what is finished is kept, and for which encoder."""
+    """An encoder, and the folder where its finished tasks are kept."""
 
     embedder: Embedder
     folder: Path
@@ -83,7 +83,7 @@ class Store(NamedTuple):
                 if not low - 1e-9 <= row["value"] <= 1 + 1e-9:  # NaN neither
                     raise EvaluationError(
                         f"{row['metric']}: expected a score from {low} to 1, found {row['value']}. "
-                        "The encoder's weights or the data set's judgements are damaged."
+                        "Look at the encoder's weights and the data set's judgements."
                     )
             write_json(file, [row | measured for row in rows])
         return read_json(file)
@@ -100,9 +100,8 @@ def load_task(
 ) -> tuple[Dataset, str]:
     """A data set, and which of its splits is scored: the only one if it has no other.
 
-    `name` stands in the registry or is a path, as for `load_dataset`, which takes `root` too. If it
-    is the path of a table, `columns`, `scale` (the lowest and highest rating, of rated pairs) and
-    `delimiter` say what it holds, as for `read_path`.
+    `name` and `root` are as for `load_dataset`. If it is the path of a table, `columns`, `scale`
+    (the lowest and highest rating, of rated pairs) and `delimiter` say what it holds (`read_path`).
 
     Raises:
         RecordError: A table, and nothing said about it.
@@ -111,9 +110,8 @@ def load_task(
     if name.removesuffix(".gz").endswith((".csv", ".tsv")) and path.is_file():
         if not columns and not scale:
             raise RecordError(
-                f"{name}: expected to be told what the table's columns are, found nothing. Add "
-                "--scale LOW HIGH if they are two texts and their rating, and --columns if they "
-                "are others."
+                f"{name}: expected to be told what the table's columns are. Add --scale LOW HIGH "
+                "for two texts and their rating, --columns for others."
             )
         form = {"task": "sts" if scale else "ir", "columns": columns, "scale": scale}
         form |= {"delimiter": delimiter} if delimiter is not None else {}
@@ -134,9 +132,8 @@ def local_task(
     progress: bool = False,
     **how: Any,
 ) -> list[Row]:
-    """The rows of one data set of ours, computed or kept.
+    """The rows of one data set of ours, computed or kept; `how` are options of `load_task`.
 
-    Settings say how much of its split and corpus counts, and `how` are options of `load_task`.
     Without `prompts` the model's own are taken (`own_prompts`); what `sides` gives as
     `query_prompt` or `passage_prompt` goes before either.
     """
@@ -185,8 +182,7 @@ def run_tasks(
 ) -> pd.DataFrame:
     """Run tasks one by one, and write the rows of the finished ones to the CSV `out` after each.
 
-    Tasks and model go by the names that they get in the rows. A row (`COLUMNS`) is a score; its
-    `seconds` are what the task took when it was computed.
+    A row (`COLUMNS`) is a score; its `seconds` are what the task took when it was computed.
 
     Raises:
         BenchmarkError: Tasks failed; the others are in `out` nevertheless.

@@ -7,7 +7,6 @@ Other training runs: Student's interval of the difference over seeds, paired by 
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -45,15 +44,14 @@ class TextScores:
     """What one run makes of each text of a test set.
 
     `values` (n,) are the nDCG@10 of queries, or the cosines of pairs, or (n, D) the directions of
-    texts; `gold` (n,) are the pairs' scores, and None for the others. `material` is all that runs
-    must share to be compared: texts, and which passages are right.
+    texts; `gold` (n,) are the pairs' scores. `material` is what compared runs must share.
     """
 
     task: str
     dataset: str
     values: np.ndarray
     gold: np.ndarray | None
-    material: list
+    material: list  # texts and judgements
 
 
 @dataclass(frozen=True)
@@ -67,7 +65,7 @@ class SetScores:
 
 
 def text_scores(datasets: Iterable[EncodedDataset]) -> list[TextScores]:
-    """What is needed of a run's embeddings to compare its scores: a number a text."""
+    """Of a run's embeddings, what its scores are compared by: a number a text."""
     found = []
     for d in datasets:
         if d.task == "ir":
@@ -81,8 +79,8 @@ def text_scores(datasets: Iterable[EncodedDataset]) -> list[TextScores]:
 
 
 def directions(datasets: Sequence[EncodedDataset]) -> list[TextScores]:
-    """What is needed of a run's embeddings to compare its isotropy: the directions of the distinct
-    texts of each task (`texts_of`), of all its data sets as one."""
+    """Of a run's embeddings, what its isotropy is compared by: the directions of the distinct texts
+    of each task (`texts_of`), of all its data sets as one."""
     found = []
     for task, rows in texts_of(datasets).items():
         if task in ISOTROPY:
@@ -108,12 +106,10 @@ def resample(
     first, *_ = runs
     expected = [(s.dataset, s.task, s.material) for s in runs[first]]
     for run, scores in runs.items():
-        found = [(s.dataset, s.task, s.material) for s in scores]
-        pairs = itertools.zip_longest(expected, found, fillvalue=("a test set more",))
-        if wrong := [ours[0] for ours, theirs in pairs if ours != theirs]:
+        if [(s.dataset, s.task, s.material) for s in scores] != expected:
             raise EvaluationError(
-                f"expected the test sets and texts of {first} for {run} too, found others in "
-                f"{wrong}. Run notebook 05 anew for the older of the two."
+                f"expected the test sets and texts of {first} for {run} too, found others. Run "
+                "notebook 05 anew for the older of the two."
             )
     sets = []
     for place, one in enumerate(runs[first]):
@@ -122,8 +118,7 @@ def resample(
         if not np.isfinite(drawn).all():
             raise EvaluationError(
                 f"{one.dataset}: expected similarities and gold scores that differ within every "
-                f"resample of its {values.shape[1]} texts, found constant ones. "
-                "Look at the model's scores, or test on more texts."
+                "resample, found constant ones. Look at the scores, or test on more texts."
             )
         by_run = dict(zip(runs, drawn, strict=True))
         sets.append(SetScores(one.task, one.dataset, values.shape[1], by_run))
@@ -180,12 +175,9 @@ def bootstrap_scores(
 def _correlations(models: list[_Ranks], gold: _Ranks, counts: np.ndarray) -> np.ndarray:
     y, y_square = gold.centred(counts)
     y = y * counts
-    correlations = np.empty((len(models), counts.shape[1]))
+    centred = (ranks.centred(counts) for ranks in models)
     with np.errstate(invalid="ignore"):  # 0 / 0 is NaN
-        for i, ranks in enumerate(models):
-            x, x_square = ranks.centred(counts)
-            correlations[i] = np.einsum("nb,nb->b", x, y) / np.sqrt(x_square * y_square)
-    return correlations
+        return np.stack([np.einsum("nb,nb->b", x, y) / np.sqrt(xx * y_square) for x, xx in centred])
 
 
 def _isotropy(models: np.ndarray, counts: np.ndarray) -> np.ndarray:
@@ -198,20 +190,16 @@ def _isotropy(models: np.ndarray, counts: np.ndarray) -> np.ndarray:
     squares = np.square(counts, dtype=np.float64)
     pairs = counts.sum(axis=0) ** 2 - squares.sum(axis=0)
     counts = counts.astype(models.dtype)
-    isotropies = np.empty((len(models), counts.shape[1]))
-    for i, units in enumerate(models):
-        total = np.square(units.T @ counts, dtype=np.float64).sum(axis=0)
-        own = np.einsum("nd,nd->n", units, units, dtype=np.float64) @ squares
-        with np.errstate(invalid="ignore"):  # 0 / 0 is NaN
-            isotropies[i] = (own - total) / pairs
-    return isotropies
+    own = np.einsum("mnd,mnd->mn", models, models, dtype=np.float64) @ squares
+    totals = [np.square(units.T @ counts, dtype=np.float64).sum(axis=0) for units in models]
+    with np.errstate(invalid="ignore"):  # 0 / 0 is NaN
+        return (own - np.stack(totals)) / pairs
 
 
 class _Ranks:
-    """Average ranks of values (n,) within resamples, without sorting each of them anew.
+    """Average ranks of values (n,) within resamples, which are how often each text stands in them.
 
-    A resample is how often each text stands in it. The values are sorted once; a rank is the number
-    of texts in front, and half of those that tie.
+    The values are sorted once; a rank is the number of texts in front, and half of those that tie.
     """
 
     def __init__(self, values: ArrayLike) -> None:
@@ -231,8 +219,8 @@ def compare(
 ) -> pd.DataFrame:
     """Rows of paired comparisons: on every test set of the task, and on their mean.
 
-    `sets` are what `resample` gives; `comparisons` stand by the claim that they decide, or any
-    other name. The untrained encoder, `base`, has one seed and stands against each of the other.
+    `comparisons` stand by the claim that they decide, or any other name. The untrained encoder,
+    `base`, has one seed and stands against each of the other.
 
     Returns:
         claim, variant, reference, task, dataset (`mean`: the mean over the task's sets); difference
@@ -243,8 +231,7 @@ def compare(
         t-interval of the difference over seeds, unbounded for one); n texts, and seeds.
 
     Raises:
-        EvaluationError: A model is missing, two models have different seeds, or there is no test
-            set of a task.
+        EvaluationError: A model, its seed, or a test set of the task is missing.
     """
     rows = []
     for claim, members in comparisons.items():
@@ -286,9 +273,8 @@ def _paired(scores: SetScores, comparison: Comparison) -> np.ndarray:
     if not ours or ours.keys() != theirs.keys():
         found = {model: sorted(seeds) for model, seeds in by_seed.items()}
         raise EvaluationError(
-            f"{scores.dataset}: expected runs of {comparison.model!r} and "
-            f"{comparison.reference!r} with the same seeds, found {found}. Run notebook 05 for "
-            "the missing ones."
+            f"expected runs of {comparison.model!r} and {comparison.reference!r} with the same "
+            f"seeds, found {found}. Run notebook 05 for the missing ones."
         )
     return np.stack([ours[seed] - theirs[seed] for seed in sorted(ours)])
 
@@ -306,7 +292,7 @@ def bootstrap_p(drawn: ArrayLike, bound: float = 0.0) -> float:
 
 def holm(p: ArrayLike) -> np.ndarray:
     """P-values (m,) of one family, adjusted by Holm (1979): each holds whatever the others do."""
-    p = np.asarray(p, dtype=np.float64)
+    p = np.asarray(p)
     order = np.argsort(p)
     adjusted = np.empty_like(p)
     adjusted[order] = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))

@@ -31,22 +31,18 @@ def mine(
     r"""The IR records with new hard negatives: the passages most similar to each record's query.
 
     Candidates are the distinct passages of all records, positives and negatives alike, and the
-    texts of `corpus`. The `depth` passages of largest cosine with the query are found by exact
-    search; of these, in falling order, a record gets the first `negatives` that are neither the
-    query itself nor a positive of any record with the same query, and whose cosine satisfies
+    texts of `corpus`. Of the `depth` passages of largest cosine with the query, in falling order, a
+    record gets the first `negatives` that are neither the query itself nor a positive of any record
+    with the same query, and whose cosine satisfies
 
     .. math:: \cos(q, d^-) \le \min_{d^+} \cos(q, d^+) - \mathrm{margin}.
 
     The ceiling guards against false negatives: it is TopK-MarginPos of NV-Retriever (Moreira et
     al., 2024, arXiv 2407.15831). Of several positives the least similar one counts, as the
-    objective sets each positive of a record against each of its negatives. A positive which the
-    encoder misses thus leaves a record few negatives or none, unless `depth` reaches further.
+    objective sets each positive of a record against each of its negatives.
 
-    A record's former negatives and their scores are replaced; they remain candidates. A record with
-    too few candidates gets fewer. The same input gives the same output: passages of equal cosine
-    come in the order of the records, then of `corpus`.
-
-    Of the encoder only the method `embed` is used. The margin is from 0 to 2.
+    Former negatives and their scores are replaced. A record with too few candidates gets fewer.
+    Passages of equal cosine come in the order of the records, then of `corpus`.
 
     Raises:
         EvaluationError: A record that is not of IR, or a setting out of range.
@@ -54,8 +50,8 @@ def mine(
     for place, record in enumerate(records):
         if record.task != "ir":
             raise EvaluationError(
-                f"expected IR records alone, found task {record.task!r} in record {place}. An STS "
-                "pair has no negatives: mine IR data sets only."
+                f"expected IR records alone, found task {record.task!r} in record {place}: an STS "
+                "pair has no negatives."
             )
     if negatives < 1 or depth < negatives or not 0 <= margin <= 2:
         raise EvaluationError(

@@ -27,16 +27,12 @@ _METRICS = {
 def mteb_tasks(names: Sequence[str]) -> list[Any]:
     """Tasks of mteb by name: `cmteb15`, the 8 retrieval and 7 similarity tasks of the paper;
     `nanobeir`; or mteb's own name of a task.
-
-    Raises:
-        EvaluationError: A name is unknown to mteb, or mteb is not installed.
     """
     try:
         import mteb
     except ImportError as error:
         raise EvaluationError(
-            "expected the package mteb, found none. Install it: pip install 'mteb>=2.26,<3' "
-            "(our extra `mteb`)."
+            "expected the package mteb, found none. Run `pip install 'mteb>=2.26,<3'`."
         ) from error
     tasks: dict[str, Any] = {}
     for name in names:
@@ -68,9 +64,6 @@ def mteb_task(
     A row a split, subset and measure: our three of retrieval, our two of similarity, and of other
     tasks mteb's main score. mteb rounds nDCG and recall to five decimals; its cache is not used.
     Arguments are as for `local_task`; passages get the passage's prompt, all else the query's.
-
-    Raises:
-        EvaluationError: mteb went on without a result, or a score is NaN or out of its range.
     """
     from mteb import __version__
 

@@ -1,8 +1,4 @@
-"""How good is an encoder: retrieval and similarity scores, by the field's own libraries.
-
-Every score of a data set of ours, of dev during training too, is made of `encode_dataset` (records
-to vectors and judgements) and `score_dataset` (these to rows).
-"""
+"""How good is an encoder: retrieval and similarity scores, by the field's own libraries."""
 
 from __future__ import annotations
 
@@ -28,17 +24,15 @@ from codiemb_lib.evaluate.search import top_k
 if TYPE_CHECKING:
     from codiemb_lib.model import Encoder
 
-_DEPTH = 100  # no measure looks below
 _QUERIES = 4096  # whose rankings are in pytrec_eval's hands at once
 
-# Kinds of texts, of which the parts of data sets are.
 KINDS = {
     "ir_queries": ("ir_queries",),
     "ir_passages": ("ir_passages",),
     "ir": ("ir_queries", "ir_passages"),
     "sts": ("sts",),
     "all": ("ir_queries", "ir_passages", "sts"),
-}
+}  # of texts, and the parts of data sets that each has
 
 
 @dataclass(frozen=True)
@@ -77,9 +71,6 @@ def encode_dataset(
     has grade 1. Both texts of a pair carry the query's prompt.
 
     Only the encoder's method `encode` is used, with `options`: `tokens_per_forward`, `progress`.
-
-    Raises:
-        EvaluationError: There are no records, or they belong to several tasks.
     """
     tasks = {record.task for record in records}
     if len(tasks) != 1:
@@ -126,12 +117,11 @@ def encode_split(
     split: str,
     *,
     data: Mapping[str, Dataset] | None = None,
-    progress: bool = False,
 ) -> list[EncodedDataset]:
     """Encode a split of every data set of which the preset takes records for it.
 
-    Prompts and numbers of records are the preset's; the queries of "test" are searched in the data
-    set's corpus too. `data` are the data sets by name; None: they are loaded.
+    The queries of "test" are searched in the data set's corpus too. `data` are the data sets by
+    name; None: they are loaded.
     """
     encoded = []
     for settings in preset.datasets:
@@ -140,7 +130,7 @@ def encode_split(
             dataset = data[name] if data is not None else load_dataset(name, root=preset.data_root)
             records = dataset.split(split, limit=limit)
             corpus = dataset.sample_corpus(settings.corpus) if split == "test" else ()
-            encoded.append(encode_dataset(encoder, settings, records, corpus, progress=progress))
+            encoded.append(encode_dataset(encoder, settings, records, corpus))
     return encoded
 
 
@@ -180,8 +170,8 @@ def load_encoded(path: str | Path) -> list[EncodedDataset]:
 def texts_of(space: Iterable[EncodedDataset]) -> dict[str, np.ndarray]:
     """Embeddings of the distinct texts of each kind (`KINDS`), (n, D); two texts at least.
 
-    A text that stands in several places of a kind counts once there, in the last of them. A query
-    and a passage with the same words are two texts: prompts may tell them apart.
+    A text of several places counts once, in the last of them. A query and a passage with the same
+    words are two texts: prompts may tell them apart.
     """
     parts: dict[str, dict[str, np.ndarray]] = {part: {} for part in KINDS["all"]}
     for dataset in space:
@@ -207,19 +197,16 @@ def ranking_metrics(
 ) -> dict[str, np.ndarray]:
     """nDCG@10, recall@100 and MRR@10 of every query, (Q,) each, by exact search and pytrec_eval.
 
-    Args:
-        queries: (Q, D).
-        passages: (C, D). Ties rank as trec_eval ranks them: the later passage first.
-        grades: For each query the rows of its relevant passages, at least one, with their grades:
-            whole numbers from 1, which nDCG takes for gains.
-        progress: Show a bar of the search.
+    Queries are (Q, D), passages (C, D); `grades` hold for each query the rows of its relevant
+    passages, at least one, with their grades: whole numbers from 1, which nDCG takes for gains.
+    Ties rank as trec_eval ranks them: the later passage first.
 
     Raises:
         EvaluationError: A vector has no finite length.
     """
     # The search keeps the earlier of equal passages, so it gets them from the last to the first.
     backwards = np.asarray(passages)[::-1]
-    depth = min(_DEPTH, len(backwards))
+    depth = min(100, len(backwards))  # no measure looks below
     similarities, places = top_k(queries, backwards, depth, progress=progress)
     rows = len(backwards) - 1 - places
     parts = []
@@ -249,25 +236,15 @@ def sts_metrics(similarities: np.ndarray, scores: np.ndarray) -> dict[str, float
     gold scores (n,), by SciPy, both in [-1, 1].
 
     Raises:
-        EvaluationError: Fewer than two pairs, NaN or Inf, or a side that is constant, for which
-            no correlation is defined.
+        EvaluationError: A side is constant, or has NaN or Inf: no correlation is defined.
     """
     similarities, scores = np.asarray(similarities, float), np.asarray(scores, float)
-    if similarities.shape != scores.shape or similarities.ndim != 1 or len(scores) < 2:
-        raise EvaluationError(
-            f"expected two lists of at least two values, found shapes {similarities.shape} and "
-            f"{scores.shape}: a correlation needs two pairs."
-        )
     for name, values in {"similarities": similarities, "scores": scores}.items():
-        if not np.isfinite(values).all():
+        if not np.isfinite(values).all() or np.ptp(values) == 0:
             raise EvaluationError(
-                f"expected finite {name}, found {np.sum(~np.isfinite(values))} NaN or Inf. The "
-                "encoder's weights are damaged or its training diverged."
-            )
-        if np.ptp(values) == 0:
-            raise EvaluationError(
-                f"expected {name} that differ, found {values[0]:g} throughout: no correlation is "
-                "defined. A collapsed encoder gives constant similarities; look at its training."
+                f"expected two pairs or more with finite {name} that differ, found {values[:4]}: "
+                "no correlation is defined. If the data set's scores differ, the encoder's "
+                "training diverged or collapsed."
             )
     return {
         "spearman": float(stats.spearmanr(similarities, scores).statistic),
@@ -279,7 +256,7 @@ def score_dataset(encoded: EncodedDataset, *, progress: bool = False) -> pd.Data
     """Rows (task, dataset, metric, value, n) of one encoded data set; retrieval is averaged.
 
     Raises:
-        EvaluationError: As `ranking_metrics` and `sts_metrics` do, with the data set's name.
+        EvaluationError: No score is defined (`ranking_metrics`, `sts_metrics`).
     """
     queries, passages = encoded.queries, encoded.passages  # of unit length
     try:

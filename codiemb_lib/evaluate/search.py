@@ -26,7 +26,6 @@ def top_k(
         passages: (C, D), taken as float32; not copied if that is their type.
         k: How many, from 1 to C.
         block: The rows of queries and of passages that make a tile; at least k passages do.
-        progress: Show a bar.
 
     Returns:
         Similarities (Q, k) float32, falling, and the rows of their passages (Q, k) int64. Among
@@ -92,7 +91,7 @@ def _finite(name: str, vectors: np.ndarray) -> np.ndarray:
     finite = np.isfinite(np.einsum("nd,nd->n", matrix, matrix))
     if not finite.all():
         raise EvaluationError(
-            f"{name}: expected vectors of finite length, found {np.sum(~finite)} others, the first "
-            f"in row {np.argmin(finite)}. Look at the text and the model behind it."
+            f"{name}: expected vectors of finite length, found another in row {np.argmin(finite)}. "
+            "Look at the text and the model behind it."
         )
     return matrix

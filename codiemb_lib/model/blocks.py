@@ -1,12 +1,11 @@
 """Blocks of texts of unlike lengths in one forward pass, and dropout that costs little.
 
 A block is some texts padded to one length. The tokens of all blocks are rows of one matrix: layers
-that look at a token alone take them at once, as few large products, and attention goes block by
-block. So texts need not be padded to the longest in the pass, nor passes be small to avoid it.
+that look at a token alone take them at once, and attention goes block by block. So texts need not
+be padded to the longest in the pass, nor passes be small to avoid it.
 
-On a CPU dropout is a good part of a training step: its random numbers are drawn one by one, and
-attention with it is an unfused chain of operations. Here random bits come by the word, and
-attention has its gradient in closed form.
+On a CPU dropout is a good part of a training step. Here its random bits come by the word, and
+attention with it has its gradient in closed form.
 """
 
 from __future__ import annotations
@@ -77,8 +76,7 @@ def keep_mask(
     """Which entries dropout keeps, as ones among zeros, and the factor for those that it keeps.
 
     Each entry is kept on its own, with a probability of 1 - p rounded to a multiple of 2^-16; the
-    factor is the inverse of that. The bits are those of SFC64, seeded by torch's generator: what
-    `torch.manual_seed` repeats, this repeats.
+    factor is the inverse of that. The bits are those of SFC64, seeded by torch's generator.
     """
     dropped = round(p * 2**16)
     seed = int(torch.randint(2**62, ()))
@@ -151,11 +149,8 @@ class _Attention(torch.autograd.Function):
             dweights = torch.bmm(g, v.transpose(1, 2), out=work).mul_(kept)
             dscores = torch._softmax_backward_data(dweights, weights, -1, weights.dtype)
             dscores *= ctx.scale
-            for into, part in (
-                (dquery, torch.bmm(dscores, k)),
-                (dkey, torch.bmm(dscores.transpose(1, 2), q)),
-                (dvalue, dv),
-            ):
+            parts = torch.bmm(dscores, k), torch.bmm(dscores.transpose(1, 2), q), dv
+            for into, part in zip((dquery, dkey, dvalue), parts, strict=True):
                 _heads(into[rows], block).copy_(_by_text(part, block))
         return dquery, dkey, dvalue, None, None, None
 
@@ -191,10 +186,7 @@ def block_attention(
     blocks: Sequence[Block] | None = None,
     **others,
 ) -> tuple[Tensor, None]:
-    """Attention with transformers' interface, of blocks: tensors (1, H, N, d) to (1, N, H, d).
-
-    Without blocks it is transformers' own.
-    """
+    """Attention as transformers calls it, of blocks if given: (1, H, N, d) to (1, N, H, d)."""
     if blocks is None:
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **others

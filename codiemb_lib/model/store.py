@@ -22,15 +22,11 @@ CHUNK = 16_384  # texts that are tokenised, encoded and kept together
 
 
 class Embedder:
-    """An encoder, loaded when a text is not in the store.
+    """An encoder, loaded (on the accelerator, if there is one) when a text is not in the store.
 
-    Args:
-        source: Which encoder, as `Encoder.load`; it runs on the accelerator, if there is one.
-        store: A folder for embeddings, or None. Its files are named after all that decides them, so
-            that nothing in it is ever out of date, and all of it may be deleted at any time.
-
-    Attributes:
-        key: SHA-256 of the model's files, the settings and our code; prompt and texts come on top.
+    Files of the folder `store` are named after all that decides them: `key`, which is the SHA-256
+    of the model's files, the settings and our code, then prompt and texts. So nothing in it is ever
+    out of date, and all of it may be deleted at any time.
     """
 
     def __init__(self, source: EncoderSettings | str | Path, store: str | Path | None = None):
@@ -69,9 +65,6 @@ class Embedder:
         """Embeddings of texts, (n, D) float32 of unit length; as `Encoder.encode` has prompts.
 
         Beside the result, memory holds those of one chunk of texts, and its tokens.
-
-        Raises:
-            EncoderError: As `Encoder.load` and `encode`, or a file of the store is damaged.
         """
         check_texts(texts)
         prompt = self.default_prompt if prompt is None else prompt
@@ -91,7 +84,10 @@ class Embedder:
     def _chunk(self, texts: list[str], prompt: str, progress: bool) -> np.ndarray:
         file = self.store and self.store / f"{sha256_text(prompt, *texts)}.npy"
         if file and file.is_file():
-            return _kept(file, len(texts))
+            try:
+                return np.load(file)
+            except Exception as error:  # NumPy raises what its parser of the header raises
+                raise EncoderError(f"{file}: {error}. Delete it: it is made anew.") from error
         tokens = 2048 if self.encoder.device.type == "cpu" else 32_768  # of a forward pass
         vectors = self.encoder.encode(
             texts, prompt=prompt, tokens_per_forward=tokens, progress=progress
@@ -100,16 +96,3 @@ class Embedder:
             with atomic_path(file) as temporary:
                 np.save(temporary, vectors)
         return vectors
-
-
-def _kept(file: Path, count: int) -> np.ndarray:
-    try:
-        vectors = np.load(file, allow_pickle=False)
-        if vectors.ndim != 2 or len(vectors) != count:
-            raise ValueError(f"an array of shape {vectors.shape}")
-    except Exception as error:  # NumPy raises what its parser of the header raises
-        raise EncoderError(
-            f"{file}: expected the embeddings of {count} texts, found: {error}. Delete the file: "
-            "its texts are then encoded anew."
-        ) from error
-    return vectors

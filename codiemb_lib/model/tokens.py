@@ -29,7 +29,7 @@ class Padded(NamedTuple):
 
 
 class Packing(NamedTuple):
-    """How :func:`forward_passes` packs texts: what suits an encoder and its device."""
+    """How :func:`forward_passes` packs texts."""
 
     joined: bool  # whether a pass takes blocks of several lengths; see `blocks`
     cost: int  # of a block besides its tokens, in tokens
@@ -38,9 +38,8 @@ class Packing(NamedTuple):
 class TextTokenizer:
     """From prompts and texts to what an encoder takes; light enough to live in a worker process.
 
-    Args:
-        base: A tokenizer of transformers.
-        max_length: Texts are cut to this many tokens, prompt and special tokens included.
+    `base` is a tokenizer of transformers; texts are cut to `max_length` tokens, prompt and special
+    tokens included.
     """
 
     def __init__(self, base, max_length: int):
@@ -52,11 +51,7 @@ class TextTokenizer:
         self._by_word = by_word and base.truncation_side == "right"
 
     def __call__(self, texts: Sequence[str], prompts: Sequence[str]) -> list[Tokens]:
-        """Token ids of `prompt + text`, cut to `max_length`, and the length of each prompt.
-
-        Raises:
-            EncoderError: A prompt leaves no room for a text.
-        """
+        """Token ids of `prompt + text`, cut to `max_length`, and the length of each prompt."""
         joined = [prompt + text for prompt, text in zip(prompts, texts, strict=True)]
         heads = [self._head(text) for text in joined]
         ids = self._ids(heads)

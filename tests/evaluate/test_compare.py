@@ -121,7 +121,7 @@ def test_directions_are_of_the_distinct_texts_of_a_task():
     mean_cosine = ((units @ units.T).sum() - 4) / 12
     assert found.by_run["a", 0][0] == pytest.approx(-mean_cosine)
     renamed = EncodedDataset("b", "sts", ["v"], ["w"], other.queries, other.passages, [0])
-    with pytest.raises(EvaluationError, match=r"of \('a', 0\) for \('b', 0\) .* \['all'\]"):
+    with pytest.raises(EvaluationError, match=r"of \('a', 0\) for \('b', 0\) too"):
         resample({("a", 0): [texts], ("b", 0): directions([words, renamed])})
 
 
@@ -291,7 +291,7 @@ def test_runs_on_different_texts_are_refused(change):
         "no set": {"name": "news"},
     }
     theirs = dataclasses.replace(ours, **changed[change])
-    with pytest.raises(EvaluationError, match=r"of \('a', 0\) for \('b', 0\) too, .* \['docs'"):
+    with pytest.raises(EvaluationError, match=r"of \('a', 0\) for \('b', 0\) too"):
         resample({("a", 0): text_scores([ours]), ("b", 0): text_scores([theirs])})
 
 
@@ -306,7 +306,7 @@ def test_pairs_with_other_gold_scores_are_refused():
     vectors, gold = unit(np.random.default_rng(0), 2, 3, 4), np.array([0.1, 0.5, 1.0])
     ours = EncodedDataset("words", "sts", ["a", "b", "c"], ["x", "y", "z"], *vectors, gold)
     theirs = dataclasses.replace(ours, gold=gold / 2)
-    with pytest.raises(EvaluationError, match=r"\['words'\]"):
+    with pytest.raises(EvaluationError, match=r"of \('a', 0\) for \('b', 0\) too"):
         resample({("a", 0): text_scores([ours]), ("b", 0): text_scores([theirs])})
 
 

@@ -129,11 +129,10 @@ def test_sts_metrics_are_those_of_scipy_with_ties():
 @pytest.mark.parametrize(
     ("similarities", "scores", "message"),
     [
-        ([0.5], [1.0], "a correlation needs two pairs"),
+        ([0.5], [1.0], "two pairs or more"),
         ([0.5, 0.5], [0.0, 1.0], "similarities that differ"),
         ([0.4, 0.5], [1.0, 1.0], "scores that differ"),
-        ([0.4, np.nan], [0.0, 1.0], "1 NaN or Inf"),
-        ([0.4, 0.5, 0.6], [0.0, 1.0], "found shapes"),
+        ([0.4, np.nan], [0.0, 1.0], r"finite similarities .* nan\]"),
     ],
 )
 def test_sts_that_has_no_score_fails_loudly(similarities, scores, message):
@@ -141,7 +140,7 @@ def test_sts_that_has_no_score_fails_loudly(similarities, scores, message):
         sts_metrics(similarities, scores)
 
 
-@pytest.mark.parametrize(("records", "message"), [(IR, "d: .* row 0"), (STS, "d: .* 3 NaN")])
+@pytest.mark.parametrize(("records", "message"), [(IR, "d: .* row 0"), (STS, "d: .* found .nan")])
 def test_a_broken_encoder_fails_loudly_with_the_data_sets_name(make_encoder, records, message):
     encoded = encode_dataset(make_encoder(), DatasetSettings(name="d"), records)
     broken = replace(encoded, queries=np.full_like(encoded.queries, np.nan))

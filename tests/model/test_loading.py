@@ -91,7 +91,7 @@ def test_what_the_files_leave_open_the_settings_say(saved):
 
 
 def test_packaged_encoder_has_its_first_layers_only_where_asked():
-    with pytest.raises(EncoderError, match="expected layers up to 6, found 9"):
+    with pytest.raises(EncoderError, match=r"found none for .*layer\.6.*`layers` of the preset"):
         Encoder.load(EncoderSettings(name="minilm-l6", layers=9))
     encoder = Encoder.load(EncoderSettings(name="minilm-l6", layers=2))
     assert (encoder.pooling, len(encoder.backbone.encoder.layer)) == ("mean", 2)

@@ -63,7 +63,6 @@ def test_what_is_kept_comes_back_to_the_bit_without_the_encoder(
         lambda data: data[:-8],
         lambda data: data[:40],
         lambda data: data.replace(b"False", b"(((((", 1),
-        lambda data: data.replace(b"(2, ", b"(1, ", 1),
     ],
 )
 def test_a_damaged_file_of_the_store_is_named_and_may_be_deleted(
@@ -75,7 +74,7 @@ def test_a_damaged_file_of_the_store_is_named_and_may_be_deleted(
     damaged = damage(file.read_bytes())
     assert damaged != file.read_bytes()
     file.write_bytes(damaged)
-    with pytest.raises(EncoderError, match=r"expected the embeddings of 2 texts.*Delete the file"):
+    with pytest.raises(EncoderError, match=r"\.npy: .* Delete it: it is made anew"):
         embedder.embed(TEXTS[:2])
     file.unlink()
     np.testing.assert_array_equal(embedder.embed(TEXTS[:2]), first)
