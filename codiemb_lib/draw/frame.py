@@ -1,10 +1,11 @@
 """What all figures share: their registry, the check of their rows, panels, and drawn series.
 
 A figure is a function `plot_x(rows, *, ax=None)` with `@figure` above it; its files are called `x`,
-and its docstring is its caption: a title and a text, with places for {seeds}, {interval} and what
-`facts` gives. `rows` are those of a table, unfiltered. A figure computes nothing but groups, means
-and intervals of what it draws, and shows nothing. One of several panels returns an array of Axes in
-reading order and takes one as `ax`; the default is a new figure.
+and its docstring is its caption: a title and a text, with places for {points} or {lines}, which
+tell how seeds are drawn, for {seeds}, their number, and for what `facts` gives. `rows` are those of
+a table, unfiltered. A figure computes nothing but groups, means and intervals of what it draws, and
+shows nothing. One of several panels returns an array of Axes in reading order and takes one as
+`ax`; the default is a new figure.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from codiemb_lib.draw.style import (
     SHEET,
     TASK_ROLES,
     WIDTH,
+    Role,
     VariantStyle,
     label_points,
     variant_styles,
@@ -148,7 +150,9 @@ def _about_seeds(rows: pd.DataFrame) -> dict[str, str]:
         interval = "No interval is drawn, for no model has three seeds."
     else:
         interval = "Bars are 95 % t-intervals of the mean over seeds, where a model has three."
-    return {"seeds": seeds, "interval": interval}
+    points = f"Faint points are seeds, solid points their mean; {seeds}. {interval}"
+    lines = f"Thin lines are seeds, thick lines their mean; {seeds}."
+    return {"seeds": seeds, "points": points, "lines": lines}
 
 
 # Rows
@@ -261,11 +265,10 @@ class Panel:
         sns.scatterplot(**shown, s=12, linewidth=0, alpha=FAINT)
         for name, seeds in self.rows.groupby("variant"):
             look = self.styles[name]
-            halves = [np.ptp(seed_interval(seeds[of])) / 2 for of in (x, y)]
-            bars = dict(zip(("xerr", "yerr"), halves, strict=True))
+            across, up = (np.ptp(seed_interval(seeds[of])) / 2 for of in (x, y))
             form = {"fmt": look.marker, "color": look.colour, "ecolor": (look.colour, 0.6)}
-            form |= {"elinewidth": 0.8, "zorder": 3}
-            self.ax.errorbar(seeds[x].mean(), seeds[y].mean(), **bars, **form)
+            form |= {"xerr": across, "yerr": up, "elinewidth": 0.8, "zorder": 3}
+            self.ax.errorbar(seeds[x].mean(), seeds[y].mean(), **form)
         self.ax.margins(0.1)
         self.ends = self.rows.groupby("variant")[[x, y]].mean().reset_index()
 
@@ -372,6 +375,13 @@ def rule(ax: Axes, role: str, *, x: float | None = None, y: float | None = None)
     """A line behind all else, upright at `x` or level at `y`, in the look of a role."""
     form = {"color": ROLES[role].colour, "linestyle": ROLES[role].line, "lw": 0.8, "zorder": 0}
     ax.axhline(y, **form) if x is None else ax.axvline(x, **form)
+
+
+def draw_intervals(ax: Axes, rows: pd.DataFrame, at: str, look: Role, *, lw: float = 0.8) -> None:
+    """Draw intervals from `low` to `high` at heights `y`, marked at `at`: solid where `told`."""
+    ax.hlines(rows["y"], rows["low"], rows["high"], color=look.colour, lw=lw)
+    form = {"fc": np.where(rows["told"], look.colour, "white"), "ec": look.colour}
+    ax.scatter(rows[at], rows["y"], s=20, marker=look.marker, zorder=3, **form)
 
 
 def name_rows(ax: Axes, labels: list[str]) -> None:

@@ -77,8 +77,7 @@ def plot_study(rows: pd.DataFrame, *, ax: np.ndarray | None = None) -> np.ndarra
     Difference to the uniform soup of the same seed, at the scale that dev picked for it, in mean
     nDCG@10 (IR) and mean Spearman correlation (STS), times 100. Each method brings the settings
     that did best on dev, out of equally many (the greedy soup looks by itself); test (lower row)
-    was looked at once, with these. Faint points are seeds, solid points their mean; {seeds}.
-    {interval}
+    was looked at once, with these. {points}
     """
     means = frame.both_tasks(frame.means_by_task(rows, "split")).stack().unstack("variant")
     methods = [name for name in rows["variant"].unique() if name != "uniform"]
@@ -102,7 +101,7 @@ def plot_path(rows: pd.DataFrame, *, ax: np.ndarray | None = None) -> np.ndarray
 
     Each point is a model (1 - t) × {first} + t × {second}, scored on dev without further training.
     Left: the trade-off that interpolation gives. Right: what each task keeps of its better end.
-    Thin lines are seeds, thick lines their mean; {seeds}.
+    {lines}
     """
     scores = frame.both_tasks(frame.means_by_task(rows, "t")).droplevel("variant")  # by seed and t
     means = scores.groupby("t").mean()
@@ -130,8 +129,7 @@ def plot_path_geometry(rows: pd.DataFrame, *, ax: np.ndarray | None = None) -> n
     """The space along the path.
 
     Measures of the embeddings of dev texts for models (1 - t) × {first} + t × {second}: is the
-    space between two specialists between theirs? Thin lines are seeds, thick lines their mean;
-    {seeds}.
+    space between two specialists between theirs? {lines}
     """
     rows = rows[rows["measure"].isin(frame.FEW_MEASURES) & rows["texts"].isin(TASK_STYLES)]
     rows = rows.assign(variant=rows["texts"])

@@ -20,8 +20,7 @@ def plot_trade_off(rows: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
 
     Mean nDCG@10 over the IR test sets and mean Spearman correlation over the STS test sets. Lines
     mark specialists: a joint model left of the solid line has lost retrieval, one below the dashed
-    line has lost similarity (negative transfer); in the shaded corner it beats both. Faint points
-    are seeds, solid points their mean; {seeds}. {interval}
+    line has lost similarity (negative transfer); in the shaded corner it beats both. {points}
     """
     means = frame.both_tasks(frame.means_by_task(rows[rows["split"] == "test"])).reset_index()
     styles = variant_styles(means["variant"])
@@ -49,8 +48,7 @@ def plot_scores_by_dataset(rows: pd.DataFrame, *, ax: np.ndarray | None = None) 
     """Scores by test set.
 
     nDCG@10 for retrieval, Spearman correlation for similarity, times 100; the scales differ. The
-    dotted line is the base encoder: points right of it have gained. Faint points are seeds, solid
-    points their mean; {seeds}. {interval}
+    dotted line is the base encoder: points right of it have gained. {points}
     """
     rows = frame.main_scores(rows[rows["split"] == "test"]).sort_values("task", kind="stable")
     height = 0.45 + 0.165 * rows["variant"].nunique()
@@ -114,23 +112,13 @@ def _pair(claim: str, variant: str, reference: str) -> str:
 
 def _draw_comparisons(ax: Axes, rows: pd.DataFrame, look: Role) -> None:
     """Draw comparisons at heights `y`: single test sets, means with both intervals, bounds."""
-    form = {"marker": look.marker, "color": look.colour}
     sets, means = rows[rows["dataset"] != "mean"], rows[rows["dataset"] == "mean"]
-    ax.scatter(sets["difference"], sets["y"], s=9, lw=0, alpha=frame.FAINT, **form)
+    faint = {"s": 9, "lw": 0, "alpha": frame.FAINT, "color": look.colour}
+    ax.scatter(sets["difference"], sets["y"], marker=look.marker, **faint)
     ax.scatter(means["bound"], means["y"], s=64, marker="|", color="#999999", lw=0.8, zorder=-1)
-    ax.hlines(means["y"], means["low"], means["high"], color=look.colour, lw=2)
+    frame.draw_intervals(ax, means, "difference", look, lw=2)
     seeds = means[["seeds_low", "seeds_high"]].clip(-1e3, 1e3)  # of one seed: all
     ax.hlines(means["y"] + 0.25, *seeds.to_numpy().T, color=look.colour, lw=0.6)
-    faces = np.where(means["told"], look.colour, "white")
-    ax.scatter(
-        means["difference"],
-        means["y"],
-        s=20,
-        fc=faces,
-        ec=look.colour,
-        zorder=3,
-        marker=look.marker,
-    )
     ax.axvline(0, color=ROLES["baseline"].colour, lw=0.6, zorder=0)
     reach = np.concatenate([means["low"], means["high"], means["bound"], rows["difference"]])
     margin = 0.06 * np.ptp(reach) + 0.01
@@ -141,9 +129,8 @@ def _draw_comparisons(ax: Axes, rows: pd.DataFrame, look: Role) -> None:
 def plot_training_curves(rows: pd.DataFrame, *, ax: np.ndarray | None = None) -> np.ndarray:
     """Development scores during training.
 
-    Mean nDCG@10 over the IR sets (left) and mean Spearman correlation over the STS sets (right),
-    on their development splits, by optimiser step. Thin lines are seeds, thick lines their mean;
-    {seeds}.
+    Mean nDCG@10 over the IR sets (left) and mean Spearman correlation over the STS sets (right), on
+    their development splits, by optimiser step. {lines}
     """
     means = frame.means_by_task(rows, "step").stack().rename("value").reset_index()
     drawn = frame.panels(means, ax, column="task", height=2.2)
@@ -189,8 +176,7 @@ def plot_cost_scores(rows: pd.DataFrame, *, ax: np.ndarray | None = None) -> np.
 
     Mean test score against the tokens that a model's training encoded, which, unlike time, do not
     depend on what else the machine did. A fused model costs the sum of its ingredients. In time
-    that is {seconds} seconds a model. Faint points are seeds, solid points their mean; {seeds}.
-    {interval}
+    that is {seconds} seconds a model. {points}
     """
     x = "thousand tokens encoded in training"
     rows = rows.assign(**{x: rows["tokens"] / 1000, "value": 100 * rows["value"]})

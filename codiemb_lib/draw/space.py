@@ -22,8 +22,7 @@ def plot_alignment_uniformity(rows: pd.DataFrame, *, ax: np.ndarray | None = Non
 
     Both are better when lower, so the best corner is the lower left. Alignment: mean squared
     distance of queries and their passages, and of STS pairs rated 0.8 or more. Uniformity: how
-    evenly the queries and passages, and the STS texts, spread over the sphere. Faint points are
-    seeds, solid points their mean; {seeds}. {interval}
+    evenly the queries and passages, and the STS texts, spread over the sphere. {points}
     """
     paired = rows.loc[rows["measure"] == "alignment", "texts"].unique()
     rows = rows[rows["measure"].isin(["alignment", "uniformity"]) & rows["texts"].isin(paired)]
@@ -41,8 +40,7 @@ def plot_anisotropy(rows: pd.DataFrame, *, ax: np.ndarray | None = None) -> np.n
     """Anisotropy.
 
     Mean cosine of distinct pairs of texts: near 0 the embeddings use all directions, near 1 they
-    crowd in a cone. The dotted line is the base encoder. Faint points are seeds, solid points their
-    mean; {seeds}. {interval}
+    crowd in a cone. The dotted line is the base encoder. {points}
     """
     rows = rows[rows["measure"] == "anisotropy"]
     height = 0.45 + 0.165 * rows["variant"].nunique()
@@ -62,7 +60,7 @@ def plot_spectra(rows: pd.DataFrame, *, ax: np.ndarray | None = None) -> np.ndar
     normalised, as shares of their sum, largest first. Drawn is the ratio to the base encoder's
     share, on logarithmic scales, as means over neighbouring values, the more the further right.
     Above the dotted line a direction carries more than it did before training: a high start is a
-    common direction of all texts. Thin lines are seeds, thick lines their mean; {seeds}.
+    common direction of all texts. {lines}
     """
     base = rows[rows["variant"] == "base"].groupby(["texts", "index"])["singular_value"].mean()
     if base.empty:
@@ -158,8 +156,7 @@ def plot_geometry_by_step(rows: pd.DataFrame, *, ax: np.ndarray | None = None) -
     """The space while models learn.
 
     Measures of the development texts at every evaluation, by optimiser step; step 0 is the base
-    encoder. Effective rank: of {texts} texts of each kind. Thin lines are seeds, thick lines their
-    mean; {seeds}.
+    encoder. Effective rank: of {texts} texts of each kind. {lines}
     """
     rows = rows[rows["texts"].isin(TASK_ROLES) & rows["measure"].isin(frame.FEW_MEASURES)]
     drawn = frame.panels(rows, ax, row="measure", column="texts", height=1.4, sharex=True)
@@ -226,20 +223,17 @@ def plot_geometry_scores(rows: pd.DataFrame, *, ax: np.ndarray | None = None) ->
     rows = rows[(rows["texts"] == rows["task"]) & rows["measure"].isin(MEASURES)]
     names = [name for name in MEASURES if name in set(rows["measure"])]
     group = rows["task"].map(TASK_ROLES) + " score,\n" + rows["over"].map(_OVER)
-    rows = rows.assign(y=rows["measure"].map(names.index), group=group)
+    told = rows["low"] * rows["high"] > 0
+    rows = rows.assign(y=rows["measure"].map(names.index), group=group, told=told)
     rows = rows.sort_values(["over", "task"], ascending=[False, True])  # models first
     height = 0.5 + 0.19 * len(names)
     drawn = frame.panels(rows, ax, column="group", height=height, sharey=True)
     for panel in drawn:
-        axis, here = panel.ax, panel.rows
-        look = ROLES[TASK_ROLES[here["task"].iloc[0]]]
-        faces = np.where(here["low"] * here["high"] > 0, look.colour, "white")
-        form = {"s": 20, "marker": look.marker, "ec": look.colour, "zorder": 3}
-        axis.axvline(0, color="#999999", lw=0.6, zorder=0)
-        axis.hlines(here["y"], here["low"], here["high"], color=look.colour, lw=0.8)
-        axis.scatter(here["correlation"], here["y"], fc=faces, **form)
-        frame.name_rows(axis, [MEASURES[name] for name in names])
-        axis.set(xlim=(-1.05, 1.05), xticks=[-1, 0, 1], xlabel="correlation")
+        look = ROLES[TASK_ROLES[panel.rows["task"].iloc[0]]]
+        panel.ax.axvline(0, color="#999999", lw=0.6, zorder=0)
+        frame.draw_intervals(panel.ax, panel.rows, "correlation", look)
+        frame.name_rows(panel.ax, [MEASURES[name] for name in names])
+        panel.ax.set(xlim=(-1.05, 1.05), xticks=[-1, 0, 1], xlabel="correlation")
     return frame.axes_of(drawn)
 
 

@@ -311,7 +311,8 @@ def test_comparisons_that_tell_are_solid():
     told = (rows["claim"] == "C6") & (rows["task"] == "ir")
     rows = rows.assign(p_holm=1.0)
     rows.loc[told, ["low", "high", "seeds_low", "seeds_high", "p_holm"]] = [1, 2, 0.5, 3, 0.01]
-    faces = plot("comparisons", rows)[0].collections[-1].get_facecolor()
+    marks = [c for c in plot("comparisons", rows)[0].collections if c.get_zorder() == 3]
+    faces = marks[0].get_facecolor()
     assert [not same_color(face, "white") for face in faces] == [False] * 5 + [True, False]
 
 

@@ -1,9 +1,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
-from pathlib import Path
 
 import matplotlib as mpl
 
@@ -15,7 +12,6 @@ import pandas as pd
 import pytest
 from matplotlib.text import Text
 
-import codiemb_lib
 from codiemb_lib.core.files import UnwritableError
 from codiemb_lib.draw import style
 from tests.made_up import MODELS
@@ -26,15 +22,6 @@ def clean_figures():
     with mpl.rc_context():
         yield
     plt.close("all")
-
-
-def test_style_sheet_sets_print_size_without_the_style_module():
-    with plt.style.context("codiemb_lib.draw.paper"):
-        assert mpl.rcParams["font.size"] == 8
-        assert mpl.rcParams["pdf.fonttype"] == 42
-        assert mpl.rcParams["savefig.dpi"] == 300
-        assert not mpl.rcParams["axes.spines.top"]
-        assert mpl.rcParams["figure.figsize"][0] == 3.3
 
 
 def test_colours_of_the_sheet_are_those_of_the_roles():
@@ -160,14 +147,6 @@ def test_labels_keep_clear_of_lines_between_their_points():
         assert not any(path.intersects_bbox(box, filled=False) for path in paths)
 
 
-def test_a_single_label_sits_close_to_its_point_without_a_leader():
-    style.use_style()
-    _, ax = plt.subplots()
-    (label,) = style.label_points(ax, [0.5], [0.5], ["model"])
-    assert not label.arrow_patch.get_visible()
-    assert np.abs(label.get_position()).max() < 30  # points
-
-
 def draw():
     fig, ax = plt.subplots()
     ax.plot([1, 2], [3, 4], label="å")
@@ -201,22 +180,6 @@ def test_saved_files_hold_no_date_and_no_version(tmp_path):
     for word in (b"CreationDate", b"Producer", b"Creator", b"Software", b"atplotlib v"):
         assert word not in pdf.read_bytes()
         assert word not in png.read_bytes()
-
-
-def test_same_figure_gives_same_bytes_in_another_process(tmp_path):
-    script = (
-        "import sys\n"
-        "from tests.draw.test_style import ROWS, draw, style\n"
-        "style.use_style(); style.save_figure(draw(), sys.argv[1], rows=ROWS, caption='c')"
-    )
-    root = str(Path(codiemb_lib.__file__).parents[1])
-    for seed in ("1", "2"):
-        environment = {**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": root}
-        command = [sys.executable, "-c", script, tmp_path / f"run-{seed}"]
-        subprocess.run(command, env=environment, check=True)
-    for ending in ("pdf", "png", "csv", "md"):
-        one, two = (tmp_path / f"run-{seed}.{ending}" for seed in "12")
-        assert one.read_bytes() == two.read_bytes(), ending
 
 
 def test_unchanged_files_are_left_alone_and_changed_ones_are_not(tmp_path):
