@@ -95,15 +95,21 @@ def draw(figure: str, preset: str) -> None:
 @cli.command(epilog=examples("gallery", "gallery mini english"))
 @click.argument("presets", nargs=-1)
 def gallery(presets: Sequence[str]) -> None:
-    """Write the page of all figures, figures/README.md.
+    """Write what the project shows of its rows.
 
-    It shows those of PRESETS with their captions, by default of mini.
+    That is figures/README.md, with the figures of PRESETS and their captions (by default of mini),
+    figures/RESULTS.md, and the table in README.md.
     """
+    from codiemb_lib import draw
     from codiemb_lib.app.gallery import gallery
 
-    page = core.figures_folder("") / "README.md"
-    core.write_text(page, gallery(page.parent, presets or ["mini"]))
-    click.echo(page)
+    figures, readme = core.figures_folder(""), core.project_root() / "README.md"
+    pages = {figures / "README.md": gallery(figures, presets or ["mini"])}
+    pages[figures / "RESULTS.md"] = draw.results_page()
+    pages[readme] = draw.fill_readme(readme.read_text(encoding="utf-8"))
+    for page, text in pages.items():
+        core.write_text(page, text)
+        click.echo(page)
 
 
 @cli.command(epilog=examples("report", "report --preset english --out english.html"))

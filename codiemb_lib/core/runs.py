@@ -185,4 +185,5 @@ def collect_costs(preset: Preset) -> pd.DataFrame:
     rows = runs.agg(steps="size", tokens="sum").reset_index()
     folders = [run_folder(*run) for run in rows[["preset", "variant", "seed"]].values]
     manifests = pd.DataFrame([read_json(folder / "manifest.json") for folder in folders])
-    return rows.join(manifests[["seconds", "peak_memory_mib", "hardware"]])
+    manifests = manifests.rename(columns={"git_commit": "commit"})
+    return rows.join(manifests[["seconds", "peak_memory_mib", "hardware", "commit"]])

@@ -171,10 +171,18 @@ def results_page(presets: Sequence[str] = ("english", "mini")) -> str:
         parts.append(
             f"\n## {name}\n\n{', '.join(preset.variants)}: trained from the encoder "
             f"`{preset.encoder.name}` with the seeds {', '.join(map(str, preset.seeds))}, "
-            f"{costs['steps'].max()} steps each, on {'; '.join(costs['hardware'].unique())}. "
+            f"{costs['steps'].max()} steps each, on {'; '.join(costs['hardware'].unique())}, "
+            f"by the code of {', '.join(costs['commit'].astype(str).unique())}. "
             f"{', '.join(preset.fusion)}: merged from these.\n"
         )
         for title, stem in (("Scores", "results"), ("Claims", "claims"), ("Merges", "merges")):
             if (table := folder / f"{stem}.md").is_file():
                 parts.append(f"\n### {title}\n\n{table.read_text(encoding='utf-8')}")
     return "".join(parts)
+
+
+def fill_readme(text: str, preset: str = "english") -> str:
+    """README with `readme_table` between its two marks, `<!-- found` and `<!-- end`."""
+    head, mark, rest = text.partition("<!-- found")
+    first, _, tail = rest.partition("\n")
+    return f"{head}{mark}{first}\n{readme_table(preset)}{tail[tail.index('<!-- end') :]}"

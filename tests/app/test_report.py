@@ -92,6 +92,8 @@ def test_commands_write_the_report_the_gallery_and_a_figure(project, capsys):
     assert main(["draw", "trade_off"]) == 0
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert picture.with_suffix(".csv").read_bytes() == rows
+    shutil.copytree(FIGURES / "english", project / "figures" / "english")
+    shutil.copy(FIGURES.parent / "README.md", project)
     assert main(["gallery"]) == 0
     assert "### trade_off" in (project / "figures" / "README.md").read_text(encoding="utf-8")
 

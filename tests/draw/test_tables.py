@@ -9,6 +9,7 @@ from codiemb_lib.draw.frame import FigureError
 from codiemb_lib.draw.scores import cost_scores
 from codiemb_lib.draw.tables import (
     claims_table,
+    fill_readme,
     merges_table,
     readme_table,
     results_page,
@@ -201,6 +202,12 @@ def test_the_table_of_the_readme_has_five_models_and_a_line_a_verdict():
     claims = pd.read_csv(project_root() / "figures" / "english" / "claims.csv")
     said = [f"- {c.claim} {c.verdict}: {c.text}." for c in claims.itertuples()]
     assert verdicts.splitlines() == said
+
+
+def test_the_readme_shows_what_the_rows_say():
+    text = (project_root() / "README.md").read_text(encoding="utf-8")
+    assert fill_readme(text) == text, "run `codiemb gallery`"
+    assert readme_table("english") in text
 
 
 def costs_and_scores():
