@@ -62,8 +62,7 @@ def _merge_adapter(folder: Path, base: Folder, scratch: Path) -> Folder:
     try:
         from peft import PeftModel
     except ImportError as error:
-        remedy = "expected the package peft, found none. Run `pip install peft`."
-        raise FusionError(f"{folder}: {remedy}") from error
+        raise FusionError(f"{folder}: expected peft. Run `pip install peft`.") from error
     from transformers import AutoModel
 
     try:
@@ -121,8 +120,7 @@ def check_origin(base: Path, folders: Iterable[Path]) -> None:
 def settings_folder(source: Path | None, base: Path, folders: Sequence[Path], like: Folder) -> Path:
     """The folder whose tokenizer, pooling, prompts and configurations the result takes.
 
-    That is the `source`, or the base for an adapter. Without one it is the folder of `like`, whose
-    files of weights the result has, if all models that are no adapters agree.
+    That is `source`, or the base for an adapter; without one that of `like`, if all models agree.
     """
     if source is None:
         _check_same_settings([folder for folder in folders if not _is_adapter(folder)])
@@ -156,11 +154,9 @@ def _say_the_same(one: Path, other: Path) -> bool:
     """Whether two files of settings agree, but for what one and the same model may differ in."""
     if one.read_bytes() == other.read_bytes():  # a tokenizer's JSON takes long to parse
         return True
-    if one.suffix != ".json":
+    if one.suffix != ".json" or one.name == "modules.json":
         return False
     first, second = read_json(one), read_json(other)
-    if not (isinstance(first, dict) and isinstance(second, dict)):
-        return first == second
     keys = (first.keys() | second.keys()) - _VOLATILE_KEYS
     if one.name == "tokenizer_config.json":
         keys = first.keys() & second.keys() & _TOKENIZER_KEYS

@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
@@ -42,10 +42,9 @@ from codiemb_lib.fuse.tensors import Folder, FusionError, Lazy, cast, check_alik
 Model = Weights | str | Path
 Score = Callable[[Weights], float]
 
-_MARKDOWN = {  # of formulas and names in docstrings
+_MARKDOWN = {  # of formulas in docstrings
     r"\.\. math::((?:.|\n)+?)\n\n": r"$$\1$$\n\n",
     r":math:`((?:.|\n)+?)`": r"$\1$",
-    r":func:`(.+?)`": r"`\1`",
 }
 
 
@@ -60,12 +59,13 @@ class Recipe(Merge):
 
     @field_validator("ingredients", mode="before")
     @classmethod
-    def _a_list_has_its_paths_as_names(cls, value: object) -> object:
-        if not isinstance(value, list):
-            return value
-        if len({*map(str, value)}) < len(value):
-            raise ValueError(f"expected each ingredient once, found {value}; weights weigh them")
-        return {path: path for path in value}
+    def _a_list_has_its_paths_as_names(cls, given: object) -> object:
+        if not isinstance(given, list):
+            return given
+        named = {str(path): path for path in given}
+        if len(named) < len(given):
+            raise ValueError("expected each ingredient once; weights weigh them")
+        return named
 
     @model_validator(mode="after")
     def _names_are_known(self) -> Recipe:
@@ -77,14 +77,6 @@ class Recipe(Merge):
         return self
 
 
-class Fused(NamedTuple):
-    """What became of a recipe."""
-
-    folder: Path
-    tensors: int
-    kept: list[str]  # the names of the ingredients in the result
-
-
 @torch.no_grad()
 def merge(
     base: Model,
@@ -94,7 +86,7 @@ def merge(
     scale: float = 1.0,
     keep: Mapping[str, str | int] | None = None,
     output: str | Path | None = None,
-    settings_from: str | int | None = None,
+    settings_from: str | int = "",
     score: Score | None = None,
     **options: Any,
 ) -> dict[str, Tensor] | Path:
@@ -132,19 +124,18 @@ def merge(
     options["keep"] = {pattern: str(source) for pattern, source in (keep or {}).items()}
     if {isinstance(model, str | Path) for model in (base, *checkpoints)} != {output is not None}:
         raise FusionError(
-            "merge writes to `output` when base and checkpoints are all folders, and returns a "
-            f"mapping when they are mappings: found output={output!r}. Name folders alone, or none."
+            f"expected folders and an `output`, or mappings and none, found output={output!r}."
         )
     try:
         if output is None:
             return merge_weights(base, models, Merge(ingredients=[*models], **options), score)
         ingredients = {name: str(folder) for name, folder in models.items()}
-        if settings_from is not None:
-            options["settings_from"] = str(settings_from)
+        options["settings_from"] = str(settings_from)
         recipe = Recipe(base=str(base), ingredients=ingredients, **options)
     except ValidationError as error:
         raise FusionError(explain(error, Recipe)) from error
-    return _merge_folders(recipe, Path(), Path(output), score).folder
+    _merge_folders(recipe, Path(), Path(output), score)
+    return Path(output)
 
 
 # Tensors
@@ -166,8 +157,7 @@ def work_out(
     """The model that settings make of the runs they name, in float32 or wider, tensor by tensor."""
     if METHODS[settings.method].scored != (score is not None):
         raise FusionError(
-            "expected a `score` with the method 'greedy' and no other, found "
-            f"{score} with {settings.method!r}."
+            f"expected a `score` with 'greedy' and no other, found {score} with {settings.method}."
         )
     models = [runs[name] for name in settings.ingredients]
     check_alike(base, models)
@@ -200,11 +190,9 @@ def with_kept(
     """Which model a tensor comes from that is not merged; base and models as if all had these."""
     sources: dict[str, str] = {}
     for pattern, source in settings.keep.items():
-        names = fnmatch.filter(base, pattern)
-        if not names:
+        if not (names := fnmatch.filter(base, pattern)):
             raise FusionError(
-                f"keep: expected names such as {next(iter(base))!r}, found {pattern!r}, which fits "
-                "none."
+                f"keep: {pattern!r} fits none of the tensors' names, such as {next(iter(base))!r}."
             )
         sources = dict.fromkeys(names, source) | sources
     kept = {name: base if source == "base" else runs[source] for name, source in sources.items()}
@@ -219,8 +207,8 @@ def with_kept(
 
 
 @torch.no_grad()
-def fuse_recipe(path: str | Path, output: str | Path) -> Fused:
-    """Merge what a recipe in YAML names, by paths from its folder, into a model as `merge` does."""
+def fuse_recipe(path: str | Path, output: str | Path) -> list[str]:
+    """Merge what a recipe in YAML names, by paths from its folder; return the ingredients kept."""
     path = Path(path)
     if not path.is_file():
         raise FusionError(f"{path}: expected a recipe in YAML, found no such file.")
@@ -235,7 +223,7 @@ def fuse_recipe(path: str | Path, output: str | Path) -> Fused:
 
 def _merge_folders(
     recipe: Recipe, here: Path, output: Path, score: Score | None = None, hashed: bool = False
-) -> Fused:
+) -> list[str]:
     """The one road from folders to a folder; `hashed`: whether the card has hashes of the files."""
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise FusionError(f"{output}: expected a new or an empty folder, found content.")
@@ -257,7 +245,7 @@ def _merge_folders(
         kept = [name for j, name in enumerate(folders) if j in (merged.kept or range(len(folders)))]
         card = _model_card(output.name, recipe, kept, settings, folders if hashed else {})
         write_model(output, merged, like=like, settings=settings, card=card)
-    return Fused(output, len(merged), kept)
+    return kept
 
 
 def _dev_score(preset: str, like: Folder, settings: Path, scratch: Path) -> Score:
@@ -289,10 +277,7 @@ def mean_of_tasks(scores: pd.DataFrame) -> float:
 def _model_card(
     name: str, recipe: Recipe, kept: list[str], settings: Path, hashed: Mapping[str, Path]
 ) -> str:
-    """The README.md of a merged model: how it was made, and nothing about how good it is.
-
-    `hashed` has the folders of ingredients whose files of weights are listed by SHA-256.
-    """
+    """The README.md of a merged model, with the SHA-256 of the files of weights in `hashed`."""
     files = [
         (ingredient, file.relative_to(folder).as_posix(), sha256_file(file))
         for ingredient, folder in hashed.items()

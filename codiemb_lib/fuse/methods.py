@@ -31,8 +31,7 @@ _SAMPLE = 1 << 14  # about so many numbers say where a tensor's k-th largest lie
 class Moves:
     """One tensor in the base and in J models, gone through in blocks of its elements.
 
-    Blocks are in float32 or wider, and each is overwritten by the next. A value that is not finite
-    raises FusionError.
+    Blocks are in float32 or wider, each overwritten by the next; what is not finite is refused.
     """
 
     def __init__(self, name: str, base: Weights, models: Sequence[Weights]) -> None:
@@ -102,8 +101,7 @@ class Moves:
         for label, tensor in zip(self._labels, (self.origin, *self.tensors), strict=True):
             if not tensor.isfinite().all():
                 raise FusionError(
-                    f"{label}: expected finite weights, found NaN or infinity in {self.name}. "
-                    "Leave this model out, or take an earlier checkpoint of its run."
+                    f"{label}: expected finite weights, found NaN or infinity in {self.name}."
                 )
 
 
@@ -131,7 +129,7 @@ def uniform(base: Weights, models: Sequence[Weights]) -> Lazy:
 def linear(base: Weights, models: Sequence[Weights], *, weights: Sequence[float]) -> Lazy:
     r"""The mean with given weights: :math:`\theta = \sum_j w_j \theta_j / \sum_j w_j`.
 
-    Source: as for :func:`uniform`; the weights are normalised as mergekit does it.
+    Source: as for the uniform soup; the weights are normalised as mergekit does it.
     """
     shares = [weight / math.fsum(weights) for weight in weights]
     return _merged(base, models, lambda moves: moves.mix(shares))
@@ -429,9 +427,8 @@ def delta_guided_weights(
 ) -> dict[str, Tensor]:
     """What :func:`delta`, with the same options, weighs J models by, for each float tensor.
 
-    They are (J,), or (J, *shape) by element, and sum to one over J. Where all deltas are zero they
-    are equal. With a negative power, the models that did not move at all share the whole weight,
-    the limit of ever smaller deltas.
+    They are (J,), or (J, *shape) by element, and sum to one over J, equal where all deltas
+    are zero. With a negative power, models that did not move share the whole weight.
     """
     weigh = partial(_shares, **options)
     return _by_tensor(base, models, _weights_of(base, models, granularity, weigh))

@@ -26,11 +26,8 @@ def fixed_settings(tried: pd.DataFrame) -> pd.DataFrame:
     """The settings that a default is chosen by: the same for all seeds, the best on dev first.
 
     The greedy soup is left out: it looks at dev itself. `tried` is what `candidates` gives.
-
-    Returns:
-        Columns: method, settings, ir, sts, mean (means over seeds), lead (of the mean, over the
-        uniform soup as it is), low, high (95 % t-interval of the lead over seeds, unbounded for
-        one seed), seeds.
+    Columns: method, settings, ir, sts, mean (means over seeds), lead (of the mean, over the uniform
+    soup as it is), low, high (95 % t-interval of the lead over seeds, unbounded for one), seeds.
     """
     once = tried[tried["looks"] == 1]
     means = once.pivot(index=["method", "candidate"], columns="seed", values="mean")

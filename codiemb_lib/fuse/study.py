@@ -129,9 +129,8 @@ def try_on_dev(
     The pick has the best mean of both tasks' means. A greedy soup looks at dev by itself; its row
     is the uniform soup of what it kept. `scores` gives a model's dev scores, as `evaluate.score`.
 
-    Returns:
-        Rows (method, candidate, settings, looks, chosen, ...), `...` being those of the scores and
-        `looks` how many models were scored for the row; and each method's pick.
+    Returns rows of the scores with method, candidate, settings, looks (how many models were scored
+    for the row) and chosen; and each method's pick.
     """
     tables: list[pd.DataFrame] = []
     picks: dict[str, Merge] = {}

@@ -49,8 +49,6 @@ class Lazy(Mapping[str, Tensor]):
         self.kept: list[int] | None = None  # the models in a greedy soup, by number
 
     def __getitem__(self, name: str) -> Tensor:
-        if name not in self._names:
-            raise KeyError(name)
         return self._work_out(name)
 
     def __iter__(self) -> Iterator[str]:
@@ -94,8 +92,7 @@ class Folder(Mapping[str, Tensor]):
         if pickles or not self.files:
             found = f"{pickles[0]}, pickled weights, which run code" if pickles else "none"
             raise FusionError(
-                f"{folder}: expected weights in safetensors, found {found}. Save the model again "
-                "with sentence-transformers, which writes safetensors."
+                f"{folder}: expected weights in safetensors, found {found}. Save the model again."
             )
         self.places: dict[str, Place] = {}
         for file in self.files:
@@ -173,10 +170,7 @@ def read_places(file: Path) -> list[Place]:
 
 
 def read_tensor(place: Place) -> Tensor:
-    """One tensor as a view of its file's pages: what is not looked at is not read.
-
-    Written to, it changes for this process alone.
-    """
+    """One tensor as a view of its file's pages; what is written to it stays in this process."""
     count = math.prod(place.shape)
     if not count:
         return torch.empty(place.shape, dtype=place.dtype)
@@ -232,12 +226,7 @@ def wide(dtype: torch.dtype) -> torch.dtype:
 
 
 def write_model(
-    output: Path,
-    weights: Mapping[str, Tensor],
-    *,
-    like: Folder,
-    settings: Path,
-    card: str = "",
+    output: Path, weights: Mapping[str, Tensor], *, like: Folder, settings: Path, card: str = ""
 ) -> Path:
     """Write a model folder, a few tensors at a time, whole or not at all.
 
