@@ -136,8 +136,8 @@ def fuse(recipe: str, out: str) -> None:
 
     RECIPE, a YAML file, says which models and how; the merged one goes into the folder OUT.
     """
-    fused = fusing.fuse_recipe(recipe, out)
-    click.echo(f"{fused.folder}: {fused.tensors} tensors, merged from {', '.join(fused.kept)}")
+    kept = fusing.fuse_recipe(recipe, out)
+    click.echo(f"{out}: merged from {', '.join(kept)}")
 
 
 def _has_reader(descriptor: int) -> bool:

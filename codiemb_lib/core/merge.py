@@ -35,10 +35,9 @@ METHODS = {
 
 
 class Merge(Settings):
-    """How models that were trained from one base become one; an option means the same everywhere.
+    """How models that were trained from one base become one.
 
-    Options that are None have the default of the method's function. Numbers and arrays of NumPy
-    are taken as those of Python.
+    Options that are None have the default of the method's function.
     """
 
     ingredients: Annotated[tuple[str, ...], Field(min_length=1)]
@@ -77,25 +76,20 @@ class Merge(Settings):
         if missing := [name for name in method.required if name not in given]:
             raise ValueError(f"{self.method}: expected the option {missing[0]!r}, found none")
         if not method.least <= count <= method.most:
-            expected = (
-                f"exactly {method.least}"
-                if method.most == method.least
-                else f"{method.least} or more"
-            )
-            raise ValueError(f"{self.method}: expected {expected} models, found {count}")
+            size = "exactly" if method.most == method.least else "at least"
+            raise ValueError(f"{self.method}: expected {size} {method.least} models, found {count}")
         if self.temperature == 0:
             raise ValueError("temperature: expected a number other than zero, found 0")
         if (weights := self.weights) is not None:
+            expected = ""
             if len(weights) != count:
-                raise ValueError(
-                    f"weights: expected one for each of {count} models, found {[*weights]}"
-                )
-            if self.method == "linear" and not math.fsum(weights):
-                raise ValueError(f"weights: expected a sum other than zero, found {[*weights]}")
-            if self.method == "ties" and (min(weights) < 0 or not any(weights)):
-                raise ValueError(
-                    f"weights of ties: expected none below zero and one above, found {[*weights]}"
-                )
+                expected = f"one for each of {count} models"
+            elif self.method == "linear" and not math.fsum(weights):
+                expected = "a sum other than zero"
+            elif self.method == "ties" and (min(weights) < 0 or not any(weights)):
+                expected = "none below zero and one above"
+            if expected:
+                raise ValueError(f"weights: expected {expected}, found {[*weights]}")
         known = ["base", *self.ingredients]
         if strangers := [name for name in self.keep.values() if name not in known]:
             raise ValueError(f"keep: {unknown('ingredient', strangers[0], known)}")
@@ -111,8 +105,7 @@ class FusionStudy(Settings):
     """Which ways to merge the same runs are compared, and the path between two of them.
 
     A candidate is what `Merge` takes; it has the study's ingredients, and its label as the method,
-    unless it names its own. Every label has several candidates to choose from on dev, as many as
-    the others where it takes any: none gets more looks at dev than another.
+    unless it names its own. Of the candidates of a label dev picks one.
     """
 
     ingredients: Annotated[tuple[str, ...], Field(min_length=2)]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from safetensors.torch import save_file
 
-from codiemb_lib.core import read_json, sha256_file, sha256_folder
+from codiemb_lib.core import layer_of, read_json, sha256_file, sha256_folder
 from codiemb_lib.fuse.tensors import Folder, FusionError, wide
 
 _LAYERS = ("num_hidden_layers", "n_layers", "n_layer", "num_layers")  # of several architectures
@@ -32,10 +32,9 @@ def open_folders(
 ) -> tuple[Folder, list[Folder], Folder]:
     """The base, the models, and the one whose files of weights the result has.
 
-    That is the first model which is no adapter, or else the base. An adapter of peft is merged
-    into a copy of the base, in the folder `scratch`. A base that was saved with a head, so that its
-    names have a prefix (`model.`, `roberta.`), is seen without either where models that were saved
-    alone have neither; and without its last layers where the models were trained without these.
+    That is the first model which is no adapter, or else the base. An adapter is merged into a copy
+    of the base, in `scratch`. A base that was saved with a head, under a prefix of names (`model.`,
+    `roberta.`), is seen without either where the models are; and without layers that these lack.
     """
     if _is_adapter(base):
         raise FusionError(f"{base}: expected a whole model as the base, found an adapter.")
@@ -43,7 +42,7 @@ def open_folders(
     opened = {folder: Folder(folder) for folder in folders if not _is_adapter(folder)}
     like = next(iter(opened.values()), origin)
     if (layers := _layers(like.folder)) < _layers(base):
-        origin.places = {n: place for n, place in origin.places.items() if _layer(n) < layers}
+        origin.places = {n: p for n, p in origin.places.items() if (layer_of(n) or -1) < layers}
     for prefix in {name.partition(".")[0] + "." for name in origin}:
         inside = [name for name in origin if name.startswith(prefix)]
         if {name.removeprefix(prefix) for name in inside} == {*like}:
@@ -63,10 +62,7 @@ def _merge_adapter(folder: Path, base: Folder, scratch: Path) -> Folder:
     try:
         from peft import PeftModel
     except ImportError as error:
-        raise FusionError(
-            f"{folder}: expected the package peft, which merges adapters, found it not installed. "
-            "Run `pip install peft`."
-        ) from error
+        raise FusionError(f"{folder}: expected peft. Run `pip install peft`.") from error
     from transformers import AutoModel
 
     try:
@@ -88,8 +84,7 @@ def _merge_adapter(folder: Path, base: Folder, scratch: Path) -> Folder:
     names = {name.removeprefix(head): name for name in base}
     if strangers := [name for name in touched if name not in names]:
         raise FusionError(
-            f"{folder}: expected an adapter of {base.folder}, found one of {strangers[0]}, which "
-            "that has not. Name the base of its training."
+            f"{folder}: expected an adapter of {base.folder}, found one of another {strangers[0]}."
         )
     scratch.mkdir()
     merged = {name: tensors.get(bare, base[name]).contiguous() for bare, name in names.items()}
@@ -106,26 +101,16 @@ def _layers(folder: Path) -> float:
     return next((stated[key] for key in _LAYERS if key in stated), math.inf)
 
 
-def _layer(name: str) -> int:
-    """Number of the layer that a tensor lies in; -1 outside."""
-    number = re.search(r"\.(\d+)\.", name)
-    return int(number[1]) if number else -1
-
-
 def check_origin(base: Path, folders: Iterable[Path]) -> None:
     """Refuse runs of this project whose manifest says that they started from another model."""
     manifests = [folder.resolve().parent / "manifest.json" for folder in folders]
-    started = {
-        file: found
-        for file in manifests
-        if file.is_file() and (found := read_json(file).get("settings", {}).get("model_hash"))
-    }
+    started = {file: read_json(file).get("settings", {}) for file in manifests if file.is_file()}
     if not started:
         return
     whole = base / "model.safetensors"  # whose hash stands for a packaged model
-    known = {sha256_folder(base), *([sha256_file(whole)] if whole.is_file() else [])}
-    for file, found in started.items():
-        if found not in known:
+    known = {None, sha256_folder(base), *([sha256_file(whole)] if whole.is_file() else [])}
+    for file, settings in started.items():
+        if (found := settings.get("model_hash")) not in known:
             raise FusionError(
                 f"{file}: expected a run that started from {base}, found one from another model "
                 f"(sha256 {found[:12]}). Name the base of that run, or leave the run out."
@@ -135,8 +120,7 @@ def check_origin(base: Path, folders: Iterable[Path]) -> None:
 def settings_folder(source: Path | None, base: Path, folders: Sequence[Path], like: Folder) -> Path:
     """The folder whose tokenizer, pooling, prompts and configurations the result takes.
 
-    That is the `source`, or the base for an adapter. Without one it is the folder of `like`, whose
-    files of weights the result has, if all models that are no adapters agree.
+    That is `source`, or the base for an adapter; without one that of `like`, if all models agree.
     """
     if source is None:
         _check_same_settings([folder for folder in folders if not _is_adapter(folder)])
@@ -145,7 +129,7 @@ def settings_folder(source: Path | None, base: Path, folders: Sequence[Path], li
     if _layers(like.folder) < _layers(chosen) < math.inf:
         raise FusionError(
             f"settings_from: expected a model with the {_layers(like.folder)} layers of "
-            f"{like.folder}, found one with {_layers(chosen)}, {chosen}. Name a checkpoint."
+            f"{like.folder}, found one with {_layers(chosen)}, {chosen}."
         )
     return chosen
 
@@ -161,9 +145,8 @@ def _check_same_settings(folders: Sequence[Path]) -> None:
             files = settings[0].get(file), found.get(file)
             if None in files or not _say_the_same(*files):
                 raise FusionError(
-                    f"{folder}: expected the {file} of {folders[0]}, found another or none. Models "
-                    "that differ in modules, pooling, prompts or tokenizer do not encode alike: "
-                    "name the one whose settings the result takes with `settings_from`."
+                    f"{folder}: expected the {file} of {folders[0]}, found another or none. With "
+                    "`settings_from` name the one whose settings the result takes."
                 )
 
 
@@ -171,11 +154,9 @@ def _say_the_same(one: Path, other: Path) -> bool:
     """Whether two files of settings agree, but for what one and the same model may differ in."""
     if one.read_bytes() == other.read_bytes():  # a tokenizer's JSON takes long to parse
         return True
-    if one.suffix != ".json":
+    if one.suffix != ".json" or one.name == "modules.json":
         return False
     first, second = read_json(one), read_json(other)
-    if not (isinstance(first, dict) and isinstance(second, dict)):
-        return first == second
     keys = (first.keys() | second.keys()) - _VOLATILE_KEYS
     if one.name == "tokenizer_config.json":
         keys = first.keys() & second.keys() & _TOKENIZER_KEYS

@@ -8,11 +8,9 @@ import platform
 import re
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
@@ -44,10 +42,9 @@ from codiemb_lib.fuse.tensors import Folder, FusionError, Lazy, cast, check_alik
 Model = Weights | str | Path
 Score = Callable[[Weights], float]
 
-_MARKDOWN = {  # of formulas and names in docstrings
+_MARKDOWN = {  # of formulas in docstrings
     r"\.\. math::((?:.|\n)+?)\n\n": r"$$\1$$\n\n",
     r":math:`((?:.|\n)+?)`": r"$\1$",
-    r":func:`(.+?)`": r"`\1`",
 }
 
 
@@ -62,12 +59,13 @@ class Recipe(Merge):
 
     @field_validator("ingredients", mode="before")
     @classmethod
-    def _a_list_has_its_paths_as_names(cls, value: object) -> object:
-        if not isinstance(value, list):
-            return value
-        if len({*map(str, value)}) < len(value):
-            raise ValueError(f"expected each ingredient once, found {value}; weights weigh them")
-        return {path: path for path in value}
+    def _a_list_has_its_paths_as_names(cls, given: object) -> object:
+        if not isinstance(given, list):
+            return given
+        named = {str(path): path for path in given}
+        if len(named) < len(given):
+            raise ValueError("expected each ingredient once; weights weigh them")
+        return named
 
     @model_validator(mode="after")
     def _names_are_known(self) -> Recipe:
@@ -79,14 +77,6 @@ class Recipe(Merge):
         return self
 
 
-class Fused(NamedTuple):
-    """What became of a recipe."""
-
-    folder: Path
-    tensors: int
-    kept: list[str]  # the names of the ingredients in the result
-
-
 @torch.no_grad()
 def merge(
     base: Model,
@@ -96,31 +86,26 @@ def merge(
     scale: float = 1.0,
     keep: Mapping[str, str | int] | None = None,
     output: str | Path | None = None,
-    settings_from: str | int | None = None,
+    settings_from: str | int = "",
     score: Score | None = None,
     **options: Any,
 ) -> dict[str, Tensor] | Path:
     """Merge models that were trained from one base: base + scale * (merged - base).
 
-    Sums are in float32 (float64 for float64 tensors); the result has the types of numbers of the
-    first checkpoint that is no adapter, or of the base. Integer tensors must be equal and are
-    copied; a head that is tied to the embeddings stays so.
-
-    Folders are models of transformers or sentence-transformers with weights in safetensors, or
-    adapters of peft. They are read and written a few tensors at a time. Tokenizer, pooling,
-    prompts and configurations come from the first checkpoint that is no adapter, after a check that
-    all such agree in them; from the base where all are adapters. A card says how it was made.
+    Sums are in float32 or wider. Folders are models of transformers or sentence-transformers with
+    weights in safetensors, or adapters of peft, read and written a few tensors at a time. The first
+    checkpoint that is no adapter, or else the base, gives the types of numbers, and the tokenizer,
+    pooling, prompts and configurations, in which all such checkpoints must agree.
 
     Args:
         base: The initialisation: a mapping from names to tensors, a folder, or the name of an
             encoder. Layers that the checkpoints were trained without are left out.
-        checkpoints: Models with its names and shapes, of the same kind.
-        method: A name in `core.METHODS`, whose functions stand in `fuse/methods.py`.
+        checkpoints: Models with its names, shapes and integers, of the same kind.
+        method: A name in `core.METHODS`; its function in `fuse/methods.py` says what it does.
         scale: Length of the merged delta; 0 gives the base.
         keep: Tensors that are not merged, nor count in a norm: patterns of names such as
-            "*embeddings*", and "base" or the number of the checkpoint that they come from. The
-            first pattern that fits holds.
-        output: For folders: the folder to write, absent or empty.
+            "*embeddings*", the first that fits, and "base" or the number of a checkpoint.
+        output: For folders: the folder to write, absent or empty; a card says how it was made.
         settings_from: "base", or the number of the checkpoint whose settings the result takes.
         score: For the greedy soup: from a model to a number, higher being better.
         **options: Of the method.
@@ -129,9 +114,8 @@ def merge(
         The merged mapping, in the order of the base, or the path `output`.
 
     Raises:
-        FusionError: Options, models or folders do not fit together; the message says how.
+        FusionError: Options, models or folders do not fit together.
         EncoderError: No folder and no encoder has the name of the base.
-        UnwritableError: The output cannot be written.
     """
     if isinstance(checkpoints, str | Path | Mapping):
         raise TypeError("checkpoints: expected a list of models, found a single one.")
@@ -140,19 +124,18 @@ def merge(
     options["keep"] = {pattern: str(source) for pattern, source in (keep or {}).items()}
     if {isinstance(model, str | Path) for model in (base, *checkpoints)} != {output is not None}:
         raise FusionError(
-            "merge writes to `output` when base and checkpoints are all folders, and returns a "
-            f"mapping when they are mappings: found output={output!r}. Name folders alone, or none."
+            f"expected folders and an `output`, or mappings and none, found output={output!r}."
         )
     try:
         if output is None:
             return merge_weights(base, models, Merge(ingredients=[*models], **options), score)
         ingredients = {name: str(folder) for name, folder in models.items()}
-        if settings_from is not None:
-            options["settings_from"] = str(settings_from)
+        options["settings_from"] = str(settings_from)
         recipe = Recipe(base=str(base), ingredients=ingredients, **options)
     except ValidationError as error:
         raise FusionError(explain(error, Recipe)) from error
-    return _merge_folders(recipe, Path(), Path(output), score).folder
+    _merge_folders(recipe, Path(), Path(output), score)
+    return Path(output)
 
 
 # Tensors
@@ -171,14 +154,10 @@ def merge_weights(
 def work_out(
     base: Weights, runs: Mapping[str, Weights], settings: Merge, score: Score | None = None
 ) -> Lazy:
-    """The model that settings make of the runs they name, worked out when tensors are asked for.
-
-    They are in float32 or wider. Of a greedy soup, `kept` has the numbers of the ingredients in it.
-    """
+    """The model that settings make of the runs they name, in float32 or wider, tensor by tensor."""
     if METHODS[settings.method].scored != (score is not None):
         raise FusionError(
-            "expected a `score`, from a model to a number, with the method 'greedy' and no other, "
-            f"found {score} with {settings.method!r}."
+            f"expected a `score` with 'greedy' and no other, found {score} with {settings.method}."
         )
     models = [runs[name] for name in settings.ingredients]
     check_alike(base, models)
@@ -197,10 +176,7 @@ def work_out(
         if merges:
             tensor = torch.lerp(tensor.to(wide(tensor.dtype)), merged[name], settings.scale)
         if not tensor.isfinite().all():  # no method has looked at it
-            raise FusionError(
-                f"{name}: expected finite weights, found NaN or infinity in the base, or in the "
-                "checkpoint that `keep` takes it from. Take an earlier checkpoint."
-            )
+            raise FusionError(f"{name}: expected finite weights, found NaN or infinity.")
         return tensor
 
     result = Lazy(base, scaled)
@@ -211,17 +187,12 @@ def work_out(
 def with_kept(
     base: Weights, runs: Mapping[str, Weights], settings: Merge
 ) -> tuple[dict[str, str], Weights, list[Weights]]:
-    """Which model a tensor comes from that is not merged; base and models as if all had these.
-
-    No method then changes them. The first pattern that fits a name holds.
-    """
+    """Which model a tensor comes from that is not merged; base and models as if all had these."""
     sources: dict[str, str] = {}
     for pattern, source in settings.keep.items():
-        names = fnmatch.filter(base, pattern)
-        if not names:
+        if not (names := fnmatch.filter(base, pattern)):
             raise FusionError(
-                f"keep: expected a pattern of tensors' names, such as {next(iter(base))!r}, found "
-                f"{pattern!r}, which fits none."
+                f"keep: {pattern!r} fits none of the tensors' names, such as {next(iter(base))!r}."
             )
         sources = dict.fromkeys(names, source) | sources
     kept = {name: base if source == "base" else runs[source] for name, source in sources.items()}
@@ -236,37 +207,26 @@ def with_kept(
 
 
 @torch.no_grad()
-def fuse_recipe(path: str | Path, output: str | Path) -> Fused:
-    """Merge what a recipe in YAML names into a complete model with a card.
-
-    Paths are from the recipe's folder. What can be checked without the models is checked first.
-
-    Raises:
-        FusionError: There is no such file, it says something that cannot be done, or as in `merge`.
-        EncoderError: The base is unknown.
-        UnwritableError: The output cannot be written.
-    """
+def fuse_recipe(path: str | Path, output: str | Path) -> list[str]:
+    """Merge what a recipe in YAML names, by paths from its folder; return the ingredients kept."""
     path = Path(path)
     if not path.is_file():
         raise FusionError(f"{path}: expected a recipe in YAML, found no such file.")
     recipe = read_settings(path, Recipe, FusionError)
     if METHODS[recipe.method].scored != bool(recipe.dev):
         raise FusionError(
-            f"{path}: expected `dev`, the preset whose dev sets decide, with `method: greedy` and "
-            f"no other, found dev: {recipe.dev!r} with {recipe.method}."
+            f"{path}: expected `dev`, a preset whose dev sets decide, with `method: greedy` and no "
+            f"other, found dev: {recipe.dev!r} with {recipe.method}."
         )
     return _merge_folders(recipe, path.parent, Path(output), hashed=True)
 
 
 def _merge_folders(
     recipe: Recipe, here: Path, output: Path, score: Score | None = None, hashed: bool = False
-) -> Fused:
+) -> list[str]:
     """The one road from folders to a folder; `hashed`: whether the card has hashes of the files."""
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise FusionError(
-            f"{output}: expected a new or an empty folder, found content. Remove it or choose "
-            "another folder."
-        )
+        raise FusionError(f"{output}: expected a new or an empty folder, found content.")
     base = here / recipe.base
     if not base.is_dir():
         from codiemb_lib.model import locate  # takes seconds
@@ -275,8 +235,7 @@ def _merge_folders(
     folders = {name: here / folder for name, folder in recipe.ingredients.items()}
     check_origin(base, folders.values())
     clear_scratch(output)
-    with ExitStack() as stack:
-        scratch = stack.enter_context(scratch_beside(output))
+    with scratch_beside(output) as scratch:
         origin, models, like = open_folders(base, [*folders.values()], scratch)
         source = {"": None, "base": base, **folders}[recipe.settings_from]
         settings = settings_folder(source, base, [*folders.values()], like)
@@ -284,20 +243,9 @@ def _merge_folders(
             score = _dev_score(recipe.dev, like, settings, scratch)
         merged = work_out(origin, dict(zip(folders, models, strict=True)), recipe, score)
         kept = [name for j, name in enumerate(folders) if j in (merged.kept or range(len(folders)))]
-        pool = ThreadPoolExecutor(torch.get_num_threads())
-        stack.callback(pool.shutdown, cancel_futures=True)
-        hashes = [  # beside the merge: they take about as long
-            (name, file.relative_to(folder).as_posix(), pool.submit(sha256_file, file))
-            for name, folder in (folders if hashed else {}).items()
-            for file in sorted(folder.rglob("*.safetensors"))
-        ]
-
-        def card() -> str:
-            files = [(name, file, digest.result()) for name, file, digest in hashes]
-            return _model_card(output.name, recipe, kept, settings, files)
-
+        card = _model_card(output.name, recipe, kept, settings, folders if hashed else {})
         write_model(output, merged, like=like, settings=settings, card=card)
-    return Fused(output, len(merged), kept)
+    return kept
 
 
 def _dev_score(preset: str, like: Folder, settings: Path, scratch: Path) -> Score:
@@ -327,13 +275,14 @@ def mean_of_tasks(scores: pd.DataFrame) -> float:
 
 
 def _model_card(
-    name: str, recipe: Recipe, kept: list[str], settings: Path, files: list[tuple[str, str, str]]
+    name: str, recipe: Recipe, kept: list[str], settings: Path, hashed: Mapping[str, Path]
 ) -> str:
-    """The README.md of a merged model: how it was made, and nothing about how good it is.
-
-    `kept` names the ingredients in the result, `settings` is the folder whose configurations it
-    has, and `files` are ingredients, their files of weights, and the SHA-256 of these.
-    """
+    """The README.md of a merged model, with the SHA-256 of the files of weights in `hashed`."""
+    files = [
+        (ingredient, file.relative_to(folder).as_posix(), sha256_file(file))
+        for ingredient, folder in hashed.items()
+        for file in sorted(folder.rglob("*.safetensors"))
+    ]
     library = "sentence-transformers" if (settings / "modules.json").is_file() else "transformers"
     written = {"base": recipe.base, "method": recipe.method}
     written |= recipe.model_dump(mode="json", exclude_defaults=True)

@@ -2,11 +2,8 @@ r"""Merging models that were trained from one base: the methods, each a small pu
 
 Notation: :math:`\theta_0` is the base, :math:`\theta_1 \dots \theta_J` the models (checkpoints,
 runs), :math:`\delta_j = \theta_j - \theta_0` how far model j moved. A method takes mappings from
-names to tensors, and returns such a mapping; a tensor is worked out when it is asked for, on any
-thread, so models larger than the memory can be merged. A new method is a function here and a line
-of `METHODS` in `core/merge.py`, where options are checked.
-
-CoDiEmb's own equation is not public. `delta` is the family that its public fragments allow.
+names to tensors, and returns such a mapping; a tensor is worked out when it is asked for, so models
+larger than the memory can be merged. Options are checked by `core/merge.py`.
 """
 
 from __future__ import annotations
@@ -15,6 +12,8 @@ import copy
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,10 +29,9 @@ _SAMPLE = 1 << 14  # about so many numbers say where a tensor's k-th largest lie
 
 
 class Moves:
-    """One tensor in the base and in J models, gone through in blocks of its n elements.
+    """One tensor in the base and in J models, gone through in blocks of its elements.
 
-    Blocks come in float32, or in float64 where the tensors do, whatever the models are stored in;
-    a block is overwritten by the next. A value that is not finite raises FusionError on the way.
+    Blocks are in float32 or wider, each overwritten by the next; what is not finite is refused.
     """
 
     def __init__(self, name: str, base: Weights, models: Sequence[Weights]) -> None:
@@ -71,10 +69,9 @@ class Moves:
 
     def norms(self) -> Tensor:
         """Euclidean norms of the deltas, (J,), in float64."""
-        squares = torch.zeros(len(self.tensors), dtype=torch.float64)
-        for deltas in self.deltas():
-            squares += torch.stack([torch.dot(row, row) for row in deltas]).double()
-        return squares.sqrt()
+        none = torch.zeros(len(self.tensors), dtype=torch.float64)
+        squares = (torch.stack([torch.dot(row, row) for row in d]) for d in self.deltas())
+        return sum((square.double() for square in squares), start=none).sqrt()
 
     def move(self, rule: Callable[[Tensor], Tensor]) -> Tensor:
         """The base plus `rule(deltas)`, a function from (J, block) to (block,)."""
@@ -99,14 +96,12 @@ class Moves:
         return merged.view(self.origin.shape)
 
     def _check_finite(self, block: Tensor) -> None:
-        """Of numbers that cannot be finite where a weight is not."""
         if math.isfinite(block.sum()):
             return
         for label, tensor in zip(self._labels, (self.origin, *self.tensors), strict=True):
             if not tensor.isfinite().all():
                 raise FusionError(
-                    f"{label}: expected finite weights, found NaN or infinity in {self.name}. "
-                    "Leave this model out, or take an earlier checkpoint of its run."
+                    f"{label}: expected finite weights, found NaN or infinity in {self.name}."
                 )
 
 
@@ -134,19 +129,17 @@ def uniform(base: Weights, models: Sequence[Weights]) -> Lazy:
 def linear(base: Weights, models: Sequence[Weights], *, weights: Sequence[float]) -> Lazy:
     r"""The mean with given weights: :math:`\theta = \sum_j w_j \theta_j / \sum_j w_j`.
 
-    Source: as for :func:`uniform`; the weights are normalised as mergekit does it.
+    Source: as for the uniform soup; the weights are normalised as mergekit does it.
     """
-    total = math.fsum(weights)
-    shares = [weight / total for weight in weights]
+    shares = [weight / math.fsum(weights) for weight in weights]
     return _merged(base, models, lambda moves: moves.mix(shares))
 
 
 def greedy(base: Weights, models: Sequence[Weights], *, score: Callable[[Weights], float]) -> Lazy:
     """The greedy soup: models join in the order of their scores if the soup is not worse for it.
 
-    `score` takes a model and returns a number, higher being better; measure on dev, never on test.
-    It sees soups as they are, before the `scale` of a merge.
-    The result's `kept` lists the numbers of the models in it, in the order in which they joined.
+    `score` takes a soup, before the `scale` of a merge, and returns a number, higher being better;
+    measure on dev, never on test. The result's `kept` lists the numbers of the models in it.
 
     Source: Wortsman et al., Model soups, ICML 2022, arXiv 2203.05482, recipe 1.
     """
@@ -379,7 +372,7 @@ def delta(
     is the uniform soup; p = 2 a tensor FuseChat's VaRM (arXiv 2408.07990); p = 2 over the model
     MetaGPT's coefficient (arXiv 2406.11385).
     """
-    weigh = _by_power(power) if weighting == "power" else _by_softmax(temperature)
+    weigh = partial(_shares, weighting=weighting, power=power, temperature=temperature)
     if granularity == "element":
         return _merged(base, models, lambda m: m.move(lambda d: (weigh(d.abs()) * d).sum(dim=0)))
     weights_of = _weights_of(base, models, granularity, weigh)
@@ -387,83 +380,61 @@ def delta(
     return _merged(base, models, lambda moves: moves.mix(weights_of(moves).tolist()))
 
 
-def _by_power(power: float) -> Callable[[Tensor], Tensor]:
-    """From norms (J, ...) to weights proportional to norms ** power, summing to one over J."""
-
-    def weigh(norms: Tensor) -> Tensor:
-        # Relative to the norm that weighs most, powers cannot overflow; and the ratio that is 1 by
-        # definition settles 0 / 0: all norms zero, or a zero norm under a negative power.
-        heaviest = norms.amax(dim=0) if power > 0 else norms.amin(dim=0)
-        ratios = torch.where(norms == heaviest, 1.0, norms / heaviest)
-        weights = ratios**power
-        return weights / weights.sum(dim=0)
-
-    return weigh
-
-
-def _by_softmax(temperature: float) -> Callable[[Tensor], Tensor]:
-    """From norms (J, ...) to the softmax over J of norms / (their mean * temperature)."""
-
-    def weigh(norms: Tensor) -> Tensor:
+def _shares(
+    norms: Tensor, *, weighting: str = "power", power: float = 1.0, temperature: float = 1.0
+) -> Tensor:
+    """From norms (J, ...) to weights, which sum to one over J."""
+    if weighting == "softmax":
         mean = norms.mean(dim=0)
         relative = torch.where(mean > 0, norms / mean, 1.0)
         heaviest = relative.amax(dim=0) if temperature > 0 else relative.amin(dim=0)
         return torch.softmax((relative - heaviest) / temperature, dim=0)  # none above zero
-
-    return weigh
+    # Relative to the norm that weighs most, powers cannot overflow; and the ratio that is 1 by
+    # definition settles 0 / 0: all norms zero, or a zero norm under a negative power.
+    heaviest = norms.amax(dim=0) if power > 0 else norms.amin(dim=0)
+    weights = torch.where(norms == heaviest, 1.0, norms / heaviest) ** power
+    return weights / weights.sum(dim=0)
 
 
 def _weights_of(
-    base: Weights,
-    models: Sequence[Weights],
-    granularity: str,
-    weigh: Callable[[Tensor], Tensor],
+    base: Weights, models: Sequence[Weights], granularity: str, weigh: Callable[[Tensor], Tensor]
 ) -> Callable[[Moves], Tensor]:
-    """The function from one tensor's moves to its J weights."""
+    """The function from one tensor's moves to its weights: (J,), or (J, *shape) by element."""
     if granularity == "tensor":
         return lambda moves: weigh(moves.norms())
-
-    def group(name: str) -> int | None:
-        return layer_of(name) if granularity == "layer" else None
-
-    squares: dict[int | None, Tensor] = defaultdict(lambda: torch.zeros(()))
+    if granularity == "element":
+        return lambda moves: weigh(
+            torch.cat([deltas.abs() for deltas in moves.deltas()], dim=1)
+        ).view(-1, *moves.origin.shape)
+    group = layer_of if granularity == "layer" else lambda name: "model"
+    squares: dict[int | str | None, Tensor] = defaultdict(lambda: torch.zeros(()))
     for name, norms in delta_norms(base, models).items():
         squares[group(name)] = squares[group(name)] + norms.square()
     weights = {key: weigh(total.sqrt()) for key, total in squares.items()}
     return lambda moves: weights[group(moves.name)]
 
 
-def _all_moves(base: Weights, models: Sequence[Weights]) -> Iterator[Moves]:
-    return (Moves(name, base, models) for name in base if base[name].is_floating_point())
+def _by_tensor(
+    base: Weights, models: Sequence[Weights], rule: Callable[[Moves], Tensor]
+) -> dict[str, Tensor]:
+    floats = (name for name in base if base[name].is_floating_point())
+    return {name: rule(Moves(name, base, models)) for name in floats}
 
 
 @torch.no_grad()
 def delta_guided_weights(
-    base: Weights,
-    models: Sequence[Weights],
-    *,
-    granularity: str = "tensor",
-    weighting: str = "power",
-    power: float = 1.0,
-    temperature: float = 1.0,
+    base: Weights, models: Sequence[Weights], *, granularity: str = "tensor", **options: Any
 ) -> dict[str, Tensor]:
-    """What :func:`delta` weighs J models by, for each float tensor: (J,); (J, *shape) by element.
+    """What :func:`delta`, with the same options, weighs J models by, for each float tensor.
 
-    Weights sum to one over J. Where all deltas are zero they are equal. With a negative power, the
-    models that did not move at all share the whole weight, the limit of ever smaller deltas.
+    They are (J,), or (J, *shape) by element, and sum to one over J, equal where all deltas
+    are zero. With a negative power, models that did not move share the whole weight.
     """
-    weigh = _by_power(power) if weighting == "power" else _by_softmax(temperature)
-    if granularity != "element":
-        weights_of = _weights_of(base, models, granularity, weigh)
-        return {moves.name: weights_of(moves) for moves in _all_moves(base, models)}
-    weights = {}
-    for moves in _all_moves(base, models):
-        magnitudes = torch.cat([deltas.abs() for deltas in moves.deltas()], dim=1)
-        weights[moves.name] = weigh(magnitudes.view(-1, *moves.origin.shape))
-    return weights
+    weigh = partial(_shares, **options)
+    return _by_tensor(base, models, _weights_of(base, models, granularity, weigh))
 
 
 @torch.no_grad()
 def delta_norms(base: Weights, models: Sequence[Weights]) -> dict[str, Tensor]:
     """Euclidean norms of the J deltas, (J,), for each float tensor."""
-    return {moves.name: moves.norms() for moves in _all_moves(base, models)}
+    return _by_tensor(base, models, Moves.norms)

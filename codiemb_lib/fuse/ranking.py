@@ -6,14 +6,11 @@ import pandas as pd
 
 from codiemb_lib.core import t_interval, task_means
 
-_PLAIN = "as it is"  # the settings of the uniform soup that all others are held against
-
 
 def candidates(study: pd.DataFrame) -> pd.DataFrame:
     """A row a candidate and seed: its mean dev score on each task, and the mean of both.
 
-    From rows of `try_on_dev` with preset, seed and split, of any number of seeds, to the columns
-    preset, seed, method, candidate, settings, looks, chosen, ir, sts, mean.
+    `study` has rows of `try_on_dev` with preset, seed and split; the table adds ir, sts and mean.
     """
     keys = ["preset", "seed", "method", "candidate", "settings", "looks", "chosen"]
     dev = study[study["split"] == "dev"]
@@ -28,17 +25,13 @@ def candidates(study: pd.DataFrame) -> pd.DataFrame:
 def fixed_settings(tried: pd.DataFrame) -> pd.DataFrame:
     """The settings that a default is chosen by: the same for all seeds, the best on dev first.
 
-    A pick per seed is no setting that can be written into a preset. The greedy soup is left out: it
-    looks at dev itself, so its dev score is that of a pick. `tried` is what `candidates` gives.
-
-    Returns:
-        Columns: method, settings, ir, sts, mean (means over seeds), lead (of the mean, over the
-        uniform soup as it is), low, high (95 % t-interval of the lead over seeds, unbounded for
-        one seed), seeds.
+    The greedy soup is left out: it looks at dev itself. `tried` is what `candidates` gives.
+    Columns: method, settings, ir, sts, mean (means over seeds), lead (of the mean, over the uniform
+    soup as it is), low, high (95 % t-interval of the lead over seeds, unbounded for one), seeds.
     """
     once = tried[tried["looks"] == 1]
     means = once.pivot(index=["method", "candidate"], columns="seed", values="mean")
-    plain = once.loc[(once["method"] == "uniform") & (once["settings"] == _PLAIN), "candidate"]
+    plain = once.loc[(once["method"] == "uniform") & (once["settings"] == "as it is"), "candidate"]
     if means.isna().any(axis=None) or plain.empty:
         raise ValueError(
             f"fixed_settings: expected the uniform soup as it is, and every candidate at each of "
@@ -49,12 +42,8 @@ def fixed_settings(tried: pd.DataFrame) -> pd.DataFrame:
     table = once.groupby(["method", "candidate"], sort=False).agg(
         {"settings": "first", "ir": "mean", "sts": "mean", "mean": "mean"}
     )
-    bounds = [t_interval(leads.loc[key]) for key in table.index]
-    table = table.assign(
-        lead=leads.mean(axis=1),
-        low=[low for low, _ in bounds],
-        high=[high for _, high in bounds],
-        seeds=means.shape[1],
-    )
-    ranked = table.sort_values("mean", ascending=False, kind="stable")
-    return ranked.reset_index("candidate", drop=True).reset_index()
+    table["lead"] = leads.mean(axis=1)
+    table[["low", "high"]] = [t_interval(leads.loc[key]) for key in table.index]
+    table["seeds"] = means.shape[1]
+    table = table.sort_values("mean", ascending=False, kind="stable")
+    return table.reset_index("candidate", drop=True).reset_index()

@@ -34,9 +34,9 @@ from codiemb_lib.model import Encoder, model_hash
 
 def study_of(preset: Preset) -> FusionStudy:
     """The fusion study of a preset; without one, soup and delta over its first fusion's runs."""
-    first = next(iter(preset.fusion.values()))
+    ingredients = next(iter(preset.fusion.values())).ingredients
     plain = {"uniform": ({},), "delta": ({},)}
-    return preset.fusion_study or FusionStudy(ingredients=first.ingredients, candidates=plain)
+    return preset.fusion_study or FusionStudy(ingredients=ingredients, candidates=plain)
 
 
 def merged_variants(preset: Preset) -> list[str]:
@@ -56,15 +56,13 @@ def save_merge(
 ) -> Path:
     """Make one fused model of a preset and return its run folder: `model/`, `fusion.csv`, manifest.
 
-    A finished one of the same ingredients and settings is returned as it is. The encoder, which is
-    the preset's, takes the merged weights. `base` and `runs` are what :func:`merge_weights` takes.
+    A finished one of the same ingredients and settings is returned as it is. The preset's encoder
+    takes the weights that :func:`merge_weights` makes of `base` and `runs`.
     """
     started = time.perf_counter()
     settings, folder = preset.fused(model), run_folder(preset.name, model, seed)
-    manifests = {
-        name: read_json(run_folder(preset.name, name, seed) / "manifest.json")
-        for name in settings.ingredients
-    }
+    folders = {name: run_folder(preset.name, name, seed) for name in settings.ingredients}
+    manifests = {name: read_json(run / "manifest.json") for name, run in folders.items()}
     origins = {name: manifest["fingerprint"] for name, manifest in manifests.items()}
     recipe = settings.model_dump(mode="json", exclude_none=True)
     fingerprint = sha256_text(repr(recipe), repr(origins), str(NUMERICS))
@@ -91,32 +89,26 @@ def save_merge(
 def movements(base: Weights, runs: Mapping[str, Weights], settings: Merge) -> pd.DataFrame:
     """How far each tensor of each ingredient moved, and what it weighs in the merge.
 
-    Returns:
-        Rows (ingredient, tensor, layer, module, delta_norm, weight). The weight is that of the
-        delta family; other methods are shown with equal weights. A tensor that is kept has the
-        whole weight in the ingredient that it comes from; none has any if that is the base.
-        Tensors outside embeddings and layers, such as BERT's pooler, are not trained and left out.
+    Rows (ingredient, tensor, layer, module, delta_norm, weight), without tensors outside embeddings
+    and layers, such as BERT's pooler, which is not trained. Other methods than delta are shown with
+    equal weights. The whole weight of a kept tensor is with what it comes from.
     """
-    models = [runs[name] for name in settings.ingredients]
+    ingredients = settings.ingredients
     sources, *merged = with_kept(base, runs, settings)
     options = settings.options() if settings.method == "delta" else {"power": 0.0}
     weights = delta_guided_weights(*merged, **options)
+    weights |= {
+        tensor: torch.tensor([float(name == source) for name in ingredients])
+        for tensor, source in sources.items()
+    }
     rows = [
-        {
-            "ingredient": ingredient,
-            "tensor": tensor,
-            "layer": layer_of(tensor),
-            "module": module_of(tensor),
-            "delta_norm": norms[j].item(),
-            "weight": float(sources[tensor] == ingredient)
-            if tensor in sources
-            else weights[tensor][j].mean().item(),
-        }
-        for tensor, norms in delta_norms(base, models).items()
+        (name, tensor, layer_of(tensor), module_of(tensor), norm.item(), weight.mean().item())
+        for tensor, norms in delta_norms(base, [runs[name] for name in ingredients]).items()
         if layer_of(tensor) is not None
-        for j, ingredient in enumerate(settings.ingredients)
+        for name, norm, weight in zip(ingredients, norms, weights[tensor], strict=True)
     ]
-    return pd.DataFrame(rows)
+    columns = ["ingredient", "tensor", "layer", "module", "delta_norm", "weight"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def module_of(tensor: str) -> str:
@@ -125,6 +117,7 @@ def module_of(tensor: str) -> str:
     return re.sub(r"^(attention\.self|self_attn|mlp|embeddings)\.", "", name)
 
 
+@torch.no_grad()
 def try_on_dev(
     base: Weights,
     runs: Mapping[str, Weights],
@@ -133,13 +126,11 @@ def try_on_dev(
 ) -> tuple[pd.DataFrame, dict[str, Merge]]:
     """Score every candidate of a study on dev, and pick one for each method.
 
-    The pick is the best mean of both tasks' means; the first of equals. The greedy soup looks at
-    dev by itself; its pick is the uniform soup of what it kept. `scores` gives the dev scores of a
-    model, as rows of `evaluate.score`.
+    The pick has the best mean of both tasks' means. A greedy soup looks at dev by itself; its row
+    is the uniform soup of what it kept. `scores` gives a model's dev scores, as `evaluate.score`.
 
-    Returns:
-        Rows (method, candidate, settings, looks, chosen, ...), `...` being those of the scores and
-        `looks` how many models were scored for the row; and each method's pick.
+    Returns rows of the scores with method, candidate, settings, looks (how many models were scored
+    for the row) and chosen; and each method's pick.
     """
     tables: list[pd.DataFrame] = []
     picks: dict[str, Merge] = {}
@@ -148,7 +139,10 @@ def try_on_dev(
         for number, settings in enumerate(tried):
             looks = 1
             if METHODS[settings.method].scored:
-                settings, looks = _kept_by_scores(base, runs, settings, scores)
+                soup = work_out(base, runs, settings, lambda model: mean_of_tasks(scores(model)))
+                looks = 2 * len(settings.ingredients) - 1  # each alone; all but the best in a soup
+                kept = tuple(settings.ingredients[number] for number in soup.kept)
+                settings = settings.model_copy(update={"method": "uniform", "ingredients": kept})
             rows = scores(merge_weights(base, runs, settings))
             label = _label(settings, study)
             tables.append(rows.assign(method=method, candidate=number, settings=label, looks=looks))
@@ -159,27 +153,11 @@ def try_on_dev(
     return table.assign(chosen=table["settings"] == table["method"].map(chosen)), picks
 
 
-@torch.no_grad()
-def _kept_by_scores(base, runs, settings, scores) -> tuple[Merge, int]:
-    """The uniform soup of the runs that a greedy one keeps, and at how many models it looked."""
-    found: list[float] = []
-
-    def score(model: Weights) -> float:
-        found.append(mean_of_tasks(scores(model)))
-        return found[-1]
-
-    soup = work_out(base, runs, settings, score)
-    kept = tuple(settings.ingredients[number] for number in soup.kept)
-    changes = {"method": "uniform", "ingredients": kept}
-    return settings.model_copy(update=changes), len(found)
-
-
 def _label(settings: Merge, study: FusionStudy) -> str:
     """What sets a candidate apart, such as `power 2, scale 0.8`."""
     parts = settings.options() | ({"scale": settings.scale} if settings.scale != 1 else {})
-    for name, value in parts.items():
-        numbers = [f"{number:g}" for number in value] if isinstance(value, tuple) else []
-        parts[name] = f"[{', '.join(numbers)}]" if numbers else value
+    if settings.weights:
+        parts["weights"] = f"[{', '.join(f'{weight:g}' for weight in settings.weights)}]"
     parts |= {f"{pattern} of": source for pattern, source in settings.keep.items()}
     if settings.ingredients != study.ingredients:
         parts["of"] = " + ".join(settings.ingredients)
@@ -188,10 +166,6 @@ def _label(settings: Merge, study: FusionStudy) -> str:
 
 
 def path(first: Weights, second: Weights, points: int) -> Iterator[tuple[float, dict[str, Tensor]]]:
-    r"""Models on the straight line between two: :math:`\theta_t = (1 - t) \theta_0 + t \theta_1`.
-
-    Yields `points` pairs (t, weights), with t from 0 to 1; the ends are the models themselves.
-    """
+    r"""Pairs of t, from 0 to 1, and weights :math:`\theta_t = (1 - t) \theta_0 + t \theta_1`."""
     for t in np.linspace(0, 1, points).tolist():
-        floats = {name for name, tensor in first.items() if tensor.is_floating_point()}
-        yield t, {n: x.lerp(second[n], t) if n in floats else x for n, x in first.items()}
+        yield t, {n: x.lerp(second[n], t) if x.is_floating_point() else x for n, x in first.items()}

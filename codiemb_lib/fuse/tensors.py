@@ -1,9 +1,7 @@
 """Weights on disk: model folders as mappings that read one tensor at a time, and their writer.
 
 A folder is any model of transformers or sentence-transformers with weights in safetensors, whole or
-in shards. Nothing here knows an architecture.
-
-Memory: a tensor is a view of its file's pages, which leave the process with the tensor. So whoever
+in shards. A tensor is a view of its file's pages, which leave the process with the tensor: whoever
 walks through models in step holds one tensor of each, never a model.
 """
 
@@ -26,18 +24,9 @@ from torch import Tensor
 
 from codiemb_lib.core import CodiembError, atomic_path, read_json
 
-DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
+DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+DTYPES |= {"I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8}
+DTYPES |= {"U8": torch.uint8, "BOOL": torch.bool}
 _INDEX = ".safetensors.index.json"  # says which tensor lies in which shard
 _FLUSH = 1 << 25  # bytes after which the disk takes over, while others are worked out
 _WORKERS = 4  # at most: each holds a tensor of every model, and few cores saturate the memory
@@ -51,10 +40,7 @@ class FusionError(CodiembError, ValueError):
 
 
 class Lazy(Mapping[str, Tensor]):
-    """A model with the names of another, whose tensors are worked out when they are asked for.
-
-    They are so each time anew, and several threads may ask at a time.
-    """
+    """A model with the names of another; each look at a tensor works it out, on any thread."""
 
     def __init__(self, like: Mapping[str, Tensor], work_out: Callable[[str], Tensor]) -> None:
         self._names = dict.fromkeys(like)
@@ -63,8 +49,6 @@ class Lazy(Mapping[str, Tensor]):
         self.kept: list[int] | None = None  # the models in a greedy soup, by number
 
     def __getitem__(self, name: str) -> Tensor:
-        if name not in self._names:
-            raise KeyError(name)
         return self._work_out(name)
 
     def __iter__(self) -> Iterator[str]:
@@ -88,11 +72,8 @@ class Folder(Mapping[str, Tensor]):
     """The weights of a model folder; a tensor is read from disk each time it is asked for.
 
     A tensor's name has its subfolder in front, as in "2_Dense/linear.weight". `ties` names, by a
-    head that its configuration ties to the embeddings, the table that it is.
-
-    Raises:
-        FusionError: It is missing; its weights are pickled, damaged, missing or stand twice; or
-            weights that its configuration ties together differ.
+    head that its configuration ties to the embeddings, the table that it is. Folders whose weights
+    are missing, pickled, damaged, there twice, or unlike those they are tied to raise FusionError.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -106,13 +87,12 @@ class Folder(Mapping[str, Tensor]):
             for path in sorted(self.folder.rglob("*"))
             if path.suffix in _PICKLES
             and path.parent not in whole
-            and (not whole or (path.parent / "config.json").is_file())  # else of another kind
+            and (path.parent / "config.json").is_file()  # else it is of another library
         ]
         if pickles or not self.files:
             found = f"{pickles[0]}, pickled weights, which run code" if pickles else "none"
             raise FusionError(
-                f"{folder}: expected weights in safetensors, found {found}. Save the model again "
-                "with sentence-transformers, which writes safetensors."
+                f"{folder}: expected weights in safetensors, found {found}. Save the model again."
             )
         self.places: dict[str, Place] = {}
         for file in self.files:
@@ -125,9 +105,8 @@ class Folder(Mapping[str, Tensor]):
                 name = place.key if subfolder == "." else f"{subfolder}/{place.key}"
                 if name in self.places:
                     raise FusionError(
-                        f"{folder}: expected each tensor once, found {name} in "
-                        f"{self.places[name].file.name} and in {file.name}. Remove the file that "
-                        "is out of date."
+                        f"{folder}: expected each tensor once, found {name} in {file.name} and in "
+                        f"{self.places[name].file.name}. Remove the file that is out of date."
                     )
                 self.places[name] = place
         self.ties = self._ties()
@@ -157,8 +136,7 @@ class Folder(Mapping[str, Tensor]):
             if not torch.equal(self[head], self[table]):
                 raise FusionError(
                     f"{self.folder}: expected {head} and {table} to be equal, since its "
-                    "config.json has `tie_word_embeddings: true`, found that they differ. "
-                    "Remove the one that was not trained, or write `false` there."
+                    "config.json has `tie_word_embeddings`. Remove one, or write `false` there."
                 )
         return ties
 
@@ -192,10 +170,7 @@ def read_places(file: Path) -> list[Place]:
 
 
 def read_tensor(place: Place) -> Tensor:
-    """One tensor as a view of its file's pages: what is not looked at is not read.
-
-    Written to, it changes for this process alone.
-    """
+    """One tensor as a view of its file's pages; what is written to it stays in this process."""
     count = math.prod(place.shape)
     if not count:
         return torch.empty(place.shape, dtype=place.dtype)
@@ -217,18 +192,16 @@ def check_alike(base: Mapping[str, Tensor], models: Sequence[Mapping[str, Tensor
             for name in sorted(expected.keys() | found.keys())
             if expected.get(name) != found.get(name)
         ]
+        problems = problems or [
+            f"{name} (other numbers)"
+            for name, description in expected.items()
+            if description.startswith("integer") and not torch.equal(model[name], base[name])
+        ]
         if problems:
-            shown = ", ".join(problems[:8]) + (", ..." if len(problems) > 8 else "")
             raise FusionError(
-                f"{label}: expected the names, shapes and kinds of the base's tensors, found "
-                f"{len(problems)} that differ: {shown}. Merge checkpoints of this very base."
+                f"{label}: expected the names, shapes, kinds and integers of the base's tensors, "
+                f"found {len(problems)} that differ: {', '.join(problems[:8])}."
             )
-        for name, description in expected.items():
-            if description.startswith("integer") and not torch.equal(model[name], base[name]):
-                raise FusionError(
-                    f"{label}: expected the integers of the base, found others in {name}, and "
-                    "integers cannot be merged. Merge checkpoints of this very base."
-                )
 
 
 def _described(model: Mapping[str, Tensor]) -> dict[str, str]:
@@ -253,17 +226,12 @@ def wide(dtype: torch.dtype) -> torch.dtype:
 
 
 def write_model(
-    output: Path,
-    weights: Mapping[str, Tensor],
-    *,
-    like: Folder,
-    settings: Path,
-    card: Callable[[], str] | None = None,
+    output: Path, weights: Mapping[str, Tensor], *, like: Folder, settings: Path, card: str = ""
 ) -> Path:
     """Write a model folder, a few tensors at a time, whole or not at all.
 
     Files, order and types of numbers are those of `like`; configurations, tokenizer and modules are
-    copied from `settings`; `card` gives the content of README.md, when all else is written.
+    copied from `settings`; `card` becomes README.md.
     """
     with atomic_path(output) as temporary:
         temporary.mkdir()
@@ -281,15 +249,14 @@ def write_model(
             contents = {name: place for name, place in like.places.items() if place.file == file}
             write_tensors(target, contents, weights)
         if card:
-            (temporary / "README.md").write_text(card(), encoding="utf-8")
+            (temporary / "README.md").write_text(card, encoding="utf-8")
     return output
 
 
 def write_tensors(file: Path, contents: Mapping[str, Place], weights: Mapping[str, Tensor]) -> None:
-    """Write a safetensors file, a few tensors at a time, each once.
+    """Write a safetensors file, a few tensors at a time, each on a thread of its own.
 
-    `contents` has key, type and shape in the file by the tensor's name among the weights, of which
-    several are asked for at a time, from as many threads.
+    `contents` has key, type and shape in the file by the tensor's name among the weights.
     """
     names = {dtype: name for name, dtype in DTYPES.items()}
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
@@ -335,10 +302,9 @@ def cast(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
 
 @contextmanager
 def _single_threads() -> Iterator[ThreadPoolExecutor]:
-    """Threads for whole tensors, on each of which torch works alone.
+    """Threads for whole tensors: one more than cores, since while one writes the others compute.
 
-    While one writes the others compute, and one more than cores are at it; split among all cores, a
-    tensor would keep them waiting.
+    On each torch works alone: split among all cores, a tensor would keep them waiting.
     """
     threads = torch.get_num_threads()
     workers = min(threads + 1, _WORKERS)

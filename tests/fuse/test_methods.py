@@ -159,21 +159,13 @@ def test_weights_are_proportions_whatever_the_options(sizes, **options):
 
 
 @pytest.mark.parametrize("granularity", GRANULARITIES)
-@pytest.mark.parametrize("power", [-1.0, 0.0, 1.0])
-def test_deltas_of_zero_get_equal_weights(granularity, power):
-    for weights in delta_guided_weights(
-        BASE, [BASE, BASE], granularity=granularity, power=power
-    ).values():
-        assert (weights == 0.5).all()
-
-
-@pytest.mark.parametrize("granularity", GRANULARITIES)
-@pytest.mark.parametrize(("power", "still"), [(-1.0, 0.5), (1.0, 0.0)])
+@pytest.mark.parametrize(("power", "still"), [(-1.0, 0.5), (0.0, 0.25), (1.0, 0.0)])
 def test_who_did_not_move_takes_all_under_a_negative_power_only(granularity, power, still):
     models = [CHECKPOINTS[0], BASE, CHECKPOINTS[1], BASE]
     found = delta_guided_weights(BASE, models, granularity=granularity, power=power)
-    for weights in found.values():
-        assert (weights[[1, 3]] == still).all()
+    assert all((weights[[1, 3]] == still).all() for weights in found.values())
+    found = delta_guided_weights(BASE, [BASE, BASE], granularity=granularity, power=power)
+    assert all((weights == 0.5).all() for weights in found.values())
 
 
 def test_layer_of():
@@ -444,15 +436,11 @@ def test_dare_drops_at_random_without_bias():
     assert {*runs[0]["a"].tolist()} == {0, 2, 6, 8}  # none, one, the other, both of 4 v / 2
     assert not torch.equal(runs[0]["a"], runs[0]["b"])
     assert not torch.equal(runs[0]["a"], runs[1]["a"])
+    lazy = methods.dare(base, models, density=0.25, seed=0)
+    assert torch.equal(lazy["b"], runs[0]["b"])  # whatever is read first
     every = torch.cat([run["a"] for run in runs])
     deviation = math.sqrt((1 + 9) / 4 * 0.75 / 0.25)  # of the mean of two scaled Bernoulli numbers
     assert every.mean().item() == pytest.approx(2, abs=4 * deviation / math.sqrt(len(every)))
-
-
-def test_dare_does_not_depend_on_the_order_of_reading():
-    merged = methods.dare(BASE, CHECKPOINTS, density=0.5, seed=3)
-    backwards = {name: merged[name] for name in reversed(SHAPES)}
-    assert all(torch.equal(merged[name], tensor) for name, tensor in backwards.items())
 
 
 def test_slerp_of_two_directions_keeps_the_length_and_halves_the_angle():
@@ -496,7 +484,7 @@ def test_greedy_soup_keeps_whom_it_is_not_worse_for():
             merge(BASE, CHECKPOINTS, **options)
 
 
-# Types, values, refusals
+# Types and values
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -542,7 +530,7 @@ def test_integer_tensors_are_copied_and_must_be_equal():
     assert merged["positions"].tolist() == [0, 1, 2, 3]
     assert "positions" not in delta_guided_weights(base, [one, other])
     other["positions"] = torch.arange(4).flip(0)
-    with pytest.raises(ValueError, match=r"checkpoint 1: .* integers .* positions"):
+    with pytest.raises(ValueError, match=r"checkpoint 1: .* integers .* positions \(other"):
         merge(base, [one, other])
 
 
@@ -598,9 +586,12 @@ def test_values_that_are_not_finite_are_named(value, granularity):
         ({"method": "linear", "weights": [1, -1, 0]}, "expected a sum other than zero"),
         ({"method": "dare", "seed": 0.5}, "seed: .*valid integer"),
         ({"method": "slerp"}, "slerp: expected exactly 2 models, found 3"),
-        ({"keep": {"*embedings*": "base"}}, "'embeddings.word_embeddings.weight'.*fits none"),
+        (
+            {"keep": {"*embedings*": "base"}},
+            "fits none of .*'embeddings.word_embeddings.weight'",
+        ),
         ({"keep": {"*": 3}}, "keep: unknown ingredient '3'"),
-        ({"output": "somewhere"}, "returns a mapping when they are mappings"),
+        ({"output": "somewhere"}, "or mappings and none, found output='somewhere'"),
     ],
 )
 def test_unusable_options_are_refused(options, message):
@@ -609,7 +600,7 @@ def test_unusable_options_are_refused(options, message):
 
 
 def test_numbers_of_models_that_cannot_be_merged_are_refused():
-    with pytest.raises(FusionError, match="model_stock: expected 2 or more models, found 1"):
+    with pytest.raises(FusionError, match="model_stock: expected at least 2 models, found 1"):
         merge(BASE, CHECKPOINTS[:1], method="model_stock")
     with pytest.raises(FusionError, match=r"ingredients: .*at least 1 item"):
         merge(BASE, [])

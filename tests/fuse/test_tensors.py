@@ -147,7 +147,7 @@ def pickle_a_module(run):
     (run / "2_Dense" / "pytorch_model.bin").write_bytes(b"pickled")
 
 
-TWICE = r"model\.safetensors and in old\.safetensors"
+TWICE = r"old\.safetensors and in model\.safetensors"
 WHOLE = r"run-1/model\.safetensors: expected whole weights"
 DAMAGES = {
     "missing": (shutil.rmtree, "run-1: expected a model folder"),
