@@ -151,7 +151,7 @@ def merge(
             options["settings_from"] = str(settings_from)
         recipe = Recipe(base=str(base), ingredients=ingredients, **options)
     except ValidationError as error:
-        raise FusionError(explain(error, Recipe)) from error
+        raise FusionError(explain(error)) from error
     return _merge_folders(recipe, Path(), Path(output), score).folder
 
 

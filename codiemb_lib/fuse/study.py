@@ -60,7 +60,7 @@ def save_merge(
     the preset's, takes the merged weights. `base` and `runs` are what :func:`merge_weights` takes.
     """
     started = time.perf_counter()
-    settings, folder = preset.fused(model), run_folder(preset.name, model, seed)
+    settings, folder = preset.fusion[model], run_folder(preset.name, model, seed)
     manifests = {
         name: read_json(run_folder(preset.name, name, seed) / "manifest.json")
         for name in settings.ingredients
