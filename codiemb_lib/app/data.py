@@ -8,23 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from codiemb_lib import core
 from codiemb_lib import data as sets
-from codiemb_lib.app.options import (
-    FILE,
-    SPLIT,
-    Group,
-    examples,
-    from_here,
-    positions,
-    table_options,
-)
+from codiemb_lib.app.options import FILE, SPLIT, Command, examples, from_here, table_options
 
 if TYPE_CHECKING:
     from codiemb_lib.data import Record
 
 
-@click.group(cls=Group, no_args_is_help=False)
+@click.group(no_args_is_help=False)
 def data() -> None:
     """Data sets: those of the registry, and your own."""
 
@@ -36,22 +27,18 @@ def list_entries() -> None:
     A line each: name, task, splits and licence.
     """
     for entry in sets.list_datasets():
-        splits = ", ".join(entry.splits)
-        if isinstance(entry, sets.CutEntry):
-            splits = ", ".join(f"{name} {share:.0%}" for name, share in entry.fractions.items())
-        click.echo(f"{entry.name:26} {entry.task:4} {splits:32} {entry.licence}")
+        click.echo(f"{entry.name:26} {entry.task:4} {', '.join(entry.splits):18} {entry.licence}")
 
 
 @data.command(epilog=examples("data describe wordsim-353", "data describe my/folder"))
-@click.argument("name_or_path")
+@click.argument("name_or_path", type=from_here)
 def describe(name_or_path: str) -> None:
     """Print what a data set is like."""
-    dataset = sets.load_dataset(from_here(name_or_path))
-    columns = [sets.describe(records) for records in dataset.splits.values()]
-    width = max(20, *(len(cell) for column in columns for cell in column.values())) + 2
-    click.echo(f"{'':26}" + "".join(f"{split:>{width}}" for split in dataset.splits))
-    for measure in columns[0]:
-        click.echo(f"{measure:26}" + "".join(f"{column[measure]:>{width}}" for column in columns))
+    import pandas as pd
+
+    dataset = sets.load_dataset(name_or_path)
+    measures = {split: sets.describe(records) for split, records in dataset.splits.items()}
+    click.echo(pd.DataFrame(measures).to_string())
     click.echo("\nlengths and counts: least / median / most\n")
     for field in ("task", "licence", "provenance", "content_hash"):
         click.echo(f"{field.replace('_', ' '):13} {getattr(dataset, field)}")
@@ -60,13 +47,14 @@ def describe(name_or_path: str) -> None:
 
 
 @data.command(
+    cls=Command,
     epilog=examples(
         "data prepare qa.jsonl my/qa --task ir --columns question answer --dev 100 --test 100",
         "data prepare pairs.csv my/pairs --columns 1 2 3 --scale 0 5 --split dev",
         "data prepare org/set my/set --hub train dev=validation --columns left right score",
     ),
 )
-@click.argument("source")
+@click.argument("source", type=from_here)
 @click.argument("out", type=FILE)
 @click.option("--task", type=click.Choice(["ir", "sts"]), help="If the source does not say it.")
 @table_options
@@ -87,13 +75,18 @@ def prepare(
     logging.getLogger("codiemb_lib.data").setLevel(logging.INFO)  # what is left out
     sizes = {name: n for name in ("dev", "test") if (n := form.pop(name))}
     place = {name: form.pop(name) for name in ("config", "revision")}
-    source, corpus = from_here(source), ()
+    corpus = ()
+    if (any(place.values()) and not hub) or (hub and form["delimiter"] is not None):
+        raise click.UsageError("--config and --revision need --hub; --delimiter is for files.")
     if hub:
-        splits = _of_hub(source, hub, **place, **form)
-    elif any(place.values()):
-        raise click.UsageError("expected --hub beside --config and --revision, found none.")
+        form["task"] = form["task"] or ("sts" if form["scale"] else "ir")
+        del form["delimiter"]
+        splits = {
+            ours: sets.read_hub(source, split=theirs, **place, **form)
+            for ours, theirs in _splits_of_hub(hub).items()
+        }
     elif any(form.values()) or form["delimiter"] is not None:
-        splits = sets.read_path(source, **form | {"columns": positions(form["columns"])})
+        splits = sets.read_path(source, **form)
         corpus = [*sets.read_beir_corpus(source).values()] if sets.has_corpus(source) else ()
     else:
         dataset = sets.load_dataset(source)
@@ -105,30 +98,21 @@ def prepare(
     if sizes:
         if "train" not in splits or sizes.keys() & splits.keys():
             raise click.UsageError(
-                f"expected a split 'train' to take {[*sizes]} from, and none of these yet, found "
-                f"{[*splits]}."
+                f"expected a split 'train' and no {[*sizes]} yet, found {[*splits]}."
             )
         splits |= sets.hold_out(splits["train"], sizes, seed)
     write(out, splits, corpus)
 
 
-def _of_hub(
-    name: str, named: Sequence[str], *, delimiter: str | None, **form: Any
-) -> dict[str, list[Record]]:
-    """Splits of a data set of the Hub, under the names that they are to have here."""
-    if delimiter is not None:
-        raise click.UsageError("expected no --delimiter beside --hub, found one.")
-    form["task"] = form["task"] or ("sts" if form["scale"] else "ir")
-    theirs = dict(pair.partition("=")[::2] for pair in named)
-    if strangers := theirs.keys() - {*SPLIT.choices}:
-        message = core.unknown("split", min(strangers), SPLIT.choices)
-        raise click.UsageError(f"{message} Write OURS=THEIRS.")
-    if len(theirs) < len(named):
+def _splits_of_hub(named: Sequence[str]) -> dict[str, str]:
+    """Splits of a data set of the Hub, by the names that they are to have here."""
+    theirs = {ours: it or ours for ours, _, it in (name.partition("=") for name in named)}
+    if not theirs.keys() <= {*SPLIT.choices} or len(theirs) < len(named):
         raise click.UsageError(
-            f"expected each split once, found {[*named]}. Of several of theirs one is made by "
-            "OURS=THEIRS+THEIRS."
+            f"--hub: expected each of {[*SPLIT.choices]} at most once, found {[*named]}. "
+            "Write OURS=THEIRS, or OURS=THEIRS+THEIRS."
         )
-    return {ours: sets.read_hub(name, split=it or ours, **form) for ours, it in theirs.items()}
+    return theirs
 
 
 def write(folder: str, splits: Mapping[str, Sequence[Record]], corpus: Sequence[str]) -> None:

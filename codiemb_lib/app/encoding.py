@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +19,6 @@ from codiemb_lib.app.options import (
     Command,
     examples,
     from_here,
-    positions,
     preset_option,
     table_options,
 )
@@ -42,7 +40,7 @@ if TYPE_CHECKING:
 @click.argument("encoder", metavar="MODEL")
 @click.option("--tasks", multiple=True, metavar="NAME_OR_PATH...", help="Default: of the preset.")
 @click.option("--mteb", multiple=True, metavar="NAME...", help="cmteb15, nanobeir, MTEB's tasks.")
-@preset_option(None, "Whose prompts, data sets, sizes and settings of the encoder hold.")
+@preset_option(None)
 @click.option("--split", default="test", type=SPLIT)
 @table_options
 @click.option("--query-prompt", help="By default the preset's, or the model's own.")
@@ -50,62 +48,47 @@ if TYPE_CHECKING:
 @click.option("--out", type=FILE, help="By default data/benchmark/MODEL.csv.")
 @click.option("--cache", type=FILE, help="By default data/cache/benchmark.")
 def benchmark(
-    encoder: str, preset: str | None, out: str | None, cache: str | None, **given: Any
+    encoder: str,
+    tasks: Sequence[str],
+    mteb: Sequence[str],
+    preset: str | None,
+    out: str | None,
+    cache: str | None,
+    **given: Any,
 ) -> None:
     """Score an encoder on tasks.
 
     MODEL is a sentence-transformers folder, or a name as in a preset. Tasks are data sets of the
     registry, BEIR folders, files or folders of records, or tables of rated pairs; --mteb takes
-    tasks of MTEB, or cmteb15 (the paper's fifteen) or nanobeir. What is finished is not computed
-    again.
+    tasks of MTEB, or cmteb15 (the paper's fifteen) or nanobeir. A preset gives prompts, data sets,
+    sizes and settings of the encoder. What is finished is not computed again.
     """
     settings = core.load_preset(preset) if preset else None
     folder = Path(cache or core.project_root() / "data" / "cache" / "benchmark")
     embedder = model.Embedder(_encoder(encoder, settings), folder / "embeddings")
-    store = evaluate.Store(embedder, folder)
-    jobs = _jobs(store, settings, progress=sys.stderr.isatty(), **given)
+    store, progress = evaluate.Store(embedder, folder), sys.stderr.isatty()
+    sides = {s: v for s in core.Prompts.model_fields if (v := given.pop(s)) is not None}
+    shared = {"sides": sides, "progress": progress}
+    given["root"] = settings.data_root if settings else ""
+    own = {d.name: d for d in settings.datasets} if settings else {}
+    jobs = {}
+    for name in tasks or [n for n in own if not mteb and getattr(own[n], given["split"]) != 0]:
+        how = own.get(name) or core.DatasetSettings(name=from_here(name))
+        jobs[name] = partial(evaluate.local_task, store, how, own.get(name), **given, **shared)
+    for task in evaluate.mteb_tasks(mteb) if mteb else ():
+        prompts = settings.benchmark.get(task.metadata.name) if settings else None
+        jobs[task.metadata.name] = partial(evaluate.mteb_task, store, task, prompts, **shared)
     if not jobs:
-        raise click.UsageError(
-            "expected tasks, found none. Name data sets after --tasks, MTEB's after --mteb, or a "
-            "preset with data sets after --preset."
-        )
+        raise click.UsageError("expected --tasks, --mteb, or a preset with data sets, found none.")
     file = re.sub(r"[^\w.-]+", "-", encoder.strip("/.")) + ".csv"
     table = Path(out or core.project_root() / "data" / "benchmark" / file)
     try:
-        shown = sys.stderr.isatty()
-        scores = evaluate.run_tasks(jobs, store, table, model=encoder, progress=shown)
+        scores = evaluate.run_tasks(jobs, store, table, model=encoder, progress=progress)
     except evaluate.BenchmarkError as error:
         _print_scores(error.scores)
         raise
     _print_scores(scores)
     click.echo(f"\n{table}")
-
-
-def _jobs(
-    store: evaluate.Store,
-    preset: Preset | None,
-    *,
-    tasks: Sequence[str],
-    mteb: Sequence[str],
-    split: str,
-    columns: Sequence[str],
-    progress: bool,
-    **given: Any,
-) -> dict[str, Callable]:
-    """What computes the rows of each task, by the task's name."""
-    sides = {s: v for s in core.Prompts.model_fields if (v := given.pop(s)) is not None}
-    shared = {"sides": sides, "progress": progress}
-    given |= {"split": split, "columns": positions(columns)}
-    given["root"] = preset.data_root if preset else ""
-    own = {d.name: d for d in (preset.datasets if preset else ()) if getattr(d, split) != 0}
-    jobs = {}
-    for name in tasks or ([] if mteb else own):
-        settings = own.get(name) or core.DatasetSettings(name=from_here(name))
-        jobs[name] = partial(evaluate.local_task, store, settings, own.get(name), **given, **shared)
-    for task in evaluate.mteb_tasks(mteb) if mteb else ():
-        prompts = preset.benchmark.get(task.metadata.name) if preset else None
-        jobs[task.metadata.name] = partial(evaluate.mteb_task, store, task, prompts, **shared)
-    return jobs
 
 
 def _encoder(name: str, preset: Preset | None = None) -> EncoderSettings:
@@ -123,23 +106,22 @@ def _encoder(name: str, preset: Preset | None = None) -> EncoderSettings:
 
 def _print_scores(scores: pd.DataFrame) -> None:
     """The main metric of each task, and its mean over the data sets of a kind, times 100."""
-    for row in scores.itertuples():
-        if row.metric == core.MAIN_METRIC.get(row.task, row.metric):
-            n = f"{row.n:,}" if row.n == row.n else ""  # NaN: mteb does not know each
-            value = f"{row.metric:12} {100 * row.value:7.2f}"
-            click.echo(f"{row.dataset:32} {row.split:12} {value} {n:>8}")
+    main = scores["task"].map(core.MAIN_METRIC).fillna(scores["metric"])
+    shown = scores[scores["metric"] == main].fillna({"n": 0})  # mteb does not know each number
+    for row in shown.itertuples():
+        value = f"{row.metric:12} {100 * row.value:7.2f}"
+        click.echo(f"{row.dataset:32} {row.split:12} {value} {row.n or '':>8}")
     for task, mean in core.task_means(scores).items():
         click.echo(f"{'mean':32} {task:12} {core.MAIN_METRIC[task]:12} {100 * mean:7.2f}")
 
 
-@click.command(cls=Command, epilog=examples("data mine my/qa my/mined --encoder minilm-l6"))
-@click.argument("source")
+@click.command(epilog=examples("data mine my/qa my/mined --encoder minilm-l6"))
+@click.argument("source", type=from_here)
 @click.argument("out", type=FILE)
 @click.option("--encoder", required=True, help="Its folder, or a name as in a preset.")
 @click.option("--split", default="train", help="Whose records get negatives.")
 @click.option("--negatives", default=4, help="At most, a record.")
 @click.option("--margin", default=0.05, help="By which a positive must be more similar.")
-@click.option("--depth", default=100, help="Nearest passages that are looked at.")
 @click.option("--query-prompt", default="")
 @click.option("--passage-prompt", default="")
 @click.option("--corpus", type=FILE, help="A corpus.jsonl, or its folder, that is no part of OUT.")
@@ -150,16 +132,13 @@ def mine(
 
     They are those of one split of SOURCE; OUT gets the other splits as they are.
     """
-    # The nearest folder that stands, so that what is refused below leaves no new one.
-    folder = Path(out).absolute()
-    core.check_writable(next(f for f in (folder, *folder.parents) if os.path.exists(f)))
-    dataset = data.load_dataset(from_here(source))
+    dataset = data.load_dataset(source)
     records = dataset.split(split)
-    if (file := Path(out) / f"{split}.jsonl").exists():  # now rather than after hours of encoding
-        raise data.RecordError(
-            f"{file}: expected no such file, found one. Choose another folder, or remove it."
-        )
+    # What cannot be written is refused now rather than after hours of encoding.
+    if (file := Path(out) / f"{split}.jsonl").exists():
+        raise data.RecordError(f"{file}: expected no such file, found one.")
     data.split_lines(out, dataset.splits, dataset.corpus)  # the same of the other files
+    core.check_writable(out)
     passages = [*dataset.corpus, *(data.read_beir_corpus(corpus).values() if corpus else ())]
     embedder, progress = model.Embedder(_encoder(encoder)), sys.stderr.isatty()
     mined = evaluate.mine(embedder, records, corpus=passages, progress=progress, **options)

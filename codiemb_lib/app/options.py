@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 
 import click
 
-from codiemb_lib import core, data
+from codiemb_lib import data
 
 SPLIT = click.Choice(["train", "dev", "test"])
 FILE = click.Path()  # so that a shell completes it; what it leads to is checked where it is read
@@ -33,38 +33,32 @@ class Command(click.Command):
         return super().parse_args(ctx, words)
 
 
-class Group(click.Group):
-    """A group of such commands."""
-
-    command_class = Command
-
-
 def examples(*lines: str) -> str:
     """The end of a command's help."""
     return "\b\nExamples:\n" + "\n".join(f"  codiemb {line}" for line in lines)
 
 
-def preset_option(default: str | None, says: str) -> Callable:
-    """The option `--preset`, whose names a shell completes."""
-
-    def complete(_context: object, _option: object, incomplete: str) -> list[str]:
-        return sorted(p.stem for p in core.preset_path("x").parent.glob(f"{incomplete}*.yaml"))
-
-    return click.option("--preset", default=default, help=says, shell_complete=complete)
+def preset_option(default: str | None = "mini") -> Callable:
+    """The option `--preset`."""
+    says = "An experiment of notebooks/presets, or the path of its file."
+    return click.option("--preset", default=default, help=says)
 
 
 def table_options(command: Callable) -> Callable:
     """The options `--columns`, `--scale` and `--delimiter`: how a table is to be read."""
+
+    def column(name: str) -> str | int:
+        return int(name) if name.isdecimal() else name
+
     columns = "By name or position: two texts, their score; or query, positive, any negative."
     delimiter = "Of CSV; by default a tab if the first line has one, else a comma."
-    command = click.option("--delimiter", help=delimiter)(command)
-    command = click.option("--scale", nargs=2, type=float, help="Of scores: LOW HIGH.")(command)
-    return click.option("--columns", multiple=True, metavar="COLUMN...", help=columns)(command)
-
-
-def positions(columns: Iterable[str]) -> list[str | int]:
-    """Columns of a table as they are typed: digits are positions."""
-    return [int(name) if name.isdecimal() else name for name in columns]
+    for option in (
+        click.option("--delimiter", help=delimiter),
+        click.option("--scale", nargs=2, type=float, help="Of scores: LOW HIGH."),
+        click.option("--columns", multiple=True, type=column, metavar="COLUMN...", help=columns),
+    ):
+        command = option(command)
+    return command
 
 
 def from_here(name: str) -> str:

@@ -25,7 +25,7 @@ def imported_rooms(code: str) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             names += [f"{node.module}.{alias.name}" for alias in node.names]
     found = [name.split(".")[1] for name in names if name.startswith("codiemb_lib.")]
-    return {_ROOM_OF.get(name, name) for name in found if not name.startswith("_")}
+    return {_ROOM_OF.get(name, name) for name in found}
 
 
 def notebook_files(
@@ -33,10 +33,8 @@ def notebook_files(
 ) -> list[Path]:
     """The files of the rooms that a notebook imports, directly or not.
 
-    Args:
-        notebook: Its path.
-        root: The package's folder; the paths returned start with it.
-        without: Rooms that do not count where the notebook itself imports them.
+    `root` is the package's folder, with which the paths returned start. Rooms of `without` do not
+    count where the notebook itself imports them.
     """
     cells = json.loads(Path(notebook).read_text(encoding="utf-8"))["cells"]
     code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")

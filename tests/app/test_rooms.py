@@ -28,7 +28,7 @@ def rooms_of(tmp_path, code: str, **options) -> set[str]:
     [
         ("import codiemb_lib.data.records as r, os", {"data"}),
         ("from codiemb_lib.data import (\n    Record,\n)", {"data"}),
-        ("from codiemb_lib import load_preset, train, __version__", {"core", "train"}),
+        ("from codiemb_lib import load_preset, train", {"core", "train"}),
         ("from codiemb_lib import Encoder, merge, draw", {"model", "fuse", "draw"}),
         ("import classroom, codiemb_library", set()),
     ],
