@@ -15,8 +15,8 @@ import click
 
 from codiemb_lib import __version__, core
 from codiemb_lib import fuse as fusing
+from codiemb_lib.app.benchmark import benchmark
 from codiemb_lib.app.data import data
-from codiemb_lib.app.encoding import benchmark, mine
 from codiemb_lib.app.gallery import gallery, redraw
 from codiemb_lib.app.options import FILE, examples, preset_option
 from codiemb_lib.app.reproduce import reproduce
@@ -33,7 +33,6 @@ def cli() -> None:
     """Train, fuse and measure encoders for retrieval and similarity."""
 
 
-data.add_command(mine)
 for command in (reproduce, redraw, gallery, benchmark, data):
     cli.add_command(command)
 

@@ -1,15 +1,26 @@
-"""The commands `codiemb data list`, `describe` and `prepare`."""
+"""The commands `codiemb data list`, `describe`, `prepare` and `mine`."""
 
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from codiemb_lib import core, evaluate, model
 from codiemb_lib import data as sets
-from codiemb_lib.app.options import FILE, SPLIT, Command, examples, from_here, table_options
+from codiemb_lib.app.options import (
+    FILE,
+    SPLIT,
+    Command,
+    encoder_settings,
+    examples,
+    from_here,
+    table_options,
+)
 
 if TYPE_CHECKING:
     from codiemb_lib.data import Record
@@ -101,7 +112,7 @@ def prepare(
                 f"expected a split 'train' and no {[*sizes]} yet, found {[*splits]}."
             )
         splits |= sets.hold_out(splits["train"], sizes, seed)
-    write(out, splits, corpus)
+    _write(out, splits, corpus)
 
 
 def _splits_of_hub(named: Sequence[str]) -> dict[str, str]:
@@ -115,7 +126,42 @@ def _splits_of_hub(named: Sequence[str]) -> dict[str, str]:
     return theirs
 
 
-def write(folder: str, splits: Mapping[str, Sequence[Record]], corpus: Sequence[str]) -> None:
+@data.command(epilog=examples("data mine my/qa my/mined --encoder minilm-l6"))
+@click.argument("source", type=from_here)
+@click.argument("out", type=FILE)
+@click.option("--encoder", required=True, help="Its folder, or a name as in a preset.")
+@click.option("--split", default="train", help="Whose records get negatives.")
+@click.option("--negatives", default=4, help="At most, a record.")
+@click.option("--margin", default=0.05, help="By which a positive must be more similar.")
+@click.option("--query-prompt", default="")
+@click.option("--passage-prompt", default="")
+@click.option("--corpus", type=FILE, help="A corpus.jsonl, or its folder, that is no part of OUT.")
+def mine(
+    source: str, out: str, encoder: str, split: str, corpus: str | None, **options: Any
+) -> None:
+    """Find hard negatives with an encoder.
+
+    They are those of one split of SOURCE; OUT gets the other splits as they are.
+    """
+    dataset = sets.load_dataset(source)
+    records = dataset.split(split)
+    # What cannot be written is refused now rather than after hours of encoding.
+    if (file := Path(out) / f"{split}.jsonl").exists():
+        raise sets.RecordError(f"{file}: expected no such file, found one.")
+    sets.split_lines(out, dataset.splits, dataset.corpus)  # the same of the other files
+    core.check_writable(out)
+    passages = [*dataset.corpus, *(sets.read_beir_corpus(corpus).values() if corpus else ())]
+    embedder, progress = model.Embedder(encoder_settings(encoder)), sys.stderr.isatty()
+    mined = evaluate.mine(embedder, records, corpus=passages, progress=progress, **options)
+    _write(out, {**dataset.splits, split: mined}, dataset.corpus)
+    found = sum(len(record.negatives) for record in mined)
+    without = sum(not record.negatives for record in mined)
+    click.echo(
+        f"{found:,} hard negatives for {len(mined):,} records, {without:,} of them without any"
+    )
+
+
+def _write(folder: str, splits: Mapping[str, Sequence[Record]], corpus: Sequence[str]) -> None:
     """Write a folder of records, and print how many stand in which file."""
     for file, count in sets.write_splits(folder, splits, corpus).items():
         click.echo(f"{file}: {count:,} {'passages' if file.stem == 'corpus' else 'records'}")

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from codiemb_lib import data
+from codiemb_lib import core, data
+
+if TYPE_CHECKING:
+    from codiemb_lib.core import EncoderSettings, Preset
 
 SPLIT = click.Choice(["train", "dev", "test"])
 FILE = click.Path()  # so that a shell completes it; what it leads to is checked where it is read
@@ -66,3 +70,16 @@ def from_here(name: str) -> str:
     if name not in {entry.name for entry in data.list_datasets()} and Path(name).exists():
         return str(Path(name).resolve())
     return name
+
+
+def encoder_settings(name: str, preset: Preset | None = None) -> EncoderSettings:
+    """An encoder by its name, or by a path from here, as a shell means it.
+
+    A preset's settings hold for its own encoder and for a folder, which is taken for a model that
+    was trained from it.
+    """
+    is_folder = Path(name).is_dir()
+    path = str(Path(name).resolve()) if is_folder else name
+    if preset and (is_folder or name == preset.encoder.name):
+        return preset.encoder.model_copy(update={"name": path, "lora": None})
+    return core.EncoderSettings(name=path)

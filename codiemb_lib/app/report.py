@@ -23,12 +23,9 @@ from codiemb_lib.app.gallery import drawn
 from codiemb_lib.core import Preset
 
 # JupyterLab's look without what it would fetch; progress bars are left out.
+_EMPTY = "html_head_js html_head_js_mathjax html_head_js_mermaidjs jupyter_widgets stream_stderr"
 _TEMPLATE = "{% extends 'lab/index.html.j2' %}" + "".join(
-    f"{{% block {block} %}}{{% endblock %}}"
-    for block in (
-        *("html_head_js", "html_head_js_mathjax", "html_head_js_mermaidjs", "jupyter_widgets"),
-        "stream_stderr",
-    )
+    f"{{% block {block} %}}{{% endblock %}}" for block in _EMPTY.split()
 )
 logging.getLogger("traitlets").setLevel(logging.ERROR)  # a cell has no words for its picture
 _SHOWN = ["image/png", "text/html", "text/markdown", "text/plain"]  # of an output, the first

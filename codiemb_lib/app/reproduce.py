@@ -1,20 +1,25 @@
-"""`codiemb reproduce` becomes Snakemake, once it is certain that a preset's data can be used."""
+"""The door to Snakemake: `codiemb reproduce`, and what the Snakefile asks of us."""
 
 from __future__ import annotations
 
+import ast
+import json
 import os
+import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from codiemb_lib import core, data, draw
+from codiemb_lib import DOORS, core, data, draw
 from codiemb_lib.app.options import examples, preset_option
 
 if TYPE_CHECKING:
     from codiemb_lib.core import Preset
+
+_ROOM_OF = {name: room for room, names in DOORS.items() for name in names}
 
 
 @click.command(epilog=examples("reproduce --preset smoke --cores 2", "reproduce -- --dry-run"))
@@ -22,10 +27,7 @@ if TYPE_CHECKING:
 @click.option("--cores", default="all", help="How many runs at once, a core each.")
 @click.argument("options", nargs=-1, type=click.UNPROCESSED, metavar="[-- OPTION...]")
 def reproduce(preset: str, cores: str, options: Sequence[str]) -> None:
-    """Run what is missing or out of date.
-
-    Each OPTION is one of Snakemake.
-    """
+    """Run what is missing or out of date. Each OPTION is one of Snakemake."""
     settings = core.load_preset(preset)
     # Public sets are known by the registry: the notebooks may have to fetch their files.
     tasks = {entry.name: entry.task for entry in data.list_datasets()}
@@ -47,7 +49,7 @@ def reproduce(preset: str, cores: str, options: Sequence[str]) -> None:
 def _outlived_copies(preset: Preset) -> Iterator[Path]:
     """Executed notebooks of a preset whose model, or one of whose figures, has been removed."""
     for seed in preset.seeds:
-        folders = {m: core.run_folder(preset.name, m, seed) for m in preset.models + ["fusion"]}
+        folders = {m: core.run_folder(preset.name, m, seed) for m in [*preset.models, "fusion"]}
         for variant in preset.variants:
             if not core.is_finished(folders[variant]):
                 yield folders[variant] / "03_joint_training.ipynb"
@@ -58,3 +60,35 @@ def _outlived_copies(preset: Preset) -> Iterator[Path]:
         there = {(figures / f"{stem}.{end}").is_file() for end in ("csv", "md", "pdf", "png")}
         if len(there) > 1:
             yield core.preset_folder(preset.name) / "09_paper_figures.ipynb"
+
+
+def imported_rooms(code: str) -> set[str]:
+    """The rooms that a piece of Python imports, also by the names that the package itself has."""
+    names = []
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names += [f"{node.module}.{alias.name}" for alias in node.names]
+    found = [name.split(".")[1] for name in names if name.startswith("codiemb_lib.")]
+    return {_ROOM_OF.get(name, name) for name in found}
+
+
+def notebook_files(
+    notebook: str | Path, *, root: str | Path, without: Collection[str] = ()
+) -> list[Path]:
+    """The files of the rooms that a notebook imports, directly or not, read from their source.
+
+    `root` is the package's folder, with which the paths returned start. Rooms of `without` do not
+    count where the notebook itself imports them.
+    """
+    cells = json.loads(Path(notebook).read_text(encoding="utf-8"))["cells"]
+    code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+    waiting = imported_rooms(re.sub(r"(?m)^\s*[%!]", "#", code)) - {*without}
+    files: dict[str, list[Path]] = {}
+    while waiting:
+        room = waiting.pop()
+        files[room] = [f for f in Path(root, room).rglob("*") if f.suffix in {".py", ".mplstyle"}]
+        source = [file.read_text(encoding="utf-8") for file in files[room] if file.suffix == ".py"]
+        waiting |= set().union(*map(imported_rooms, source)) - files.keys()
+    return sorted(file for found in files.values() for file in found)

@@ -19,14 +19,10 @@ def mean_interval(
 ) -> tuple[float, float, float]:
     """Mean of one value a text (n,), and the bounds of its bootstrap interval by percentiles.
 
-    Texts are resampled, so the interval says what other texts of the same kind would give.
-
-    Args:
-        values: At least two finite terms of a mean.
-        confidence: Share of the intervals that are to hold the true mean.
-        pairwise: Each value is itself a text's mean over all others (`anisotropy_by_text`,
-            `potential_by_text`): a text then sways the others' values as much as it does its own,
-            and deviations count twice (Hoeffding, 1948).
+    Texts are resampled, so the interval says what other texts of the same kind would give. With
+    `pairwise`, each value is itself a text's mean over all others (`anisotropy_by_text`,
+    `potential_by_text`): a text then sways the others' values as much as it does its own, and
+    deviations count twice (Hoeffding, 1948).
 
     Raises:
         ValueError: Fewer than two values, or some that are not finite.
@@ -64,13 +60,7 @@ def jackknife_intervals(
     \bar\theta)^2`, and the interval Student's with G - 1 degrees of freedom. Rough, by a third or
     so: the statistics are not quite smooth.
 
-    Args:
-        statistic: Rows (n', D) in, m numbers out.
-        rows: (n, D).
-        groups: How many, from 2 to n.
-
-    Returns:
-        Statistics, low and high bounds: arrays (m,).
+    `statistic` maps rows (n', D) to m numbers; what is returned are arrays (m,).
     """
     rows = np.asarray(rows)
     group = np.random.default_rng(seed).permutation(len(rows)) % groups

@@ -17,8 +17,8 @@ import pytest
 import yaml
 
 from codiemb_lib import __version__
+from codiemb_lib.app.benchmark import benchmark
 from codiemb_lib.app.cli import cli, main
-from codiemb_lib.app.encoding import benchmark
 from codiemb_lib.core.files import alone
 from codiemb_lib.core.preset import preset_path
 from codiemb_lib.data.datasets import load_dataset

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from codiemb_lib.app.rooms import imported_rooms, notebook_files
+from codiemb_lib.app.reproduce import imported_rooms, notebook_files
 
 PACKAGE = Path(__file__).parents[2] / "codiemb_lib"
 

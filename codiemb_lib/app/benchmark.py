@@ -1,4 +1,4 @@
-"""The commands that encode: `codiemb benchmark` and `codiemb data mine`."""
+"""The command `codiemb benchmark`."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from codiemb_lib import core, data, evaluate, model
-from codiemb_lib.app.data import write
+from codiemb_lib import core, evaluate, model
 from codiemb_lib.app.options import (
     FILE,
     SPLIT,
     Command,
+    encoder_settings,
     examples,
     from_here,
     preset_option,
@@ -25,8 +25,6 @@ from codiemb_lib.app.options import (
 
 if TYPE_CHECKING:
     import pandas as pd
-
-    from codiemb_lib.core import EncoderSettings, Preset
 
 
 @click.command(
@@ -65,14 +63,15 @@ def benchmark(
     """
     settings = core.load_preset(preset) if preset else None
     folder = Path(cache or core.project_root() / "data" / "cache" / "benchmark")
-    embedder = model.Embedder(_encoder(encoder, settings), folder / "embeddings")
+    embedder = model.Embedder(encoder_settings(encoder, settings), folder / "embeddings")
     store, progress = evaluate.Store(embedder, folder), sys.stderr.isatty()
     sides = {s: v for s in core.Prompts.model_fields if (v := given.pop(s)) is not None}
     shared = {"sides": sides, "progress": progress}
     given["root"] = settings.data_root if settings else ""
-    own = {d.name: d for d in settings.datasets} if settings else {}
+    sets = settings.datasets if settings else ()
+    own = {d.name: d for d in sets if getattr(d, given["split"]) != 0}
     jobs = {}
-    for name in tasks or [n for n in own if not mteb and getattr(own[n], given["split"]) != 0]:
+    for name in tasks or ([] if mteb else own):
         how = own.get(name) or core.DatasetSettings(name=from_here(name))
         jobs[name] = partial(evaluate.local_task, store, how, own.get(name), **given, **shared)
     for task in evaluate.mteb_tasks(mteb) if mteb else ():
@@ -91,19 +90,6 @@ def benchmark(
     click.echo(f"\n{table}")
 
 
-def _encoder(name: str, preset: Preset | None = None) -> EncoderSettings:
-    """An encoder by its name, or by a path from here, as a shell means it.
-
-    A preset's settings hold for its own encoder and for a folder, which is taken for a model that
-    was trained from it.
-    """
-    is_folder = Path(name).is_dir()
-    path = str(Path(name).resolve()) if is_folder else name
-    if preset and (is_folder or name == preset.encoder.name):
-        return preset.encoder.model_copy(update={"name": path, "lora": None})
-    return core.EncoderSettings(name=path)
-
-
 def _print_scores(scores: pd.DataFrame) -> None:
     """The main metric of each task, and its mean over the data sets of a kind, times 100."""
     main = scores["task"].map(core.MAIN_METRIC).fillna(scores["metric"])
@@ -113,38 +99,3 @@ def _print_scores(scores: pd.DataFrame) -> None:
         click.echo(f"{row.dataset:32} {row.split:12} {value} {row.n or '':>8}")
     for task, mean in core.task_means(scores).items():
         click.echo(f"{'mean':32} {task:12} {core.MAIN_METRIC[task]:12} {100 * mean:7.2f}")
-
-
-@click.command(epilog=examples("data mine my/qa my/mined --encoder minilm-l6"))
-@click.argument("source", type=from_here)
-@click.argument("out", type=FILE)
-@click.option("--encoder", required=True, help="Its folder, or a name as in a preset.")
-@click.option("--split", default="train", help="Whose records get negatives.")
-@click.option("--negatives", default=4, help="At most, a record.")
-@click.option("--margin", default=0.05, help="By which a positive must be more similar.")
-@click.option("--query-prompt", default="")
-@click.option("--passage-prompt", default="")
-@click.option("--corpus", type=FILE, help="A corpus.jsonl, or its folder, that is no part of OUT.")
-def mine(
-    source: str, out: str, encoder: str, split: str, corpus: str | None, **options: Any
-) -> None:
-    """Find hard negatives with an encoder.
-
-    They are those of one split of SOURCE; OUT gets the other splits as they are.
-    """
-    dataset = data.load_dataset(source)
-    records = dataset.split(split)
-    # What cannot be written is refused now rather than after hours of encoding.
-    if (file := Path(out) / f"{split}.jsonl").exists():
-        raise data.RecordError(f"{file}: expected no such file, found one.")
-    data.split_lines(out, dataset.splits, dataset.corpus)  # the same of the other files
-    core.check_writable(out)
-    passages = [*dataset.corpus, *(data.read_beir_corpus(corpus).values() if corpus else ())]
-    embedder, progress = model.Embedder(_encoder(encoder)), sys.stderr.isatty()
-    mined = evaluate.mine(embedder, records, corpus=passages, progress=progress, **options)
-    write(out, {**dataset.splits, split: mined}, dataset.corpus)
-    found = sum(len(record.negatives) for record in mined)
-    without = sum(not record.negatives for record in mined)
-    click.echo(
-        f"{found:,} hard negatives for {len(mined):,} records, {without:,} of them without any"
-    )
