@@ -33,10 +33,7 @@ def data() -> None:
 
 @data.command("list", epilog=examples("data list"))
 def list_entries() -> None:
-    """Print the data sets of the registry.
-
-    A line each: name, task, splits and licence.
-    """
+    """Print the data sets of the registry: name, task, splits and licence."""
     for entry in sets.list_datasets():
         click.echo(f"{entry.name:26} {entry.task:4} {', '.join(entry.splits):18} {entry.licence}")
 
@@ -108,9 +105,8 @@ def prepare(
         splits = {split: next(iter(splits.values()))}
     if sizes:
         if "train" not in splits or sizes.keys() & splits.keys():
-            raise click.UsageError(
-                f"expected a split 'train' and no {[*sizes]} yet, found {[*splits]}."
-            )
+            wanted = f"expected a split 'train' and no {[*sizes]} yet"
+            raise click.UsageError(f"{wanted}, found {[*splits]}.")
         splits |= sets.hold_out(splits["train"], sizes, seed)
     _write(out, splits, corpus)
 
@@ -154,10 +150,10 @@ def mine(
     embedder, progress = model.Embedder(encoder_settings(encoder)), sys.stderr.isatty()
     mined = evaluate.mine(embedder, records, corpus=passages, progress=progress, **options)
     _write(out, {**dataset.splits, split: mined}, dataset.corpus)
-    found = sum(len(record.negatives) for record in mined)
-    without = sum(not record.negatives for record in mined)
+    counts = [len(record.negatives) for record in mined]
     click.echo(
-        f"{found:,} hard negatives for {len(mined):,} records, {without:,} of them without any"
+        f"{sum(counts):,} hard negatives for {len(counts):,} records, "
+        f"{counts.count(0):,} of them without any"
     )
 
 

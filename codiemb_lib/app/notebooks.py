@@ -98,7 +98,8 @@ def execute(
             raise CellError(f"{notebook}: {reason} The partly executed copy: {failed}") from error
         finally:
             if executed.is_file():
-                copy = _read(executed)  # with our own paths, which say nothing to others
+                copy = _read(executed)
+                # In place of the scratch folder's paths.
                 copy.metadata.papermill.update(input_path=notebook.name, output_path=output.name)
                 with atomic_path(kept) as temporary:
                     nbformat.write(copy, temporary)
@@ -112,10 +113,8 @@ def read_parameters(notebook: str | Path) -> dict[str, Literal]:
     They stand in the one code cell tagged `parameters`, a line each: `steps: int = 200  # why`.
     """
     cells = [c for c in _read(notebook).cells if "parameters" in c.metadata.get("tags", [])]
-    if len(cells) != 1:
-        raise NotebookError(
-            f"{notebook}: expected one code cell tagged `parameters`, found {len(cells)}."
-        )
+    if (n := len(cells)) != 1:
+        raise NotebookError(f"{notebook}: expected one code cell tagged `parameters`, found {n}.")
     defaults = {}
     for name, kind, default, _ in PythonTranslator.inspect(cells[0]):
         try:
