@@ -1,22 +1,24 @@
-"""The commands `codiemb data list`, `describe` and `prepare`."""
+"""The commands `codiemb data list`, `describe`, `prepare` and `mine`."""
 
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from codiemb_lib import core
+from codiemb_lib import core, evaluate, model
 from codiemb_lib import data as sets
 from codiemb_lib.app.options import (
     FILE,
     SPLIT,
-    Group,
+    Command,
+    encoder_settings,
     examples,
     from_here,
-    positions,
     table_options,
 )
 
@@ -24,34 +26,27 @@ if TYPE_CHECKING:
     from codiemb_lib.data import Record
 
 
-@click.group(cls=Group, no_args_is_help=False)
+@click.group(no_args_is_help=False)
 def data() -> None:
     """Data sets: those of the registry, and your own."""
 
 
 @data.command("list", epilog=examples("data list"))
 def list_entries() -> None:
-    """Print the data sets of the registry.
-
-    A line each: name, task, splits and licence.
-    """
+    """Print the data sets of the registry: name, task, splits and licence."""
     for entry in sets.list_datasets():
-        splits = ", ".join(entry.splits)
-        if isinstance(entry, sets.CutEntry):
-            splits = ", ".join(f"{name} {share:.0%}" for name, share in entry.fractions.items())
-        click.echo(f"{entry.name:26} {entry.task:4} {splits:32} {entry.licence}")
+        click.echo(f"{entry.name:26} {entry.task:4} {', '.join(entry.splits):18} {entry.licence}")
 
 
 @data.command(epilog=examples("data describe wordsim-353", "data describe my/folder"))
-@click.argument("name_or_path")
+@click.argument("name_or_path", type=from_here)
 def describe(name_or_path: str) -> None:
     """Print what a data set is like."""
-    dataset = sets.load_dataset(from_here(name_or_path))
-    columns = [sets.describe(records) for records in dataset.splits.values()]
-    width = max(20, *(len(cell) for column in columns for cell in column.values())) + 2
-    click.echo(f"{'':26}" + "".join(f"{split:>{width}}" for split in dataset.splits))
-    for measure in columns[0]:
-        click.echo(f"{measure:26}" + "".join(f"{column[measure]:>{width}}" for column in columns))
+    import pandas as pd
+
+    dataset = sets.load_dataset(name_or_path)
+    measures = {split: sets.describe(records) for split, records in dataset.splits.items()}
+    click.echo(pd.DataFrame(measures).to_string())
     click.echo("\nlengths and counts: least / median / most\n")
     for field in ("task", "licence", "provenance", "content_hash"):
         click.echo(f"{field.replace('_', ' '):13} {getattr(dataset, field)}")
@@ -60,13 +55,14 @@ def describe(name_or_path: str) -> None:
 
 
 @data.command(
+    cls=Command,
     epilog=examples(
         "data prepare qa.jsonl my/qa --task ir --columns question answer --dev 100 --test 100",
         "data prepare pairs.csv my/pairs --columns 1 2 3 --scale 0 5 --split dev",
         "data prepare org/set my/set --hub train dev=validation --columns left right score",
     ),
 )
-@click.argument("source")
+@click.argument("source", type=from_here)
 @click.argument("out", type=FILE)
 @click.option("--task", type=click.Choice(["ir", "sts"]), help="If the source does not say it.")
 @table_options
@@ -87,13 +83,18 @@ def prepare(
     logging.getLogger("codiemb_lib.data").setLevel(logging.INFO)  # what is left out
     sizes = {name: n for name in ("dev", "test") if (n := form.pop(name))}
     place = {name: form.pop(name) for name in ("config", "revision")}
-    source, corpus = from_here(source), ()
+    corpus = ()
+    if (any(place.values()) and not hub) or (hub and form["delimiter"] is not None):
+        raise click.UsageError("--config and --revision need --hub; --delimiter is for files.")
     if hub:
-        splits = _of_hub(source, hub, **place, **form)
-    elif any(place.values()):
-        raise click.UsageError("expected --hub beside --config and --revision, found none.")
+        form["task"] = form["task"] or ("sts" if form["scale"] else "ir")
+        del form["delimiter"]
+        splits = {
+            ours: sets.read_hub(source, split=theirs, **place, **form)
+            for ours, theirs in _splits_of_hub(hub).items()
+        }
     elif any(form.values()) or form["delimiter"] is not None:
-        splits = sets.read_path(source, **form | {"columns": positions(form["columns"])})
+        splits = sets.read_path(source, **form)
         corpus = [*sets.read_beir_corpus(source).values()] if sets.has_corpus(source) else ()
     else:
         dataset = sets.load_dataset(source)
@@ -104,34 +105,61 @@ def prepare(
         splits = {split: next(iter(splits.values()))}
     if sizes:
         if "train" not in splits or sizes.keys() & splits.keys():
-            raise click.UsageError(
-                f"expected a split 'train' to take {[*sizes]} from, and none of these yet, found "
-                f"{[*splits]}."
-            )
+            wanted = f"expected a split 'train' and no {[*sizes]} yet"
+            raise click.UsageError(f"{wanted}, found {[*splits]}.")
         splits |= sets.hold_out(splits["train"], sizes, seed)
-    write(out, splits, corpus)
+    _write(out, splits, corpus)
 
 
-def _of_hub(
-    name: str, named: Sequence[str], *, delimiter: str | None, **form: Any
-) -> dict[str, list[Record]]:
-    """Splits of a data set of the Hub, under the names that they are to have here."""
-    if delimiter is not None:
-        raise click.UsageError("expected no --delimiter beside --hub, found one.")
-    form["task"] = form["task"] or ("sts" if form["scale"] else "ir")
-    theirs = dict(pair.partition("=")[::2] for pair in named)
-    if strangers := theirs.keys() - {*SPLIT.choices}:
-        message = core.unknown("split", min(strangers), SPLIT.choices)
-        raise click.UsageError(f"{message} Write OURS=THEIRS.")
-    if len(theirs) < len(named):
+def _splits_of_hub(named: Sequence[str]) -> dict[str, str]:
+    """Splits of a data set of the Hub, by the names that they are to have here."""
+    theirs = {ours: it or ours for ours, _, it in (name.partition("=") for name in named)}
+    if not theirs.keys() <= {*SPLIT.choices} or len(theirs) < len(named):
         raise click.UsageError(
-            f"expected each split once, found {[*named]}. Of several of theirs one is made by "
-            "OURS=THEIRS+THEIRS."
+            f"--hub: expected each of {[*SPLIT.choices]} at most once, found {[*named]}. "
+            "Write OURS=THEIRS, or OURS=THEIRS+THEIRS."
         )
-    return {ours: sets.read_hub(name, split=it or ours, **form) for ours, it in theirs.items()}
+    return theirs
 
 
-def write(folder: str, splits: Mapping[str, Sequence[Record]], corpus: Sequence[str]) -> None:
+@data.command(epilog=examples("data mine my/qa my/mined --encoder minilm-l6"))
+@click.argument("source", type=from_here)
+@click.argument("out", type=FILE)
+@click.option("--encoder", required=True, help="Its folder, or a name as in a preset.")
+@click.option("--split", default="train", help="Whose records get negatives.")
+@click.option("--negatives", default=4, help="At most, a record.")
+@click.option("--margin", default=0.05, help="By which a positive must be more similar.")
+@click.option("--depth", default=100, help="Nearest passages that are looked at.")
+@click.option("--query-prompt", default="")
+@click.option("--passage-prompt", default="")
+@click.option("--corpus", type=FILE, help="A corpus.jsonl, or its folder, that is no part of OUT.")
+def mine(
+    source: str, out: str, encoder: str, split: str, corpus: str | None, **options: Any
+) -> None:
+    """Find hard negatives with an encoder.
+
+    They are those of one split of SOURCE; OUT gets the other splits as they are.
+    """
+    dataset = sets.load_dataset(source)
+    records = dataset.split(split)
+    # What cannot be written is refused now rather than after hours of encoding.
+    if (file := Path(out) / f"{split}.jsonl").exists():
+        raise sets.RecordError(f"{file}: expected no such file, found one.")
+    sets.split_lines(out, dataset.splits, dataset.corpus)  # the same of the other files
+    here = Path(out).absolute()  # of what does not stand yet, nothing is made before the end
+    core.check_writable(next(folder for folder in (here, *here.parents) if folder.exists()))
+    passages = [*dataset.corpus, *(sets.read_beir_corpus(corpus).values() if corpus else ())]
+    embedder, progress = model.Embedder(encoder_settings(encoder)), sys.stderr.isatty()
+    mined = evaluate.mine(embedder, records, corpus=passages, progress=progress, **options)
+    _write(out, {**dataset.splits, split: mined}, dataset.corpus)
+    counts = [len(record.negatives) for record in mined]
+    click.echo(
+        f"{sum(counts):,} hard negatives for {len(counts):,} records, "
+        f"{counts.count(0):,} of them without any"
+    )
+
+
+def _write(folder: str, splits: Mapping[str, Sequence[Record]], corpus: Sequence[str]) -> None:
     """Write a folder of records, and print how many stand in which file."""
     for file, count in sets.write_splits(folder, splits, corpus).items():
         click.echo(f"{file}: {count:,} {'passages' if file.stem == 'corpus' else 'records'}")

@@ -20,6 +20,7 @@ from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import AsyncKernelManager
 from nbclient.exceptions import DeadKernelError
 from nbformat import NotebookNode
+from nbformat.reader import NotJSONError
 from papermill.exceptions import PapermillExecutionError
 from papermill.translators import PythonTranslator
 from pydantic import TypeAdapter, ValidationError
@@ -29,9 +30,8 @@ from codiemb_lib.core import CodiembError, alone, atomic_path, check_writable, u
 
 logging.getLogger("papermill").setLevel(logging.CRITICAL)  # what it reports, we say ourselves
 
-Literal = int | float | bool | str
-TYPES = {kind.__name__: TypeAdapter(kind) for kind in (int, float, bool, str)}
 KERNEL_SECONDS = 3600  # for a kernel to answer: many may start at once on a busy machine
+Literal = int | float | bool | str
 
 
 class NotebookError(CodiembError, ValueError):
@@ -47,25 +47,17 @@ class CellError(CodiembError, RuntimeError):
 def execute(
     notebook: str | Path,
     output: str | Path,
-    parameters: Mapping[str, Literal] | None = None,
+    parameters: Mapping[str, str] | None = None,
     *,
     progress: bool = False,
 ) -> Path:
-    """Run a notebook in its own folder with some parameters changed, and keep the executed copy.
+    """Run a notebook in its own folder with some parameters changed; returns `output`.
 
-    The kernel is the Python that runs this function, and talks over files of its own (IPC) instead
-    of TCP ports, which parallel runs could snatch from each other. Another process that executes
-    to the same output is waited for.
-
-    Args:
-        notebook: The notebook; it stays as it is.
-        output: Where the executed copy goes, once every cell has passed. If one fails, the partly
-            executed copy lies beside it as `<stem>.failed.ipynb`.
-        parameters: Values by name; strings are read as the notebook's annotation says.
-        progress: Whether to draw a progress bar of the cells.
-
-    Returns:
-        The path of the executed copy.
+    The executed copy goes there once every cell has passed; if one fails, the partly executed copy
+    lies beside it as `<stem>.failed.ipynb`. Another process that executes to the same output is
+    waited for. The kernel is the Python that runs this function, and talks over files of its own
+    (IPC) instead of TCP ports, which parallel runs could snatch from each other. Parameters are
+    read as the notebook's annotations say.
 
     Raises:
         NotebookError: No notebook, no proper `parameters` cell, or a parameter that it has not.
@@ -73,13 +65,9 @@ def execute(
         CellError: A cell failed, or the kernel died in it.
     """
     notebook, output = Path(notebook), Path(output)
-    defaults = read_parameters(notebook)
-    values = {n: _value(notebook, n, v, defaults) for n, v in (parameters or {}).items()}
+    values = _parse(notebook, parameters or {})
     if output.suffix != ".ipynb" or output.resolve() == notebook.resolve():
-        raise NotebookError(
-            f"{output}: expected another path than the notebook's, ending in .ipynb, for the "
-            "executed copy. Name one, for example under data/runs/."
-        )
+        raise NotebookError(f"{output}: expected another path than the notebook's, in .ipynb.")
     check_writable(output.parent)
     kept = failed = output.with_name(f"{output.stem}.failed.ipynb")
     # A socket's path must be shorter than about 100 characters, which some TMPDIR alone exceed.
@@ -87,6 +75,7 @@ def execute(
     with alone(output) as lock, tempfile.TemporaryDirectory(prefix="codiemb-", dir=short) as folder:
         source, executed = Path(folder, "source.ipynb"), Path(folder, "executed.ipynb")
         shutil.copy(notebook, source)  # papermill would fill in what stands in braces in a path
+        ipc = {"transport": "ipc", "connection_file": f"{folder}/kernel.json"}
         try:
             papermill.execute_notebook(
                 source,
@@ -97,29 +86,25 @@ def execute(
                 progress_bar=progress,
                 start_timeout=KERNEL_SECONDS,
                 kernel_manager_class=type("_Kernel", (_Kernel,), {"keep_open": lock}),
-                config=Config(
-                    KernelManager={"transport": "ipc", "connection_file": f"{folder}/kernel.json"}
-                ),
+                config=Config(KernelManager=ipc),
                 resources={"metadata": {"path": str(notebook.resolve().parent)}},
             )
-            _check_whole(notebook, executed)
+            for number, cell in enumerate(_code_cells(executed), start=1):
+                if cell.execution_count is None:  # `sys.exit(0)` ends a kernel in peace
+                    raise CellError(f"{notebook}: code cell {number} and those below did not run.")
             kept = output
         except (PapermillExecutionError, DeadKernelError) as error:
             reason = _reason(error, executed)
             raise CellError(f"{notebook}: {reason} The partly executed copy: {failed}") from error
         finally:
             if executed.is_file():
-                _keep(executed, kept, notebook)
+                copy = _read(executed)
+                # In place of the scratch folder's paths.
+                copy.metadata.papermill.update(input_path=notebook.name, output_path=output.name)
+                with atomic_path(kept) as temporary:
+                    nbformat.write(copy, temporary)
     failed.unlink(missing_ok=True)
     return output
-
-
-def _keep(executed: Path, output: Path, notebook: Path) -> None:
-    """Write the copy where it belongs, and into it what it is a copy of, without our own paths."""
-    copy = _read(executed)
-    copy.metadata.papermill.update(input_path=notebook.name, output_path=output.name)
-    with atomic_path(output) as temporary:
-        nbformat.write(copy, temporary)
 
 
 def read_parameters(notebook: str | Path) -> dict[str, Literal]:
@@ -128,51 +113,49 @@ def read_parameters(notebook: str | Path) -> dict[str, Literal]:
     They stand in the one code cell tagged `parameters`, a line each: `steps: int = 200  # why`.
     """
     cells = [c for c in _read(notebook).cells if "parameters" in c.metadata.get("tags", [])]
-    if len(cells) != 1:
-        raise NotebookError(
-            f"{notebook}: expected one code cell tagged `parameters`, found {len(cells)}. "
-            "Tag the cell of the defaults (in JupyterLab: property inspector, cell tags)."
-        )
+    if (n := len(cells)) != 1:
+        raise NotebookError(f"{notebook}: expected one code cell tagged `parameters`, found {n}.")
     defaults = {}
     for name, kind, default, _ in PythonTranslator.inspect(cells[0]):
         try:
-            value = ast.literal_eval(default)
-            defaults[name] = TYPES[kind].validate_python(value, strict=True)
-        except (KeyError, SyntaxError, ValueError) as error:
+            defaults[name] = ast.literal_eval(default)
+        except (SyntaxError, ValueError):
+            defaults[name] = None
+        if not isinstance(defaults[name], Literal) or type(defaults[name]).__name__ != kind:
             raise NotebookError(
                 f"{notebook}: expected `{name}: type = literal` in one line, with a type out of "
-                f"{', '.join(TYPES)}, found the type {kind} and the value `{default}`."
-            ) from error
+                f"int, float, bool, str, found the type {kind} and the value `{default}`."
+            )
     return defaults
 
 
-def _value(notebook: Path, name: str, given: Literal, defaults: Mapping[str, Literal]) -> Literal:
-    """What is given for a parameter, in the parameter's type."""
-    if name not in defaults:
-        raise NotebookError(f"{notebook}: {unknown('parameter', name, defaults)}")
-    try:
-        kind = type(defaults[name]).__name__
-        return TYPES[kind].validate_python(given, strict=not isinstance(given, str))
-    except ValidationError as error:
-        raise NotebookError(
-            f"{notebook}: parameter {name!r}: expected {kind}, found {given!r}."
-        ) from error
+def _parse(notebook: Path, given: Mapping[str, str]) -> dict[str, Literal]:
+    """Values of parameters, in the parameters' types."""
+    defaults, values = read_parameters(notebook), {}
+    for name, value in given.items():
+        if name not in defaults:
+            raise NotebookError(f"{notebook}: {unknown('parameter', name, defaults)}")
+        kind = type(defaults[name])
+        try:
+            values[name] = TypeAdapter(kind).validate_python(value)
+        except ValidationError as error:
+            raise NotebookError(
+                f"{notebook}: parameter {name!r}: expected {kind.__name__}, found {value!r}."
+            ) from error
+    return values
 
 
 def _read(notebook: str | Path) -> NotebookNode:
     try:
         return nbformat.read(notebook, as_version=4)
-    except (
-        OSError,
-        nbformat.reader.NotJSONError,
-        nbformat.ValidationError,
-        AttributeError,
-    ) as error:
+    except (OSError, AttributeError, NotJSONError, nbformat.ValidationError) as error:
         found = getattr(error, "strerror", None) or "another format"
-        raise NotebookError(
-            f"{notebook}: expected a notebook, found: {found}. Correct the path, or save it again "
-            "in JupyterLab."
-        ) from error
+        raise NotebookError(f"{notebook}: expected a notebook, found: {found}.") from error
+
+
+def _code_cells(notebook: Path) -> list[NotebookNode]:
+    cells = _read(notebook).cells
+    return [cell for cell in cells if cell.cell_type == "code" and cell.source.strip()]
 
 
 class _Kernel(AsyncKernelManager):
@@ -193,23 +176,13 @@ class _Kernel(AsyncKernelManager):
         await super().start_kernel(pass_fds=(self.keep_open,), **options)
 
 
-def _check_whole(notebook: Path, executed: Path) -> None:
-    """Refuse a copy whose last cells did not run: `sys.exit(0)` ends a kernel in peace."""
-    for number, cell in enumerate(_read(executed).cells, start=1):
-        if cell.cell_type == "code" and cell.source.strip() and cell.execution_count is None:
-            raise CellError(
-                f"{notebook}: expected all cells to run, found that cell {number} did not."
-            )
-
-
 def _reason(error: PapermillExecutionError | DeadKernelError, executed: Path) -> str:
     """Which cell failed and why, in one line."""
     if isinstance(error, PapermillExecutionError):
         why = " ".join(f"{error.ename}: {error.evalue}".split())
         return f"cell In [{error.exec_count}], `{_first_line(error.source)}`, failed: {why}."
-    cells = [c for c in _read(executed).cells if c.metadata.get("papermill", {}).get("start_time")]
-    last = _first_line(cells[-1].source)
-    return f"the kernel died in cell `{last}`, often for want of memory."
+    begun = [c for c in _code_cells(executed) if c.metadata.papermill.start_time]
+    return f"the kernel died in cell `{_first_line(begun[-1].source)}`, often for want of memory."
 
 
 def _first_line(source: str) -> str:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from codiemb_lib import core, data
+
+if TYPE_CHECKING:
+    from codiemb_lib.core import EncoderSettings, Preset
 
 SPLIT = click.Choice(["train", "dev", "test"])
 FILE = click.Path()  # so that a shell completes it; what it leads to is checked where it is read
@@ -33,38 +37,32 @@ class Command(click.Command):
         return super().parse_args(ctx, words)
 
 
-class Group(click.Group):
-    """A group of such commands."""
-
-    command_class = Command
-
-
 def examples(*lines: str) -> str:
     """The end of a command's help."""
     return "\b\nExamples:\n" + "\n".join(f"  codiemb {line}" for line in lines)
 
 
-def preset_option(default: str | None, says: str) -> Callable:
-    """The option `--preset`, whose names a shell completes."""
-
-    def complete(_context: object, _option: object, incomplete: str) -> list[str]:
-        return sorted(p.stem for p in core.preset_path("x").parent.glob(f"{incomplete}*.yaml"))
-
-    return click.option("--preset", default=default, help=says, shell_complete=complete)
+def preset_option(default: str | None = "mini") -> Callable:
+    """The option `--preset`."""
+    says = "An experiment of notebooks/presets, or the path of its file."
+    return click.option("--preset", default=default, help=says)
 
 
 def table_options(command: Callable) -> Callable:
     """The options `--columns`, `--scale` and `--delimiter`: how a table is to be read."""
+
+    def column(name: str) -> str | int:
+        return int(name) if name.isdecimal() else name
+
     columns = "By name or position: two texts, their score; or query, positive, any negative."
     delimiter = "Of CSV; by default a tab if the first line has one, else a comma."
-    command = click.option("--delimiter", help=delimiter)(command)
-    command = click.option("--scale", nargs=2, type=float, help="Of scores: LOW HIGH.")(command)
-    return click.option("--columns", multiple=True, metavar="COLUMN...", help=columns)(command)
-
-
-def positions(columns: Iterable[str]) -> list[str | int]:
-    """Columns of a table as they are typed: digits are positions."""
-    return [int(name) if name.isdecimal() else name for name in columns]
+    for option in (
+        click.option("--delimiter", help=delimiter),
+        click.option("--scale", nargs=2, type=float, help="Of scores: LOW HIGH."),
+        click.option("--columns", multiple=True, type=column, metavar="COLUMN...", help=columns),
+    ):
+        command = option(command)
+    return command
 
 
 def from_here(name: str) -> str:
@@ -72,3 +70,16 @@ def from_here(name: str) -> str:
     if name not in {entry.name for entry in data.list_datasets()} and Path(name).exists():
         return str(Path(name).resolve())
     return name
+
+
+def encoder_settings(name: str, preset: Preset | None = None) -> EncoderSettings:
+    """An encoder by its name, or by a path from here, as a shell means it.
+
+    A preset's settings hold for its own encoder and for a folder, which is taken for a model that
+    was trained from it.
+    """
+    is_folder = Path(name).is_dir()
+    path = str(Path(name).resolve()) if is_folder else name
+    if preset and (is_folder or name == preset.encoder.name):
+        return preset.encoder.model_copy(update={"name": path, "lora": None})
+    return core.EncoderSettings(name=path)

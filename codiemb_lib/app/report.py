@@ -23,12 +23,9 @@ from codiemb_lib.app.gallery import drawn
 from codiemb_lib.core import Preset
 
 # JupyterLab's look without what it would fetch; progress bars are left out.
+_EMPTY = "html_head_js html_head_js_mathjax html_head_js_mermaidjs jupyter_widgets stream_stderr"
 _TEMPLATE = "{% extends 'lab/index.html.j2' %}" + "".join(
-    f"{{% block {block} %}}{{% endblock %}}"
-    for block in (
-        *("html_head_js", "html_head_js_mathjax", "html_head_js_mermaidjs", "jupyter_widgets"),
-        "stream_stderr",
-    )
+    f"{{% block {block} %}}{{% endblock %}}" for block in _EMPTY.split()
 )
 logging.getLogger("traitlets").setLevel(logging.ERROR)  # a cell has no words for its picture
 _SHOWN = ["image/png", "text/html", "text/markdown", "text/plain"]  # of an output, the first
@@ -42,33 +39,27 @@ def report(preset: str) -> str:
     """
     settings = core.load_preset(preset)
     figures, runs = core.figures_folder(settings.name), core.preset_folder(settings.name)
-    notebooks = sorted(runs.glob("[0-9]*.ipynb"))
-    contents = ["Results", "Figures", "Provenance", *(path.stem for path in notebooks)]
-    parts = [f"# CoDiEmb, preset {settings.name}\n\n{settings.description}"]
-    parts += [" · ".join(f'<a href="#{name}">{name}</a>' for name in contents)]
-    parts += [_heading("Results"), *_results(figures)]
-    parts += [_heading("Figures"), *(_figure(figures, stem) for stem in drawn(figures))]
-    parts += [_heading("Provenance"), *_provenance(settings)]
-    parts += [f"```yaml\n{core.preset_path(preset).read_text(encoding='utf-8')}\n```"]
-    cells = [new_markdown_cell(part) for part in parts]
-    for path in notebooks:
-        cells += [new_markdown_cell(_heading(path.stem)), *nbformat.read(path, as_version=4).cells]
+    tables = [figures / f"{name}.md" for name in ("results", "claims", "merges")]
+    yaml = core.preset_path(preset).read_text(encoding="utf-8")
+    sections = {
+        "Results": [path.read_text(encoding="utf-8") for path in tables if path.is_file()],
+        "Figures": [_figure(figures, stem) for stem in drawn(figures)],
+        "Provenance": [*_provenance(settings), f"```yaml\n{yaml}\n```"],
+    }
+    sections = {name: [*map(new_markdown_cell, parts)] for name, parts in sections.items()}
+    for path in sorted(runs.glob("[0-9]*.ipynb")):
+        sections[path.stem] = nbformat.read(path, as_version=4).cells
+    title = f"CoDiEmb, preset {settings.name}"
+    links = " · ".join(f'<a href="#{name}">{name}</a>' for name in sections)
+    cells = [new_markdown_cell(f"# {title}\n\n{settings.description}\n\n{links}")]
+    for name, members in sections.items():
+        cells += [new_markdown_cell(f'<h2 id="{name}">{name}</h2>'), *members]
     for number, cell in enumerate(cells):
         cell["id"] = f"cell-{number}"  # not drawn, so that the same page has the same bytes
-    title = {"title": f"CoDiEmb, preset {settings.name}"}
     priority = Config(NbConvertBase={"display_data_priority": _SHOWN})
     exporter = HTMLExporter(config=priority, raw_template=_TEMPLATE, embed_images=True)
-    return exporter.from_notebook_node(new_notebook(cells=cells, metadata=title))[0]
-
-
-def _heading(name: str) -> str:
-    return f'<h2 id="{name}">{name}</h2>'
-
-
-def _results(figures: Path) -> Iterator[str]:
-    for name in ("results", "claims", "merges"):
-        if (path := figures / f"{name}.md").is_file():
-            yield path.read_text(encoding="utf-8")
+    notebook = new_notebook(cells=cells, metadata={"title": title})
+    return exporter.from_notebook_node(notebook)[0]
 
 
 def _figure(folder: Path, stem: str) -> str:

@@ -1,31 +1,50 @@
-"""Becoming Snakemake, once it is certain that the data of a preset can be used."""
+"""The door to Snakemake: `codiemb reproduce`, and what the Snakefile asks of us."""
 
 from __future__ import annotations
 
+import ast
+import json
 import os
+import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from codiemb_lib import core, data, draw
-from codiemb_lib.core import Preset, is_finished, run_folder
+import click
+
+from codiemb_lib import DOORS, core, data, draw
+from codiemb_lib.app.options import examples, preset_option
+
+if TYPE_CHECKING:
+    from codiemb_lib.core import Preset
+
+_ROOM_OF = {name: room for room, names in DOORS.items() for name in names}
 
 
-def reproduce(name: str, cores: str, options: Sequence[str] = ()) -> None:
-    """Become Snakemake, which runs what is missing or out of date of a preset.
-
-    Args:
-        name: Of the preset, or the path of its file.
-        cores: How many runs at once; "all" of the machine's.
-        options: Further options of Snakemake.
-    """
-    preset = core.load_preset(name)
-    _check_data(preset)
+@click.command(epilog=examples("reproduce --preset smoke --cores 2", "reproduce -- --dry-run"))
+@preset_option()
+@click.option("--cores", default="all", help="How many runs at once, a core each.")
+@click.argument("options", nargs=-1, type=click.UNPROCESSED, metavar="[-- OPTION...]")
+def reproduce(preset: str, cores: str, options: Sequence[str]) -> None:
+    """Run what is missing or out of date. Each OPTION is one of Snakemake."""
+    if options and core.preset_path(options[0]).is_file():
+        raise click.UsageError(f"expected --preset before the name {options[0]!r}.")
+    if cores != "all" and not cores.strip("0").isdecimal():
+        raise click.UsageError(f"--cores: expected a number from 1, or all, found {cores!r}.")
+    settings = core.load_preset(preset)
+    # Public sets are known by the registry: the notebooks may have to fetch their files.
+    tasks = {entry.name: entry.task for entry in data.list_datasets()}
+    for own in (d for d in settings.datasets if d.name not in tasks):
+        dataset = data.load_dataset(own.name)
+        tasks[own.name] = dataset.task
+        dataset.split("dev", limit=own.dev), dataset.split("test", limit=own.test)  # are there
+    data.check_tasks(settings, tasks)
     root = core.check_writable(core.project_root())
     os.chdir(root)
     command = [sys.executable, "-m", "snakemake", "--nolock", "--rerun-incomplete"]
-    command += ["--quiet", "host", "reason", "--config", f"preset={name}"]
-    if copies := [os.path.relpath(copy) for copy in _outlived_copies(preset) if copy.is_file()]:
+    command += ["--quiet", "host", "reason", "--config", f"preset={preset}"]
+    if copies := [os.path.relpath(copy) for copy in _outlived_copies(settings) if copy.is_file()]:
         command += ["--forcerun", *copies]  # by these alone Snakemake knows what is there
     command += ["--cores", cores]
     # Snakemake's own lock would outlive a kill. Ours is open in the process that we become.
@@ -34,31 +53,49 @@ def reproduce(name: str, cores: str, options: Sequence[str] = ()) -> None:
         os.execv(sys.executable, [*command, *options])
 
 
-def _check_data(preset: Preset) -> None:
-    """Refuse data sets that are not there, lack a split, or are all of one task.
-
-    The files of public sets are left to the notebooks, which may have to fetch them.
-    """
-    tasks = {entry.name: entry.task for entry in data.list_datasets()}
-    for settings in preset.datasets:
-        if settings.name not in tasks:
-            dataset = data.load_dataset(settings.name)
-            dataset.split("dev", limit=settings.dev)
-            dataset.split("test", limit=settings.test)
-            tasks[settings.name] = dataset.task
-    data.check_tasks(preset, tasks)
-
-
 def _outlived_copies(preset: Preset) -> Iterator[Path]:
     """Executed notebooks of a preset whose model, or one of whose figures, has been removed."""
     for seed in preset.seeds:
+        folders = {m: core.run_folder(preset.name, m, seed) for m in [*preset.models, "fusion"]}
         for variant in preset.variants:
-            if not is_finished(run := run_folder(preset.name, variant, seed)):
-                yield run / "03_joint_training.ipynb"
-        if not all(is_finished(run_folder(preset.name, model, seed)) for model in preset.fusion):
-            yield run_folder(preset.name, "fusion", seed) / "04_checkpoint_fusion.ipynb"
+            if not core.is_finished(folders[variant]):
+                yield folders[variant] / "03_joint_training.ipynb"
+        if not all(core.is_finished(folders[model]) for model in preset.fusion):
+            yield folders["fusion"] / "04_checkpoint_fusion.ipynb"
     figures = core.figures_folder(preset.name)
     for stem in draw.FIGURES:
         there = {(figures / f"{stem}.{end}").is_file() for end in ("csv", "md", "pdf", "png")}
         if len(there) > 1:
             yield core.preset_folder(preset.name) / "09_paper_figures.ipynb"
+
+
+def imported_rooms(code: str) -> set[str]:
+    """The rooms that a piece of Python imports, also by the names that the package itself has."""
+    names = []
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names += [f"{node.module}.{alias.name}" for alias in node.names]
+    found = [name.split(".")[1] for name in names if name.startswith("codiemb_lib.")]
+    return {_ROOM_OF.get(name, name) for name in found}
+
+
+def notebook_files(
+    notebook: str | Path, *, root: str | Path, without: Collection[str] = ()
+) -> list[Path]:
+    """The files of the rooms that a notebook imports, directly or not, read from their source.
+
+    `root` is the package's folder, with which the paths returned start. Rooms of `without` do not
+    count where the notebook itself imports them.
+    """
+    cells = json.loads(Path(notebook).read_text(encoding="utf-8"))["cells"]
+    code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+    waiting = imported_rooms(re.sub(r"(?m)^\s*[%!]", "#", code)) - {*without}
+    files: dict[str, list[Path]] = {}
+    while waiting:
+        room = waiting.pop()
+        files[room] = [f for f in Path(root, room).rglob("*") if f.suffix in {".py", ".mplstyle"}]
+        source = [file.read_text(encoding="utf-8") for file in files[room] if file.suffix == ".py"]
+        waiting |= set().union(*map(imported_rooms, source)) - files.keys()
+    return sorted(file for found in files.values() for file in found)

@@ -19,22 +19,16 @@ from codiemb_lib.core.errors import CodiembError
 
 logger = logging.getLogger(__name__)
 
-_SCRATCH = ".partial"
-
 
 def project_root() -> Path:
-    """The folder that holds `notebooks/`, `data/` and `figures/`.
-
-    It is the one above this package; the environment variable `CODIEMB_ROOT` names another.
-    """
+    """The folder of `notebooks/`, `data/` and `figures/`: `CODIEMB_ROOT`, or that above our own."""
     return Path(os.environ.get("CODIEMB_ROOT") or Path(__file__).resolve().parents[2])
 
 
 def data_root(named: str = "") -> Path | None:
-    """The folder in which the files of public data sets are looked for first, or None.
+    """Where files of public data sets are looked for first, or None: `CODIEMB_DATA`, else `named`.
 
-    The environment variable `CODIEMB_DATA` names it, else `named`, which is a preset's `data_root`;
-    both are relative to the project's folder.
+    Both are relative to the project's folder; `named` is the `data_root` of a preset.
     """
     named = os.environ.get("CODIEMB_DATA") or named
     return project_root() / named if named else None
@@ -53,8 +47,7 @@ def check_writable(folder: str | Path) -> Path:
             pass
     except OSError as error:
         raise UnwritableError(
-            f"{folder}: expected a folder that can be written, found: {error.strerror or error}. "
-            "Choose another folder, or give yourself write permission on this one."
+            f"{folder}: expected a folder that can be written, found: {error.strerror or error}."
         ) from error
     return folder
 
@@ -63,12 +56,11 @@ def check_writable(folder: str | Path) -> Path:
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """Yield a temporary sibling of `path`; on success it takes the name `path`, else it vanishes.
 
-    What is written there may be a file or a folder. A reader sees the old content or the new, never
-    a part; between an old folder and a new one there is a moment without any. Files reach the disk
-    (fsync) before the rename.
+    It may be a file or a folder. A reader sees the old content or the new, never a part; between an
+    old folder and a new one there is a moment without any. Files are synced before the rename.
 
     Raises:
-        UnwritableError: The parent folder cannot be written, or a folder stands where a file goes.
+        UnwritableError: The parent cannot be written, or a folder stands where a file goes.
     """
     path = Path(path).absolute()  # "." has no name
     with scratch_beside(path) as scratch:
@@ -81,10 +73,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
                 path.rename(scratch / "replaced")
         else:
             if path.is_dir():
-                raise UnwritableError(
-                    f"{path}: expected the name of a file to write, found a folder. "
-                    "Choose another name."
-                )
+                raise UnwritableError(f"{path}: expected the name of a file, found a folder.")
             _sync(temporary)
         temporary.replace(path)
         _sync(path.parent)
@@ -94,7 +83,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 def scratch_beside(path: Path) -> Iterator[Path]:
     """A folder beside `path`, which vanishes at the end, or else by `clear_scratch(path)`."""
     check_writable(path.parent)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=_SCRATCH, dir=path.parent))
+    scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
     try:
         yield scratch
     finally:
@@ -104,8 +93,8 @@ def scratch_beside(path: Path) -> Iterator[Path]:
 def clear_scratch(path: str | Path) -> None:
     """Remove the folders of `scratch_beside(path)` that killed processes left."""
     path = Path(path)
-    drawn = "?" * 8  # by mkdtemp; a star would take the scratch of `path.more` for that of `path`
-    for scratch in path.parent.glob(f".{glob.escape(path.name)}.{drawn}{_SCRATCH}"):
+    # A star for the eight letters of mkdtemp would match the scratch of `path.more`, too.
+    for scratch in path.parent.glob(f".{glob.escape(path.name)}.????????.partial"):
         shutil.rmtree(scratch)
 
 
@@ -121,8 +110,7 @@ def _sync(path: Path) -> None:
 def alone(path: str | Path) -> Iterator[int]:
     """Wait until no other process on this machine works on `path`; yield the lock's descriptor.
 
-    The system frees the lock when the last process that has the descriptor open ends, however it
-    ends: after a kill nothing is left to clean up.
+    The lock ends with the last process that has the descriptor open: a kill leaves nothing behind.
     """
     name = sha256_text(str(Path(path).resolve()))[:16]
     lock = Path(tempfile.gettempdir()) / f"codiemb-{os.getuid()}-{name}.lock"

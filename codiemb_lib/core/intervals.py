@@ -3,19 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
-
-
-class Interval(NamedTuple):
-    """A mean and the bounds of its interval."""
-
-    mean: float
-    low: float
-    high: float
 
 
 def mean_interval(
@@ -25,19 +16,13 @@ def mean_interval(
     pairwise: bool = False,
     resamples: int = 9999,
     seed: int = 0,
-) -> Interval:
-    """Mean of one value a text (n,), and its bootstrap interval by percentiles (SciPy).
+) -> tuple[float, float, float]:
+    """Mean of one value a text (n,), and the bounds of its bootstrap interval by percentiles.
 
-    Texts are resampled, so the interval says what other texts of the same kind would give.
-
-    Args:
-        values: At least two finite terms of a mean.
-        confidence: Share of the intervals that are to hold the true mean.
-        pairwise: Each value is itself a text's mean over all others (`anisotropy_by_text`,
-            `potential_by_text`): a text then sways the others' values as much as it does its own,
-            and deviations count twice (Hoeffding, 1948).
-        resamples: How many.
-        seed: Of the resamples.
+    Texts are resampled, so the interval says what other texts of the same kind would give. With
+    `pairwise`, each value is itself a text's mean over all others (`anisotropy_by_text`,
+    `potential_by_text`): a text then sways the others' values as much as it does its own, and
+    deviations count twice (Hoeffding, 1948).
 
     Raises:
         ValueError: Fewer than two values, or some that are not finite.
@@ -57,15 +42,7 @@ def mean_interval(
         method="percentile",
         rng=np.random.default_rng(seed),
     ).confidence_interval
-    return Interval(float(mean), float(interval.low), float(interval.high))
-
-
-class Intervals(NamedTuple):
-    """Several statistics and the bounds of their intervals: arrays (m,)."""
-
-    values: np.ndarray
-    low: np.ndarray
-    high: np.ndarray
+    return float(mean), float(interval.low), float(interval.high)
 
 
 def jackknife_intervals(
@@ -74,20 +51,16 @@ def jackknife_intervals(
     *,
     groups: int = 10,
     seed: int = 0,
-) -> Intervals:
-    r"""Statistics of rows that are no means over texts, and their 95 % intervals by the jackknife.
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    r"""Statistics of rows that are no means over texts, and the bounds of their 95 % intervals.
 
-    For ranks and neighbourhoods, to which the copies of a bootstrap would be false neighbours. Each
-    of the `groups` random groups of rows is left out once (Kott, 2001); with the statistics
+    By the jackknife, since the copies of a row in a bootstrap would be each other's neighbours.
+    Each of the `groups` random groups of rows is left out once (Kott, 2001); with the statistics
     :math:`\theta_g` so found, the squared error is :math:`\frac{G-1}{G} \sum (\theta_g -
     \bar\theta)^2`, and the interval Student's with G - 1 degrees of freedom. Rough, by a third or
     so: the statistics are not quite smooth.
 
-    Args:
-        statistic: Rows (n', D) in, m numbers out.
-        rows: (n, D).
-        groups: How many, from 2 to n.
-        seed: Of the groups.
+    `statistic` maps rows (n', D) to m numbers; what is returned are arrays (m,).
     """
     rows = np.asarray(rows)
     group = np.random.default_rng(seed).permutation(len(rows)) % groups
@@ -95,7 +68,7 @@ def jackknife_intervals(
     without = np.array([statistic(rows[group != g]) for g in range(groups)], dtype=np.float64)
     error = np.sqrt((groups - 1) * without.var(axis=0))
     half = stats.t.ppf(0.975, groups - 1) * error
-    return Intervals(values, values - half, values + half)
+    return values, values - half, values + half
 
 
 def t_interval(values: ArrayLike) -> tuple[float, float]:

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, ValidationError, model_validator
+from pydantic.types import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from codiemb_lib.core.errors import CodiembError
 from codiemb_lib.core.files import project_root
 from codiemb_lib.core.merge import METHODS, FusionStudy, Merge
 from codiemb_lib.core.settings import Name, Settings, explain, read_settings
 from codiemb_lib.core.words import Task, unknown
-
-_Chosen = TypeVar("_Chosen")
 
 
 class PresetError(CodiembError, ValueError):
@@ -30,8 +29,8 @@ def _each_once(values: Sequence) -> Sequence:
 class LoraSettings(Settings):
     """Low-rank adapters that train in place of the encoder's weights (Hu et al., 2106.09685)."""
 
-    rank: Annotated[int, Field(ge=1)] = 16
-    alpha: Annotated[int, Field(ge=1)] = 32  # adapters are scaled by alpha / rank
+    rank: PositiveInt = 16
+    alpha: PositiveInt = 32  # adapters are scaled by alpha / rank
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     targets: Literal["all-linear"] | Annotated[tuple[str, ...], Field(min_length=1)] = "all-linear"
 
@@ -42,7 +41,7 @@ class EncoderSettings(Settings):
     name: str  # `minilm-l6`, a local folder, or a name on the Hub such as `org/model`
     revision: str = ""  # of the Hub
     trust_remote_code: bool = False  # whether code that comes with the model may run
-    layers: Annotated[int, Field(ge=0)] = 0  # the first k layers; 0: all
+    layers: NonNegativeInt = 0  # the first k layers; 0: all
     pooling: Literal["", "cls", "mean", "last"] = ""  # "": what the model's own files say
     include_prompt: bool | None = None  # whether the prompt's tokens count in the mean
     max_length: Annotated[int, Field(ge=4)] | None = None  # tokens, with prompt and special ones
@@ -67,23 +66,23 @@ class DatasetSettings(Prompts):
     """A data set of the registry, and how many records of each split."""
 
     name: str
-    train: Annotated[int, Field(ge=0)] | None = None  # null: all records; 0: none
-    dev: Annotated[int, Field(ge=0)] | None = None
-    test: Annotated[int, Field(ge=0)] | None = None
-    corpus: Annotated[int, Field(ge=0)] | None = None  # passages of the test beyond its records'
+    train: NonNegativeInt | None = None  # null: all records; 0: none
+    dev: NonNegativeInt | None = None
+    test: NonNegativeInt | None = None
+    corpus: NonNegativeInt | None = None  # passages of the test beyond its records'
 
 
 class ObjectiveSettings(Settings):
     """Temperatures, pool sizes and weights of the objectives (METHOD: the authors' values)."""
 
-    temperature: Annotated[float, Field(gt=0)] = 0.02  # of InfoNCE, final and middle layer
-    rank_temperature: Annotated[float, Field(gt=0)] = 0.05  # of RankKL, PRO, CoSENT, AnglE
-    positives: Annotated[int, Field(ge=1)] = 2  # drawn for a query
-    negatives: Annotated[int, Field(ge=0)] = 4  # hard negatives drawn for a query
-    info_nce_mid: Annotated[float, Field(ge=0)] = 1.0
-    pearson: Annotated[float, Field(ge=0)] = 2.0
-    rank_kl: Annotated[float, Field(ge=0)] = 5.0
-    pro: Annotated[float, Field(ge=0)] = 0.5
+    temperature: PositiveFloat = 0.02  # of InfoNCE, final and middle layer
+    rank_temperature: PositiveFloat = 0.05  # of RankKL, PRO, CoSENT, AnglE
+    positives: PositiveInt = 2  # drawn for a query
+    negatives: NonNegativeInt = 4  # hard negatives drawn for a query
+    info_nce_mid: NonNegativeFloat = 1.0
+    pearson: NonNegativeFloat = 2.0
+    rank_kl: NonNegativeFloat = 5.0
+    pro: NonNegativeFloat = 0.5
     anchor_score: Annotated[float, Field(ge=0, le=1)] = 1.0  # pairs that InfoNCE_mid pulls together
     mixed_anchor_score: Annotated[float, Field(ge=0, le=1)] = 0.8  # STS positives in mixed batches
     matryoshka: tuple[Annotated[int, Field(ge=2)], ...] = ()  # leading dimensions that also count
@@ -101,20 +100,20 @@ class TrainingSettings(Settings):
     """The optimiser's side of a run."""
 
     batch_sizes: BatchSizes
-    learning_rate: Annotated[float, Field(gt=0)] = 5e-5
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    learning_rate: PositiveFloat = 5e-5
+    weight_decay: NonNegativeFloat = 0.0
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.03  # share of the steps
-    clip_norm: Annotated[float, Field(gt=0)] = 1.0
-    epochs: Annotated[int, Field(ge=1)] = 1
-    max_steps: Annotated[int, Field(ge=0)] = 0  # optimiser steps; 0: whole epochs
-    accumulation: Annotated[int, Field(ge=1)] = 1  # batches per optimiser step
-    evaluate_every: Annotated[int, Field(ge=1)] = 50  # optimiser steps between dev scores
+    clip_norm: PositiveFloat = 1.0
+    epochs: PositiveInt = 1
+    max_steps: NonNegativeInt = 0  # optimiser steps; 0: whole epochs
+    accumulation: PositiveInt = 1  # batches per optimiser step
+    evaluate_every: PositiveInt = 50  # optimiser steps between dev scores
     tokens_per_forward: Annotated[int, Field(ge=64)] = 2048  # padded
     gradient_cache: bool = False  # bounds memory at any batch size; slower for small batches
     gradient_checkpointing: bool = False  # computes layers twice, to save memory
     accelerate: str = ""  # a configuration of accelerate in presets/accelerate; "": this process
     trajectory: bool = False  # whether the embeddings behind every dev score are kept
-    workers: Annotated[int, Field(ge=0)] = 0  # that draw and tokenise ahead; a GPU wants some
+    workers: NonNegativeInt = 0  # that draw and tokenise ahead; a GPU wants some
     trackers: tuple[str, ...] = ()  # of accelerate: tensorboard, trackio, wandb, ...
 
 
@@ -126,8 +125,8 @@ class VariantSettings(Settings):
     sts_objective: Literal["codiemb", "cosent", "angle"] = "codiemb"
     balance: Literal["proportional", "equal", "temperature", "ir_share"] = "proportional"
     ir_share: Annotated[float, Field(gt=0, lt=1)] | None = None
-    balance_temperature: Annotated[float, Field(ge=0)] = 1.0
-    learning_rate: Annotated[float, Field(gt=0)] | None = None  # null: the preset's
+    balance_temperature: NonNegativeFloat = 1.0
+    learning_rate: PositiveFloat | None = None  # null: the preset's
     objective: dict[str, Any] = {}  # the preset's settings of these names, with other values
 
     @model_validator(mode="after")
@@ -152,9 +151,7 @@ class Preset(Settings):
 
     name: Name
     description: str
-    seeds: Annotated[
-        tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1), AfterValidator(_each_once)
-    ]
+    seeds: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1), AfterValidator(_each_once)]
     encoder: EncoderSettings
     data_root: str = ""  # a folder with files of public sets; the variable CODIEMB_DATA goes first
     datasets: Annotated[tuple[DatasetSettings, ...], Field(min_length=1)]
@@ -168,13 +165,9 @@ class Preset(Settings):
     geometry: GeometrySettings = GeometrySettings()
 
     @model_validator(mode="after")
-    def _names_differ(self) -> Preset:
+    def _names_differ_and_drawn_models_exist(self) -> Preset:
         _each_once([dataset.name for dataset in self.datasets])
         _each_once(["base", "fusion", *self.variants, *self.fusion])  # folders side by side
-        return self
-
-    @model_validator(mode="after")
-    def _drawn_models_exist(self) -> Preset:
         if strangers := [v for v in self.geometry.umap_variants if v not in self.models]:
             raise ValueError(f"umap_variants: expected some of {self.models}, found {strangers}")
         return self
@@ -185,13 +178,11 @@ class Preset(Settings):
             try:
                 own = self.as_trained(variant).objective
             except ValidationError as error:
-                wrong = explain(error, ObjectiveSettings, inside="objective")
-                raise ValueError(f"variant {variant!r}: {wrong}") from error
+                raise ValueError(f"variant {variant!r}: objective: {explain(error)}") from error
             if settings.sts_objective == "angle" and any(d % 2 for d in own.matryoshka):
-                raise ValueError(
-                    f"variant {variant!r}: objective.matryoshka: expected even dimensions, whose "
-                    f"halves `angle` pairs, found {[*own.matryoshka]}"
-                )
+                found = f"found {[*own.matryoshka]}"
+                place = f"variant {variant!r}: objective.matryoshka"
+                raise ValueError(f"{place}: expected even dimensions for `angle`, {found}")
         return self
 
     @model_validator(mode="after")
@@ -201,14 +192,12 @@ class Preset(Settings):
             merged["fusion_study"] = self.fusion_study.runs
         for place, ingredients in merged.items():
             if strangers := [name for name in ingredients if name not in self.variants]:
-                raise ValueError(
-                    f"{place}: expected ingredients among {[*self.variants]}, found {strangers}"
-                )
+                known = [*self.variants]
+                raise ValueError(f"{place}: expected ingredients among {known}, found {strangers}")
         for model, merge in self.fusion.items():
-            if METHODS[merge.method].scored:
+            if METHODS[merge.method].scored:  # only a study looks at dev
                 raise ValueError(
-                    f"fusion {model!r}: expected a method without scores, found {merge.method!r}: "
-                    "only a `fusion_study` looks at dev"
+                    f"fusion {model!r}: expected a method without scores, found {merge.method!r}"
                 )
         return self
 
@@ -228,7 +217,9 @@ class Preset(Settings):
 
     def variant(self, name: str) -> VariantSettings:
         """The settings of one trained variant."""
-        return self._named("variant", name, self.variants)
+        if name not in self.variants:
+            raise PresetError(unknown("variant", name, self.variants, f"of preset {self.name!r}"))
+        return self.variants[name]
 
     def as_trained(self, variant: str) -> Preset:
         """The preset with the objective and learning rate of one of its variants."""
@@ -237,15 +228,6 @@ class Preset(Settings):
         training = self.training.model_copy(update={"learning_rate": rate})
         objective = ObjectiveSettings(**self.objective.model_dump() | own.objective)
         return self.model_copy(update={"objective": objective, "training": training})
-
-    def fused(self, name: str) -> Merge:
-        """The settings of one fused model."""
-        return self._named("fusion", name, self.fusion)
-
-    def _named(self, kind: str, name: str, settings: dict[str, _Chosen]) -> _Chosen:
-        if name not in settings:
-            raise PresetError(unknown(kind, name, settings, f"of preset {self.name!r}"))
-        return settings[name]
 
 
 def preset_path(name: str) -> Path:

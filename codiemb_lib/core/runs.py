@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import resource
 import subprocess
-import sys
 from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib import metadata
@@ -18,8 +18,6 @@ import pandas as pd
 from codiemb_lib.core.errors import CodiembError
 from codiemb_lib.core.files import atomic_path, project_root, read_json, write_json
 from codiemb_lib.core.preset import Preset
-
-PACKAGES = ("torch", "transformers", "accelerate", "numpy", "scipy", "pytrec-eval-terrier")
 
 
 def preset_folder(preset: str) -> Path:
@@ -44,8 +42,8 @@ def model_folder(preset: Preset, model: str, seed: int) -> str:
     folder = run_folder(preset.name, model, seed)
     if not is_finished(folder):
         raise CodiembError(
-            f"{folder}: expected a finished run of {model!r}, found none. Train it with notebook "
-            "03 (or fuse it with 04), or run `make reproduce`."
+            f"{folder}: expected a finished run of {model!r}, found none. Run notebook 03 (04 for "
+            "a fused model) or `make reproduce`."
         )
     return str(folder / "model")
 
@@ -60,15 +58,11 @@ def write_manifest(
     fingerprint: str,
     data: Mapping[str, str],
     seconds: float,
-) -> dict[str, Any]:
+) -> None:
     """Write `manifest.json`, the last file of a run: where it stands, the run is complete.
 
-    Args:
-        folder, preset, model, seed: Which run it is, and where it lies.
-        settings: Everything that shaped the result, resolved.
-        fingerprint: Hash of all that the result hangs on; a run with another one is stale.
-        data: Content hash of each data set.
-        seconds: Wall-clock time.
+    `settings` are all that shaped the result, `data` the content hashes of the data sets, and a run
+    with another `fingerprint` is stale.
     """
     manifest = {
         "preset": preset.name,
@@ -84,7 +78,6 @@ def write_manifest(
         "peak_memory_mib": peak_memory_mib(),
     }
     write_json(Path(folder) / "manifest.json", manifest)
-    return manifest
 
 
 def is_finished(folder: str | Path) -> bool:
@@ -102,7 +95,8 @@ def is_complete(folder: str | Path, fingerprint: str) -> bool:
 @cache
 def versions() -> dict[str, str]:
     """Python and the packages that shape a result."""
-    return {"python": platform.python_version()} | {p: metadata.version(p) for p in PACKAGES}
+    packages = ("torch", "transformers", "accelerate", "numpy", "scipy", "pytrec-eval-terrier")
+    return {"python": platform.python_version()} | {p: metadata.version(p) for p in packages}
 
 
 @cache
@@ -124,23 +118,16 @@ def hardware() -> str:
     """The kind of machine: processor, cores at our disposal, accelerators."""
     import torch
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    parts = [_processor(), f"{cores} cores", f"{torch.get_num_threads()} threads"]
+    named = re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text())  # not on ARM
+    parts = [named[1] if named else platform.machine(), f"{len(os.sched_getaffinity(0))} cores"]
+    parts += [f"{torch.get_num_threads()} threads"]
     parts += [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return ", ".join(parts)
 
 
-def _processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
 def peak_memory_mib() -> int:
     """The most memory that this process has held, in MiB."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB, on macOS bytes
-    return peak // 2**20 if sys.platform == "darwin" else peak // 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 2**10
 
 
 def write_rows(path: str | Path, rows: pd.DataFrame) -> None:
@@ -156,12 +143,9 @@ def label_rows(rows: pd.DataFrame, preset: str, model: str, seed: int) -> pd.Dat
 
 
 def collect(preset: Preset, table: str, models: Iterable[str] | None = None) -> pd.DataFrame:
-    """One table of many runs, one below the other.
+    """The tables of many runs, one below the other: of all the preset's models, or of some.
 
-    Args:
-        preset: Whose runs.
-        table: The stem of the CSV in each run's folder: `scores`, `log`, `dev`, `fusion`, ...
-        models: Which models; left out: all of the preset.
+    `table` is the stem of the CSV in each run's folder: `scores`, `log`, `dev`, `fusion`, ...
     """
     parts = []
     for model in preset.models if models is None else models:

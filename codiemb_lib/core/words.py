@@ -16,8 +16,7 @@ MAIN_METRIC = {"ir": "ndcg@10", "sts": "spearman"}
 
 
 def task_means(scores: pd.DataFrame) -> dict[str, float]:
-    """The main metric averaged over the data sets of each task: nDCG@10 for `ir`, Spearman for
-    `sts`."""
+    """The main metric of each task, averaged over its data sets."""
     main = scores[scores["metric"] == scores["task"].map(MAIN_METRIC)]
     return main.groupby("task")["value"].mean().to_dict()
 

@@ -133,7 +133,7 @@ def merge(
         options["settings_from"] = str(settings_from)
         recipe = Recipe(base=str(base), ingredients=ingredients, **options)
     except ValidationError as error:
-        raise FusionError(explain(error, Recipe)) from error
+        raise FusionError(explain(error)) from error
     _merge_folders(recipe, Path(), Path(output), score)
     return Path(output)
 

@@ -60,7 +60,7 @@ def save_merge(
     takes the weights that :func:`merge_weights` makes of `base` and `runs`.
     """
     started = time.perf_counter()
-    settings, folder = preset.fused(model), run_folder(preset.name, model, seed)
+    settings, folder = preset.fusion[model], run_folder(preset.name, model, seed)
     folders = {name: run_folder(preset.name, name, seed) for name in settings.ingredients}
     manifests = {name: read_json(run / "manifest.json") for name, run in folders.items()}
     origins = {name: manifest["fingerprint"] for name, manifest in manifests.items()}

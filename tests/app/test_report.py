@@ -9,7 +9,7 @@ import nbformat
 import pytest
 
 from codiemb_lib.app.cli import main
-from codiemb_lib.app.gallery import drawn, gallery
+from codiemb_lib.app.gallery import drawn, gallery_page
 from codiemb_lib.app.report import report
 from codiemb_lib.core.files import project_root, write_json
 
@@ -113,7 +113,7 @@ def test_a_preset_without_figures_has_no_gallery(project, capsys):
 
 def test_the_committed_gallery_is_that_of_the_committed_figures():
     page = (FIGURES / "README.md").read_text(encoding="utf-8")
-    assert page == gallery(FIGURES, ["mini"]), "run `codiemb gallery`"
+    assert page == gallery_page(FIGURES, ["mini"]), "run `codiemb gallery`"
     for link in re.findall(r"\]\(([^)]+)\)", page):
         if link.startswith("mini/"):
             assert (FIGURES / link).is_file(), link

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from codiemb_lib.app.rooms import imported_rooms, notebook_files
+from codiemb_lib.app.reproduce import imported_rooms, notebook_files
 
 PACKAGE = Path(__file__).parents[2] / "codiemb_lib"
 
@@ -28,7 +28,7 @@ def rooms_of(tmp_path, code: str, **options) -> set[str]:
     [
         ("import codiemb_lib.data.records as r, os", {"data"}),
         ("from codiemb_lib.data import (\n    Record,\n)", {"data"}),
-        ("from codiemb_lib import load_preset, train, __version__", {"core", "train"}),
+        ("from codiemb_lib import load_preset, train", {"core", "train"}),
         ("from codiemb_lib import Encoder, merge, draw", {"model", "fuse", "draw"}),
         ("import classroom, codiemb_library", set()),
     ],

@@ -93,7 +93,7 @@ def test_an_unwritable_folder_is_refused(tmp_path):
 def test_a_file_does_not_take_the_place_of_a_folder(tmp_path):
     folder = tmp_path / "runs"
     (folder / "kept").mkdir(parents=True)
-    with pytest.raises(UnwritableError, match="name of a file to write, found a folder"):
+    with pytest.raises(UnwritableError, match="name of a file, found a folder"):
         write_json(folder, {})
     assert [path.name for path in tmp_path.rglob("*")] == ["runs", "kept"]
 

@@ -197,11 +197,14 @@ def intervals() -> dict:
     def spread(x: np.ndarray) -> list[float]:
         return [x.std(), np.linalg.svd(x, compute_uv=False)[0]]
 
+    def labelled(found: tuple) -> dict:
+        return dict(zip(("values", "low", "high"), found, strict=True))
+
     return {
         "mean": mean_interval(values, resamples=499),
         "pairwise": mean_interval(values, confidence=0.9, pairwise=True, resamples=499, seed=2),
-        "jackknife": jackknife_intervals(spread, rows)._asdict(),
-        "jackknife, five": jackknife_intervals(spread, rows, groups=5, seed=1)._asdict(),
+        "jackknife": labelled(jackknife_intervals(spread, rows)),
+        "jackknife, five": labelled(jackknife_intervals(spread, rows, groups=5, seed=1)),
         "t": [t_interval([1.0, 2.0, 4.0]), t_interval([1.0])],
     }
 

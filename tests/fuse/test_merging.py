@@ -241,7 +241,7 @@ def test_what_is_missing_takes_one_line(make_kitchen, tmp_path, capsys):
 
     assert "expected a recipe in YAML, found no such file" in error_of(tmp_path / "none.yaml")
     (tmp_path / "on.yaml").write_text("base: b\ningredients: [x, y]\non: 3")  # YAML's True
-    assert "Keys should be strings, found True" in error_of(tmp_path / "on.yaml")
+    assert "unknown key 'True'" in error_of(tmp_path / "on.yaml")
     assert "nowhere: expected a model folder" in error_of(
         write_recipe(kitchen, ingredients=["nowhere"])
     )
