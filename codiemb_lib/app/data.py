@@ -37,8 +37,8 @@ def list_entries() -> None:
     """
     for entry in sets.list_datasets():
         splits = ", ".join(entry.splits)
-        if isinstance(entry, sets.CutEntry):
-            splits = ", ".join(f"{name} {share:.0%}" for name, share in entry.fractions.items())
+        if fractions := getattr(entry, "fractions", None):
+            splits = ", ".join(f"{name} {share:.0%}" for name, share in fractions.items())
         click.echo(f"{entry.name:26} {entry.task:4} {splits:32} {entry.licence}")
 
 

@@ -43,6 +43,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         ],
         "leaks": ["NearDuplicates", "find_leaks", "leak_counts", "remove_leaks"],
         "records": ["Record", "RecordError", "SourceError", "to_json", "write_jsonl"],
-        "registry": ["CutEntry", "DatasetError", "list_datasets", "public_files"],
+        "registry": ["DatasetError", "list_datasets", "public_files"],
     },
 )

@@ -47,7 +47,6 @@ from codiemb_lib.data.leaks import find_leaks, remove_leaks
 from codiemb_lib.data.records import Record, RecordError, SourceError, to_json
 from codiemb_lib.data.registry import (
     BuildEntry,
-    CutEntry,
     DatasetError,
     Entry,
     HubEntry,
@@ -244,7 +243,7 @@ def _built(entry: BuildEntry, find: Callable[[PinnedFile], Path], cache: Path) -
     with alone(folder):
         clear_scratch(folder)
         if not folder.is_dir():
-            cut = {"fractions": entry.fractions} if isinstance(entry, CutEntry) else {}
+            cut = {"fractions": entry.fractions} if entry.fractions else {}
             splits, corpus = load_script(script).build(sources, **entry.options, **cut)
             with atomic_path(folder) as new:
                 write_splits(new, splits, [*dict.fromkeys(corpus)])
