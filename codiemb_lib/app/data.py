@@ -92,11 +92,8 @@ def prepare(
         splits = _of_hub(source, hub, **place, **form)
     elif any(place.values()):
         raise click.UsageError("expected --hub beside --config and --revision, found none.")
-    elif any(form.values()) or form["delimiter"] is not None:
-        splits = sets.read_path(source, **form | {"columns": positions(form["columns"])})
-        corpus = [*sets.read_beir_corpus(source).values()] if sets.has_corpus(source) else ()
     else:
-        dataset = sets.load_dataset(source)
+        dataset = sets.load_dataset(source, **form | {"columns": positions(form["columns"])})
         splits, corpus = dict(dataset.splits), dataset.corpus
     if split:
         if len(splits) > 1:
