@@ -107,7 +107,7 @@ def test_ungraded_texts_are_no_pairs(tmp_path, scores):
         ({"query": 3, "pos": ["p"]}, r"'query': expected a string, or \["),
         ({"query": "q", "pos": [["", "", None]]}, r"'positives': expected a string, or \["),
         ({"query": "q", "pos": "p"}, "'positives': expected a list of texts"),
-        ({"query": "q", "pos": []}, "'positives': expected a non-empty list"),
+        ({"query": "q", "pos": []}, "'positives': expected a list of non-empty strings, not empty"),
         ({"query": "q", "pos": ["p"], "neg": ["n"], "neg_scores": [1, 2]}, "a list of 1 scores"),
         ({"query": "q", "pos": ["p"], "pos_scores": 1}, "a list of 1 scores, or none"),
         ({"query": "q", "pos": ["p"], "pos_scores": ["1"]}, "a list of finite numbers"),
