@@ -37,7 +37,6 @@ from codiemb_lib.data import NUMERICS
 from codiemb_lib.data.formats import (
     SPLITS,
     find_part,
-    has_corpus,
     read_beir_corpus,
     read_file,
     read_hub,
@@ -192,7 +191,9 @@ def _one_task(name: str, splits: Mapping[str, Iterable[Record]]) -> Task:
 
 
 def _read_folder(path: Path, **form: Any) -> Contents:
-    return read_path(path, **form), read_beir_corpus(path).values() if has_corpus(path) else ()
+    return read_path(path, **form), read_beir_corpus(path).values() if find_part(
+        path, "corpus"
+    ) else ()
 
 
 def _read_entry(entry: Entry, root: Path | None, cache: Path) -> Contents:

@@ -1,8 +1,7 @@
 """Records from files as users have them: JSON of three forms, tables, BEIR folders, the Hub.
 
-What a line cannot be used for is a RecordError that names file and line; what is not there is a
-SourceError. What is left out of a file, and what is merged, is logged: `codiemb data prepare` shows
-it.
+A line that cannot be used is a RecordError that names it; what is not there is a SourceError. What
+is left out of a file, and what is merged, is logged.
 """
 
 from __future__ import annotations
@@ -25,6 +24,7 @@ from codiemb_lib.data.records import (
     SourceError,
     collect,
     convert_rows,
+    is_number,
     is_text,
     read_jsonl,
     read_rows,
@@ -60,7 +60,7 @@ def read_path(
         return {split: read_file(path, task=task, **form)}
     files = {split: file for split in SPLITS if (file := find_part(path, split))}
     judged = (path / "qrels").is_dir() or not files
-    if judged and has_corpus(path) and task != "sts" and not any(form.values()):
+    if judged and find_part(path, "corpus") and task != "sts" and not any(form.values()):
         return read_beir(path)
     if not files:
         raise SourceError(
@@ -131,8 +131,8 @@ def check_columns(source: str | Path, task: Task, columns: Columns, scale: Scale
     if not valid or len(set(map(type, columns))) > 1 or len(set(columns)) < len(columns):
         raise RecordError(
             f"{source}: expected {shape}, all names or all positions, none of them twice, found "
-            f"columns {list(columns)} and scale {scale}. Say what they are: --columns A B SCORE "
-            "--scale LOW HIGH, or --columns QUERY POSITIVE."
+            f"columns {list(columns)} and scale {scale}. Say what they are: codiemb data prepare "
+            f"{source} FOLDER --columns A B SCORE --scale LOW HIGH, or --columns QUERY POSITIVE."
         )
     return columns
 
@@ -220,7 +220,7 @@ def _rated(row: Mapping, columns: Columns, scale: Scale, counts: Counter[str]) -
     if not all(texts):
         counts[_NO_TEXT] += 1
         return []
-    if not _is_number(score) or not low <= float(score) <= high:
+    if not is_number(score) or not low <= float(score) <= high:
         remedy = "Correct it or the scale; below a header, give the columns by name"
         refuse(str(columns[2]), f"a score in [{low:g}, {high:g}]", score, remedy)
     mapped = round((float(score) - low) / (high - low), 6)
@@ -281,16 +281,6 @@ def _texts(column: str | int, cell: Any, most: float = math.inf) -> list[str]:
     return [stripped for text in texts if text and (stripped := text.strip())]
 
 
-def _is_number(cell: Any) -> bool:
-    """Whether it is a finite number, or says one; 1_000 is one for Python alone."""
-    if isinstance(cell, bool) or (isinstance(cell, str) and "_" in cell):
-        return False
-    try:
-        return math.isfinite(float(cell))
-    except (TypeError, ValueError, OverflowError):
-        return False
-
-
 # --- BEIR -----------------------------------------------------------------------------------------
 
 
@@ -310,11 +300,6 @@ def read_beir(folder: str | Path) -> dict[str, list[Record]]:
             f"{folder / 'qrels'}: expected train.tsv, dev.tsv or test.tsv, found none."
         )
     return {split: _judged(file, corpus, queries) for split, file in found.items() if file}
-
-
-def has_corpus(path: str | Path) -> bool:
-    """Whether a path is a folder with a corpus."""
-    return find_part(path, "corpus") is not None
 
 
 def read_beir_corpus(path: str | Path) -> dict[str, str]:
@@ -350,7 +335,7 @@ def _judged(file: Path, corpus: dict[str, str], queries: dict[str, str]) -> list
         for kind, name, known in (("query-id", query, queries), ("corpus-id", document, corpus)):
             if name not in known:
                 refuse(kind, f"one of the {len(known)} ids there are", name)
-        if not _is_number(grade):
+        if not is_number(grade):
             refuse("score", "a number", grade)
         if not queries[query] or not corpus[document]:
             counts["judgements left out, for a text is empty"] += 1

@@ -99,13 +99,18 @@ def is_text(value: Any) -> bool:
     return value.isascii() or not any("\ud800" <= character <= "\udfff" for character in value)
 
 
-def _is_score(value: Any) -> bool:
-    if not isinstance(value, Real) or isinstance(value, bool):
+def is_number(value: Any) -> bool:
+    """Whether it is a finite number, or text that says one; 1_000 is one for Python alone."""
+    if isinstance(value, bool) or (isinstance(value, str) and "_" in value):
         return False
     try:
-        return math.isfinite(value)
-    except OverflowError:  # a whole number that no float reaches
+        return math.isfinite(float(value))
+    except (TypeError, ValueError, OverflowError):  # a whole number may be beyond any float
         return False
+
+
+def _is_score(value: Any) -> bool:
+    return isinstance(value, Real) and is_number(value)
 
 
 def _tuple(record: Record, field: str, valid: Callable[[Any], bool], expected: str) -> tuple:
@@ -130,8 +135,7 @@ def read_jsonl(path: str | Path, *, task: Task | None = None) -> list[Record]:
     - `pos`, `neg`, `pos_scores`, `neg_scores`: FlagEmbedding's. Its rows name no task; `task` does.
 
     A negative that is also a positive of its row is left out. An STS row becomes a pair for each of
-    its texts, positive or negative, with the text's score; without scores it is refused, whatever
-    its data set is called. The line of a JSON list is the item's place in it.
+    its texts, positive or negative, with the text's score; without scores it is refused.
     """
     counts: Counter[str] = Counter()
 
@@ -142,7 +146,9 @@ def read_jsonl(path: str | Path, *, task: Task | None = None) -> list[Record]:
                 raise RecordError(f"expected the keys {expected}, found {', '.join(row)}.")
             return [Record(**row)]
         if not row.keys() & {"positives", "pos"}:
-            remedy = "If it is a table, name its columns: --task ir --columns QUERY POSITIVE"
+            remedy = (
+                f"Name the columns of a table: codiemb data prepare {path} FOLDER --columns A B"
+            )
             refuse("positives", "the key 'positives' or 'pos'", sorted(row), remedy)
         row_task = row.get("task_type", task)
         if row_task is None:
@@ -240,10 +246,13 @@ def read_rows(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
     else:  # split at line feeds alone: JSON strings may hold the other separators that Python knows
         lines = enumerate(text.split("\n"), start=1)
         values = ((number, _json(path, number, line)) for number, line in lines if line.strip())
+    number = 0
     for number, row in values:
         if not isinstance(row, dict):
             raise RecordError(f"{path}:{number}: expected a JSON object, found {row!r:.120}.")
         yield number, row
+    if not number:
+        raise RecordError(f"{path}: expected at least one record, found an empty file.")
 
 
 def _json(path: str | Path, number: int, text: str) -> Any:

@@ -173,17 +173,13 @@ def find_file(file: PinnedFile, root: Path | None, fetched: Path) -> Path:
     A SourceError says that it is nowhere, or that its bytes are not those that the registry pins.
     """
     if file.package:
-        path = package_folder(file.package, file.path)
-        return _checked(path, file, f"Reinstall {file.package}")
-    if root and (path := root / file.path).is_file():
-        return _checked(path, file, "Take the file of the release that data/README.md names")
-    path = fetched / file.path
-    if not path.is_file():
-        _fetch(file, path, root)
-    return _checked(path, file, "Remove it, to have it fetched again")
-
-
-def _checked(path: Path, file: PinnedFile, remedy: str) -> Path:
+        path, remedy = package_folder(file.package, file.path), f"Reinstall {file.package}"
+    elif root and (root / file.path).is_file():
+        path, remedy = root / file.path, "Take the file of the release that data/README.md names"
+    else:
+        path, remedy = fetched / file.path, "Remove it, to have it fetched again"
+        if not path.is_file():
+            _fetch(file, path, root)
     if (found := sha256_file(path)) != file.sha256:
         raise SourceError(
             f"{path}: expected sha256 {file.sha256}, found {found}. {remedy}; if the file has "
