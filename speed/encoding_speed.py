@@ -25,7 +25,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 
 from codiemb_lib.core import EncoderSettings, hardware, versions, write_rows
-from codiemb_lib.data import load_split, read_beir, read_file
+from codiemb_lib.data import load_dataset, read_beir, read_file
 from codiemb_lib.model import Encoder
 
 GPU = torch.cuda.is_available()
@@ -45,7 +45,7 @@ def mixed_texts(data: str, count: int) -> list[str]:
             read_file(Path(data) / "stsb-en" / "stsb-en-train.csv", scale=(0, 5)),
         ]
     else:
-        sets = [load_split("api-docs", "train"), load_split("simlex-999", "train")]
+        sets = [load_dataset("api-docs").split("train"), load_dataset("simlex-999").split("train")]
     generator = np.random.default_rng(0)
     kinds = [
         list(dict.fromkeys(texts))

@@ -28,7 +28,7 @@ from codiemb_lib.core import (
     peak_memory_mib,
     write_rows,
 )
-from codiemb_lib.data import load_split
+from codiemb_lib.data import load_dataset
 from codiemb_lib.model import Encoder
 from codiemb_lib.train import (
     PlannedBatch,
@@ -44,7 +44,7 @@ SETTINGS = ObjectiveSettings(positives=1, negatives=1)
 
 def one(queries: int, cached: bool) -> None:
     """Train one step, and print seconds, texts, peak MiB and the loss."""
-    records = [r for r in load_split("api-docs", "train") if r.negatives]
+    records = [r for r in load_dataset("api-docs").split("train") if r.negatives]
     encoder = Encoder.load(EncoderSettings(name="minilm-l6", max_length=64)).train()
     accelerator = Accelerator(cpu=True)
     sparse_embedding_gradients(accelerator, encoder)

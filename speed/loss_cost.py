@@ -26,7 +26,7 @@ from codiemb_lib.core import (
     hardware,
     write_rows,
 )
-from codiemb_lib.data import load_split
+from codiemb_lib.data import load_dataset
 from codiemb_lib.model import Encoder
 from codiemb_lib.train import (
     PlannedBatch,
@@ -48,7 +48,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     given = parser.parse_args()
     names = ("simlex-999", "wordsim-353", "lee-similarity")
-    records = [replace(r, dataset=name) for name in names for r in load_split(name, "train")]
+    records = [
+        replace(r, dataset=name) for name in names for r in load_dataset(name).split("train")
+    ]
     prompts = {name: DatasetSettings(name=name) for name in names}
     encoder = Encoder.load(EncoderSettings(name="minilm-l6", max_length=64)).train()
     accelerator = Accelerator(cpu=True)

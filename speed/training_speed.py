@@ -50,7 +50,7 @@ from codiemb_lib.core import (
     versions,
     write_rows,
 )
-from codiemb_lib.data import Record, load_split, read_beir, read_file
+from codiemb_lib.data import Record, load_dataset, read_beir, read_file
 from codiemb_lib.model import Encoder
 from codiemb_lib.train import (
     OptimizerSteps,
@@ -82,9 +82,9 @@ def local_sets(folder: Path, count: int) -> dict[str, list[Record]]:
 def packaged_sets(count: int) -> dict[str, list[Record]]:
     """`count` records of what is installed anyway."""
     return {
-        "simlex": load_split("simlex-999", "train")[:count],
-        "lee-pairs": load_split("lee-similarity", "train")[:count],
-        "api-docs": next_as_negative(load_split("api-docs", "train"))[:count],
+        "simlex": load_dataset("simlex-999").split("train")[:count],
+        "lee-pairs": load_dataset("lee-similarity").split("train")[:count],
+        "api-docs": next_as_negative(load_dataset("api-docs").split("train"))[:count],
     }
 
 

@@ -35,7 +35,10 @@ def data() -> None:
 def list_entries() -> None:
     """Print the data sets of the registry: name, task, splits and licence."""
     for entry in sets.list_datasets():
-        click.echo(f"{entry.name:26} {entry.task:4} {', '.join(entry.splits):18} {entry.licence}")
+        splits = ", ".join(entry.splits)
+        if fractions := getattr(entry, "fractions", None):
+            splits = ", ".join(f"{name} {share:.0%}" for name, share in fractions.items())
+        click.echo(f"{entry.name:26} {entry.task:4} {splits:32} {entry.licence}")
 
 
 @data.command(epilog=examples("data describe wordsim-353", "data describe my/folder"))
@@ -93,11 +96,8 @@ def prepare(
             ours: sets.read_hub(source, split=theirs, **place, **form)
             for ours, theirs in _splits_of_hub(hub).items()
         }
-    elif any(form.values()) or form["delimiter"] is not None:
-        splits = sets.read_path(source, **form)
-        corpus = [*sets.read_beir_corpus(source).values()] if sets.has_corpus(source) else ()
     else:
-        dataset = sets.load_dataset(source)
+        dataset = sets.load_dataset(source, **form)
         splits, corpus = dict(dataset.splits), dataset.corpus
     if split:
         if len(splits) > 1:

@@ -1,7 +1,7 @@
 """Files and names to records: the unified record, the forms that users have, the registry, leaks.
 
 A data set is asked for by a name of `data/registry.yaml` or by a path (`load_dataset`), or all sets
-of a preset at once (`load_datasets`); its splits hold Records. `read_path` and its like turn files
+of a preset at once (`load_datasets`); its splits hold Records. `read_file` and its like turn files
 of other forms into Records, `write_splits` writes them. What a script of data/build needs to make a
 set of its own kind stands here too.
 """
@@ -24,25 +24,14 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "hold_out",
             "load_dataset",
             "load_datasets",
-            "load_split",
             "split_at",
             "split_lines",
             "split_of",
             "write_splits",
         ],
-        "formats": [
-            "Columns",
-            "SPLITS",
-            "Scale",
-            "has_corpus",
-            "read_beir",
-            "read_beir_corpus",
-            "read_file",
-            "read_hub",
-            "read_path",
-        ],
+        "formats": ["read_beir", "read_beir_corpus", "read_file", "read_hub"],
         "leaks": ["NearDuplicates", "find_leaks", "leak_counts", "remove_leaks"],
         "records": ["Record", "RecordError", "SourceError", "to_json", "write_jsonl"],
-        "registry": ["CutEntry", "DatasetError", "list_datasets", "public_files"],
+        "registry": ["DatasetError", "list_datasets", "public_files"],
     },
 )

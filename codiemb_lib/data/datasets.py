@@ -16,7 +16,7 @@ from itertools import accumulate
 from pathlib import Path
 from statistics import median
 from types import MappingProxyType, ModuleType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from codiemb_lib.core import (
     Preset,
@@ -37,7 +37,6 @@ from codiemb_lib.data import NUMERICS
 from codiemb_lib.data.formats import (
     SPLITS,
     find_part,
-    has_corpus,
     read_beir_corpus,
     read_file,
     read_hub,
@@ -47,7 +46,6 @@ from codiemb_lib.data.leaks import find_leaks, remove_leaks
 from codiemb_lib.data.records import Record, RecordError, SourceError, to_json
 from codiemb_lib.data.registry import (
     BuildEntry,
-    CutEntry,
     DatasetError,
     Entry,
     HubEntry,
@@ -105,16 +103,13 @@ def _sample(items: Sequence[T], names: Sequence[str], limit: int | None, seed: i
         raise ValueError(f"limit: expected None or a number >= 0, found {limit}.")
     if limit is None or limit >= len(items):
         return list(items)
-    keys = [sha256_text(str(seed), name) for name in names]
-    kept = sorted(sorted(range(len(items)), key=keys.__getitem__)[:limit])
-    return [items[i] for i in kept]
+    order = sorted(range(len(items)), key=lambda i: sha256_text(str(seed), names[i]))
+    return [items[i] for i in sorted(order[:limit])]
 
 
 def _content_hash(splits: Mapping[str, Iterable[Record]], corpus: Iterable[str]) -> str:
     # Hashed without the name, so that a moved folder keeps its hash.
-    lines = [
-        f"{split} {to_json(replace(r, dataset=''))}" for split in splits for r in splits[split]
-    ]
+    lines = (f"{s} {to_json(replace(r, dataset=''))}" for s, rs in splits.items() for r in rs)
     return sha256_text(*lines, *corpus)
 
 
@@ -136,15 +131,8 @@ def check_tasks(preset: Preset, tasks: Mapping[str, Task]) -> None:
     if missing := {"ir", "sts"} - {tasks[d.name] for d in preset.datasets if d.dev != 0}:
         raise PresetError(
             f"preset {preset.name!r}: expected data sets of both tasks with dev records, found "
-            f"none of {missing.pop()!r}. Add one: every run is scored on both tasks."
+            f"none of {missing.pop()!r}. Every run is scored on both."
         )
-
-
-def load_split(
-    name: str, split: str, *, limit: int | None = None, seed: int = 0, root: str = ""
-) -> list[Record]:
-    """The records of one split of a data set by name; see `load_dataset` and `Dataset.split`."""
-    return load_dataset(name, root=root).split(split, limit=limit, seed=seed)
 
 
 def load_dataset(
@@ -153,6 +141,7 @@ def load_dataset(
     root: str = "",
     cache: str | Path | None = None,
     registry: str | Path | None = None,
+    **form: Any,
 ) -> Dataset:
     """Load a data set of the registry, or local records.
 
@@ -162,6 +151,7 @@ def load_dataset(
             variable `CODIEMB_DATA` goes before it. What is not there is fetched.
         cache: Where lies what scripts made and what was fetched; by default `data/cache`.
         registry: Another registry than `data/registry.yaml`.
+        **form: `task`, `columns`, `scale` and `delimiter` of a path's files, as in `read_file`.
 
     Raises:
         DatasetError: Neither the registry nor the disk knows the name.
@@ -170,17 +160,20 @@ def load_dataset(
     """
     entries = {entry.name: entry for entry in list_datasets(registry)}
     if name in entries:
+        if any(form.values()):
+            raise DatasetError(
+                f"{name}: expected the registry alone to say its form, found {form}."
+            )
         entry = entries[name]
         folder = Path(cache) if cache else project_root() / "data" / "cache"
         splits, corpus = _read_entry(entry, data_root(root), folder)
         task, licence, provenance = entry.task, entry.licence, entry.provenance
     elif (local := project_root() / name).exists():
-        splits, corpus = _read_folder(local)
+        splits, corpus = _read_folder(local, **form)
         task, licence, provenance = _one_task(name, splits), "see source", f"local: {name}"
     else:
-        remedy = " A path is read too: of a file of records, or of a folder with train.jsonl, "
-        remedy += "dev.jsonl, test.jsonl; see data/README.md."
-        raise DatasetError(unknown("data set", name, entries) + remedy)
+        message = unknown("data set", name, entries)
+        raise DatasetError(f"{message} The path of a file or folder is read too: data/README.md.")
     named = {
         split: tuple(replace(record, dataset=name) for record in records)
         for split, records in splits.items()
@@ -193,15 +186,14 @@ def load_dataset(
 def _one_task(name: str, splits: Mapping[str, Iterable[Record]]) -> Task:
     tasks = sorted({record.task for records in splits.values() for record in records})
     if len(tasks) > 1:
-        raise RecordError(
-            f"{name}: field 'task': expected one task in a data set, found {tasks}. "
-            "Put the records of each task into a folder of their own."
-        )
+        raise RecordError(f"{name}: expected one task in a data set, found {tasks}. Split it.")
     return tasks[0]
 
 
-def _read_folder(path: Path) -> Contents:
-    return read_path(path), read_beir_corpus(path).values() if has_corpus(path) else ()
+def _read_folder(path: Path, **form: Any) -> Contents:
+    return read_path(path, **form), read_beir_corpus(path).values() if find_part(
+        path, "corpus"
+    ) else ()
 
 
 def _read_entry(entry: Entry, root: Path | None, cache: Path) -> Contents:
@@ -244,7 +236,7 @@ def _built(entry: BuildEntry, find: Callable[[PinnedFile], Path], cache: Path) -
     with alone(folder):
         clear_scratch(folder)
         if not folder.is_dir():
-            cut = {"fractions": entry.fractions} if isinstance(entry, CutEntry) else {}
+            cut = {"fractions": entry.fractions} if entry.fractions else {}
             splits, corpus = load_script(script).build(sources, **entry.options, **cut)
             with atomic_path(folder) as new:
                 write_splits(new, splits, [*dict.fromkeys(corpus)])
@@ -314,21 +306,20 @@ def hold_out(
         splits[where[group]].append(record)
     if not all(splits.values()):
         raise RecordError(
-            f"expected records for train and for each of {dict(sizes)}, found {len(records)} in "
-            "all. Hold out fewer, and at least one."
+            f"expected records for train and each of {dict(sizes)}, found {len(records)} in all."
         )
     return splits
 
 
 def write_splits(
-    folder: str | Path, splits: Mapping[str, Iterable[Record]], corpus: Sequence[str] = ()
+    folder: str | Path, splits: Mapping[str, Sequence[Record]], corpus: Sequence[str] = ()
 ) -> dict[Path, int]:
     """Write a folder of unified JSONL, one file a split, which is a data set by its path.
 
     Returns how many records, or passages, each file has. A file that stands there with the same
     content is kept, one with another content is refused before anything is written, and so is what
-    `load_dataset` would not read back. The records lose the name of their data set, the passages of
-    the corpus, which go to `corpus.jsonl`, the blanks around them.
+    `load_dataset` would not read back. Records lose the name of their data set; the corpus goes to
+    `corpus.jsonl`.
     """
     files = split_lines(folder, splits, corpus)
     for file, lines in files.items():
@@ -337,19 +328,18 @@ def write_splits(
 
 
 def split_lines(
-    folder: str | Path, splits: Mapping[str, Iterable[Record]], corpus: Sequence[str] = ()
+    folder: str | Path, splits: Mapping[str, Sequence[Record]], corpus: Sequence[str] = ()
 ) -> dict[Path, list[str]]:
     """What `write_splits` would write: the lines of each file. It raises what that would raise."""
-    lines: dict[str, list[str]] = {}
+    if not splits:
+        raise RecordError(f"{folder}: expected at least one split to write, found none.")
     for split, records in splits.items():
-        lines[split] = [to_json(replace(record, dataset="")) for record in records]
         if split not in SPLITS:
             raise RecordError(f"{folder}: {unknown('split', split, SPLITS)}")
-        if not lines[split]:
+        if not records:
             raise RecordError(f"{folder}: expected records in the split {split!r}, found none.")
-    if not lines:
-        raise RecordError(f"{folder}: expected at least one split to write, found none.")
     _one_task(str(folder), splits)
+    lines = {s: [to_json(replace(r, dataset="")) for r in rs] for s, rs in splits.items()}
     documents = ({"_id": str(i), "text": text.strip()} for i, text in enumerate(corpus))
     lines["corpus"] = [json.dumps(document, ensure_ascii=False) for document in documents]
     files = {Path(folder) / f"{part}.jsonl": [f"{x}\n" for x in xs] for part, xs in lines.items()}
@@ -357,8 +347,7 @@ def split_lines(
         standing = find_part(folder, file.stem)
         if standing and (standing != file or file.read_bytes() != "".join(content).encode()):
             raise RecordError(
-                f"{standing}: expected no such file, or the same lines in {file.name}, found "
-                "others. Choose another folder, or remove the file."
+                f"{standing}: expected no such file, or the same {file.name}. Choose another name."
             )
     return {file: content for file, content in files.items() if content}
 
@@ -368,14 +357,9 @@ def describe(records: Sequence[Record]) -> dict[str, str]:
 
     Lengths are those of distinct texts; an IR passage is a positive or a hard negative.
     """
-    if not records:
-        raise RecordError("expected at least one record to describe, found none.")
     queries = {record.query for record in records}
     passages = {text for record in records for text in (*record.positives, *record.negatives)}
-    rows = {
-        "records": f"{len(records):,}",
-        "distinct texts": f"{len(queries | passages):,}",
-    }
+    rows = {"records": f"{len(records):,}", "distinct texts": f"{len(queries | passages):,}"}
     for kind, texts in (("query", queries), ("passage", passages)):
         rows[f"{kind} words"] = _spread(len(text.split()) for text in texts)
         rows[f"{kind} characters"] = _spread(map(len, texts))

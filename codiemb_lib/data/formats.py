@@ -1,8 +1,7 @@
 """Records from files as users have them: JSON of three forms, tables, BEIR folders, the Hub.
 
-What a line cannot be used for is a RecordError that names file and line; what is not there is a
-SourceError. What is left out of a file, and what is merged, is logged: `codiemb data prepare` shows
-it.
+A line that cannot be used is a RecordError that names it; what is not there is a SourceError. What
+is left out of a file, and what is merged, is logged.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from codiemb_lib.data.records import (
     SourceError,
     collect,
     convert_rows,
+    is_number,
     is_text,
     read_jsonl,
     read_rows,
@@ -59,27 +60,21 @@ def read_path(
         return {split: read_file(path, task=task, **form)}
     files = {split: file for split in SPLITS if (file := find_part(path, split))}
     judged = (path / "qrels").is_dir() or not files
-    if judged and has_corpus(path) and task != "sts" and not any(form.values()):
+    if judged and find_part(path, "corpus") and task != "sts" and not any(form.values()):
         return read_beir(path)
     if not files:
-        found = ", ".join(sorted(file.name for file in path.glob("*"))[:9]) or "nothing"
         raise SourceError(
             f"{path}: expected a file, or a folder of train, dev or test as .jsonl, .json, .csv or "
-            f".tsv, or a BEIR folder and no word of its form, found {found}."
+            ".tsv, or a BEIR folder and no word of its form, found none."
         )
     return {split: read_file(file, task=task, **form) for split, file in files.items()}
 
 
-def find_part(folder: str | Path, part: str) -> Path | None:
-    """The file that a folder is read from for a split or for "corpus"; two are refused."""
-    forms = _JSON if part == "corpus" else _JSON + _TABLES
-    return _find(Path(folder), _STEMS.get(part, (part,)), forms)
-
-
-def _find(folder: Path, stems: Iterable[str], suffixes: Iterable[str]) -> Path | None:
-    """The one file of these names in the folder, packed or not."""
-    names = (f"{stem}{suffix}{gz}" for stem in stems for suffix in suffixes for gz in ("", ".gz"))
-    found = [folder / name for name in names if (folder / name).is_file()]
+def find_part(folder: str | Path, part: str, forms: Sequence[str] = ()) -> Path | None:
+    """The one file of a folder that a split, "corpus" or "queries" is read from, packed or not."""
+    forms = forms or (_JSON + _TABLES if part in SPLITS else _JSON)
+    names = product(_STEMS.get(part, (part,)), forms, ("", ".gz"))
+    found = [file for name in names if (file := Path(folder, "".join(name))).is_file()]
     if len(found) > 1:
         raise RecordError(
             f"{folder}: expected one file, found {found[0].name} and {found[1].name}. Remove one."
@@ -112,24 +107,15 @@ def read_file(
             the first row is taken for a header if its rating is called score, rating, label or the
             like, or all its texts query, question, answer or the like.
         scale: The lowest and the highest rating (STS).
-        delimiter: What separates columns; None: a tab if the first line has one, else a comma.
+        delimiter: Of CSV; None: a tab if the first line has one, else a comma.
     """
     json = Path(path).name.removesuffix(".gz").endswith(_JSON)
-    if json and delimiter is not None:
-        raise RecordError(f"{path}: expected no delimiter for JSON, found {delimiter!r}. Drop it.")
     if json and not columns and scale is None:
         return read_jsonl(path, task=task)
     task = task or ("sts" if scale else "ir")
     columns = check_columns(path, task, columns or ((0, 1, 2) if task == "sts" else ()), scale)
-    if not json:
-        rows = _read_cells(path, columns, delimiter, rated=task == "sts")
-    elif isinstance(columns[0], str):
-        rows = read_rows(path)
-    else:
-        raise RecordError(
-            f"{path}: expected the names of columns, for rows in JSON have no order, found "
-            f"{list(columns)}. Give the keys of a row: --columns KEY KEY KEY."
-        )
+    rated = task == "sts"
+    rows = read_rows(path) if json else _read_cells(path, columns, delimiter, rated=rated)
     return _from_rows(path, rows, task, columns, scale)
 
 
@@ -174,20 +160,18 @@ def _read_cells(path: str | Path, columns: Columns, delimiter: str | None, *, ra
     for line, row in rows:
         # A separator inside a text moves the cells behind it, in this row or in the first.
         if len(row) < len(first) or (len(row) > len(first) and delimiter != "\t"):
-            cure = "remove it" if delimiter == "\t" else "put the text in quotation marks"
             raise RecordError(
                 f"{path}:{line}: expected {len(first)} cells separated by {delimiter!r}, as in the "
-                f"first row, found {len(row)}. Look in both for {delimiter!r} inside a text and "
-                f"{cure}, or write JSON lines."
+                f"first row, found {len(row)}. Look in both for {delimiter!r} inside a text: CSV "
+                "has such a text in quotation marks, TSV has none."
             )
     named = isinstance(columns[0], str)
     known = first if named else range(len(first))
     if wrong := [column for column in columns if known.count(column) != 1]:
         raise RecordError(
             f"{path}:{number}: expected each of the columns {list(columns)} once, found "
-            f"{first!r:.120} separated by {delimiter!r}. Correct {wrong[0]!r} or the line; give "
-            "positions from 0 if there is no header; name another delimiter by --delimiter ';', or "
-            "delimiter=';' in Python."
+            f"{first!r:.120} separated by {delimiter!r}. Correct {wrong[0]!r}, give positions from "
+            "0 if there is no header, or name another delimiter: --delimiter ';'."
         )
     places = [first.index(column) for column in columns] if named else columns
     telling = places[2:] if rated else places
@@ -211,8 +195,7 @@ def _split_cells(path: str | Path, text: str, delimiter: str) -> Iterator[tuple[
     except (csv.Error, TypeError) as error:  # TypeError: of a delimiter of no or several characters
         raise RecordError(
             f"{path}:{number}: expected cells separated by one character, {delimiter!r}, found: "
-            f"{error}. Look for a quotation mark that is not closed, or write JSON lines; a tab is "
-            "$'\\t' in a shell."
+            f"{error}. Look for a quotation mark that is not closed; a tab is $'\\t' in a shell."
         ) from error
 
 
@@ -237,9 +220,8 @@ def _rated(row: Mapping, columns: Columns, scale: Scale, counts: Counter[str]) -
     if not all(texts):
         counts[_NO_TEXT] += 1
         return []
-    if not _is_number(score) or not low <= float(score) <= high:
-        remedy = "Correct the line, or give the true scale; of a header, give the columns by name, "
-        remedy += "or call this one 'score'"
+    if not is_number(score) or not low <= float(score) <= high:
+        remedy = "Correct it or the scale; below a header, give the columns by name"
         refuse(str(columns[2]), f"a score in [{low:g}, {high:g}]", score, remedy)
     mapped = round((float(score) - low) / (high - low), 6)
     [[first], [second]] = texts
@@ -299,16 +281,6 @@ def _texts(column: str | int, cell: Any, most: float = math.inf) -> list[str]:
     return [stripped for text in texts if text and (stripped := text.strip())]
 
 
-def _is_number(cell: Any) -> bool:
-    """Whether it is a finite number, or says one; 1_000 is one for Python alone."""
-    if isinstance(cell, bool) or (isinstance(cell, str) and "_" in cell):
-        return False
-    try:
-        return math.isfinite(float(cell))
-    except (TypeError, ValueError, OverflowError):
-        return False
-
-
 # --- BEIR -----------------------------------------------------------------------------------------
 
 
@@ -322,18 +294,12 @@ def read_beir(folder: str | Path) -> dict[str, list[Record]]:
     """
     folder = Path(folder)
     corpus, queries = _beir_texts(folder, "corpus"), _beir_texts(folder, "queries")
-    found = {split: _find(folder / "qrels", stems, (".tsv",)) for split, stems in _STEMS.items()}
+    found = {split: find_part(folder / "qrels", split, (".tsv",)) for split in SPLITS}
     if not any(found.values()):
         raise SourceError(
-            f"{folder / 'qrels'}: expected train.tsv, dev.tsv, validation.tsv or test.tsv, found "
-            "none."
+            f"{folder / 'qrels'}: expected train.tsv, dev.tsv or test.tsv, found none."
         )
     return {split: _judged(file, corpus, queries) for split, file in found.items() if file}
-
-
-def has_corpus(path: str | Path) -> bool:
-    """Whether a path is a folder with a corpus, as those of BEIR and of `write_splits` are."""
-    return find_part(path, "corpus") is not None
 
 
 def read_beir_corpus(path: str | Path) -> dict[str, str]:
@@ -342,19 +308,18 @@ def read_beir_corpus(path: str | Path) -> dict[str, str]:
 
 
 def _beir_texts(folder: Path, stem: str) -> dict[str, str]:
-    file = folder if folder.is_file() else _find(folder, (stem,), _JSON)
+    file = folder if folder.is_file() else find_part(folder, stem)
     if file is None:
         raise SourceError(f"{folder}: expected the file {stem}.jsonl of BEIR, found none.")
     texts: dict[str, str] = {}
 
     def convert(row: dict[str, Any]) -> tuple[str, str]:
-        name, title, text = (row.get(key, "") for key in ("_id", "title", "text"))
+        name, *parts = row.get("_id", ""), row.get("title") or "", row.get("text") or ""
         if not isinstance(name, (str, int)) or name == "" or str(name) in texts:
             refuse("_id", "an id that no other line has", name)
-        joined = f"{title or ''} {text or ''}".strip()
-        strings = all(isinstance(part or "", str) for part in (title, text))
-        if not strings or (joined and not is_text(joined)):
-            refuse("text", "a string without half a surrogate pair", text)
+        joined = " ".join(map(str, parts)).strip()
+        if not all(isinstance(part, str) for part in parts) or (joined and not is_text(joined)):
+            refuse("text", "a string without half a surrogate pair", joined)
         return str(name), joined
 
     for _, (name, text) in convert_rows(file, read_rows(file), convert):
@@ -369,9 +334,8 @@ def _judged(file: Path, corpus: dict[str, str], queries: dict[str, str]) -> list
         query, document, grade = row.values()
         for kind, name, known in (("query-id", query, queries), ("corpus-id", document, corpus)):
             if name not in known:
-                remedy = "Add it to the file of texts, or remove the judgement"
-                refuse(kind, f"one of the {len(known)} ids there are", name, remedy)
-        if not _is_number(grade):
+                refuse(kind, f"one of the {len(known)} ids there are", name)
+        if not is_number(grade):
             refuse("score", "a number", grade)
         if not queries[query] or not corpus[document]:
             counts["judgements left out, for a text is empty"] += 1
@@ -397,32 +361,21 @@ def read_hub(
 ) -> list[Record]:
     """Read a split of a data set on the Hugging Face Hub, or of a local folder of that layout.
 
-    The library `datasets` (an optional one) downloads it once, into its own cache. With
-    HF_HUB_OFFLINE=1 only what lies there is read. Rows become records as in `read_file`; an IR
-    cell holds a text or a list of texts.
-
-    Args:
-        name: `organisation/data_set`, or the folder.
-        task, columns, scale: As in `read_file`; columns by name.
-        split: The split's name there, or a slice such as `train[:5%]`.
-        config: The configuration, where the data set has several.
-        revision: A commit, a tag or a branch; empty: the newest.
+    The optional library `datasets` downloads it once, into its own cache. With HF_HUB_OFFLINE=1
+    only what lies there is read. `split` is its name there, or a slice such as `train[:5%]`; an
+    empty `revision` is the newest. Rows become records as those of JSON in `read_file`.
     """
     try:
         import datasets
     except ImportError as error:
-        raise SourceError(
-            f"data set {name!r} of the Hub: expected the package `datasets`, found none. "
-            "Install it: pip install datasets"
-        ) from error
+        raise SourceError(f"{name}: expected a package: pip install datasets") from error
     source = f"{name}[{split}]"
     columns = check_columns(source, task, columns, scale)
     try:
         table = datasets.load_dataset(name, config or None, split=split, revision=revision or None)
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-        found = " ".join(str(error).split())
         raise SourceError(
-            f"{source}: expected a data set of the Hub or a local folder, found: {found}. "
-            "Check name, split, revision and connection."
+            f"{source}: expected a data set of the Hub or a local folder, found: "
+            f"{' '.join(str(error).split())}. Check name, split, revision and connection."
         ) from error
     return _from_rows(source, enumerate(table, start=1), task, columns, scale)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import chain, product
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,8 +25,7 @@ logger = logging.getLogger(__name__)
 NEAR = 0.95
 
 Place = tuple[str, str]  # data set, split
-Splits = Mapping[Place, Iterable[Record]]
-Match = tuple[str, Place, str, str, bool]  # kind, where, item, what it is like, same order
+Item = tuple[str, ...]  # its kind ("pair", "query", "passage") and its text or texts, normalised
 _LATER = {"train": ("dev", "test"), "dev": ("test",)}
 _COUNTS = ["task", "dataset", "split", "kind", "found_in", "found_in_split"]
 _COLUMNS = [*_COUNTS, "place", "identical", "same_order", "item", "found"]
@@ -55,16 +55,11 @@ def leak_counts(leaks: pd.DataFrame) -> pd.DataFrame:
     those of these pairs with the same text first, `records` those of the first split that are
     concerned, near-identical ones included.
     """
-    rows = [
-        dict(zip(_COUNTS, key, strict=True))
-        | {
-            "identical": group.loc[group["identical"], "item"].nunique(),
-            "same_order": group.loc[group["same_order"], "item"].nunique(),
-            "records": group["place"].nunique(),
-        }
-        for key, group in leaks.groupby(_COUNTS, sort=False)
-    ]
-    return pd.DataFrame(rows, columns=[*_COUNTS, "identical", "same_order", "records"])
+    items = {
+        kind: leaks["item"].where(leaks[kind].astype(bool)) for kind in ("identical", "same_order")
+    }
+    groups = leaks.assign(**items, records=leaks["place"]).groupby(_COUNTS, sort=False)
+    return groups[[*items, "records"]].nunique().reset_index()
 
 
 def find_leaks(datasets: Mapping[str, Dataset], near: float = NEAR) -> pd.DataFrame:
@@ -88,93 +83,75 @@ def find_leaks(datasets: Mapping[str, Dataset], near: float = NEAR) -> pd.DataFr
 
     Returns a row for each record, kind and (data set, split) where it stands. Its item and what was
     found there are normalised; texts of a pair are in the order of the alphabet, joined by " | ".
-    `same_order` says of pairs whether the same text comes first.
+    `same_order` says of identical pairs whether the same text comes first.
     """
     rows = []
-    for task, matcher in (("sts", _pair_matches), ("ir", _passage_matches)):
-        splits = {
-            (name, split): records
+    for task, split in product(("sts", "ir"), _LATER):
+        parts = {
+            (name, part): records
             for name, dataset in datasets.items()
             if dataset.task == task
-            for split, records in dataset.splits.items()
+            for part, records in dataset.splits.items()
         }
-        for split, later in _LATER.items():
-            new = {place: records for place, records in splits.items() if place[1] == split}
-            old = {place: records for place, records in splits.items() if place[1] in later}
-            matches = matcher(new, old, near)
-            for (name, _), records in new.items():
-                for i, record in enumerate(records):
-                    found: dict[tuple[str, Place], tuple] = {}
-                    for kind, place, *match in matches(record):
-                        found.setdefault((kind, place), match)
-                    rows += [
-                        (task, name, split, kind, *place, i, item == other, ordered, item, other)
-                        for (kind, place), (item, other, ordered) in found.items()
-                    ]
+        old: dict[Item, set[Place]] = defaultdict(set)
+        for place, records in parts.items():
+            for record in records if place[1] in _LATER[split] else ():
+                for item in _items(record):
+                    old[item].add(place)
+        new = {
+            (name, i): _items(record, negatives=True)
+            for (name, part), records in parts.items()
+            for i, record in enumerate(records if part == split else ())
+        }
+        like = _likeness({*chain(*new.values())}, old, near)
+        for (name, i), items in new.items():
+            found: dict[tuple[str, Place], tuple] = {}  # the nearest of each kind and place
+            for item, other in ((own, other) for own in items for other in like(own)):
+                match = (sorted(item) != sorted(other), item != other, item, other)
+                for place in old.get(other, ()):
+                    found[item[0], place] = min(match, found.get((item[0], place), match))
+            for (kind, place), (differs, moved, *both) in found.items():
+                flags = (not differs, kind == "pair" and not moved)
+                texts = (" | ".join(sorted(texts)) for _, *texts in both)
+                rows.append((task, name, split, kind, *place, i, *flags, *texts))
     return pd.DataFrame(rows, columns=_COLUMNS)
 
 
-def _pair_matches(new: Splits, old: Splits, near: float) -> Callable[[Record], Iterator[Match]]:
-    """What gives the matches of a pair, the pair itself first."""
-    ordered: dict[tuple[str, str], set[Place]] = defaultdict(set)
-    partners: dict[str, set[str]] = defaultdict(set)
-    for place, records in old.items():
-        for first, second in map(_pair, records):
-            ordered[first, second].add(place)
-            partners[first].add(second)
-            partners[second].add(first)
-    texts = (text for records in new.values() for record in records for text in _pair(record))
-    alike = _neighbours(texts, partners, near)
-
-    def matches(record: Record) -> Iterator[Match]:
-        first, second = _pair(record)
-        pairs = {tuple(sorted((a, b))) for a in alike[first] for b in partners[a] & alike[second]}
-        item = " | ".join(sorted((first, second)))
-        for a, b in sorted(pairs, key=lambda pair: (" | ".join(pair) != item, pair)):
-            for place in ordered.get((a, b), set()) | ordered.get((b, a), set()):
-                in_order = place in ordered.get((first, second), ())
-                yield "pair", place, item, f"{a} | {b}", in_order
-
-    return matches
+def _items(record: Record, *, negatives: bool = False) -> list[Item]:
+    """What is compared of a record."""
+    query, *positives = map(normalise, (record.query, *record.positives))
+    if record.task == "sts":
+        return [("pair", query, *positives)]
+    passages = [*positives, *map(normalise, record.negatives if negatives else ())]
+    return [("query", query), *(("passage", text) for text in passages)]
 
 
-def _pair(record: Record) -> tuple[str, str]:
-    return normalise(record.query), normalise(record.positives[0])
-
-
-def _passage_matches(new: Splits, old: Splits, near: float) -> Callable[[Record], Iterator[Match]]:
-    """What gives the matches of a query and its passages, identical passages first."""
-    queries: dict[str, set[Place]] = defaultdict(set)
-    passages: dict[str, set[Place]] = defaultdict(set)
-    for place, records in old.items():
-        for record in records:
-            queries[normalise(record.query)].add(place)
-            for text in record.positives:
-                passages[normalise(text)].add(place)
-    texts = (text for records in new.values() for record in records for text in _passages(record))
-    alike = _neighbours(texts, passages, near)
-
-    def matches(record: Record) -> Iterator[Match]:
-        if query := normalise(record.query):  # "", of signs alone, is like no other
-            for place in queries.get(query, ()):
-                yield "query", place, query, query, False
-        pairs = ((text, other) for text in _passages(record) for other in alike[text])
-        for text, other in sorted(pairs, key=lambda pair: (pair[0] != pair[1], pair)):
-            for place in passages[other]:
-                yield "passage", place, text, other, False
-
-    return matches
-
-
-def _passages(record: Record) -> list[str]:
-    return [normalise(text) for text in (*record.positives, *record.negatives)]
-
-
-def _neighbours(texts: Iterable[str], others: Iterable[str], near: float) -> dict[str, set[str]]:
-    neighbours: dict[str, set[str]] = defaultdict(set)
+def _likeness(
+    new: Iterable[Item], old: Iterable[Item], near: float
+) -> Callable[[Item], list[Item]]:
+    """What gives the items that a new one is like; some of them may be no old ones."""
+    alike: dict[str, set[str]] = defaultdict(set)
+    texts, others = (
+        [t for kind, *ts in side if kind != "query" for t in ts] for side in (new, old)
+    )
     for text, other in near_identical(texts, others, near):
-        neighbours[text].add(other)
-    return neighbours
+        alike[text].add(other)
+    partners: dict[str, set[str]] = defaultdict(set)
+    for _, first, second in (item for item in old if item[0] == "pair"):
+        partners[first].add(second)
+
+    def like(item: Item) -> list[Item]:
+        kind, *texts = item
+        if kind == "query":
+            return [item] if texts[0] else []  # "", of signs alone, is like no other
+        if kind == "passage":
+            return [(kind, other) for other in alike[texts[0]]]
+        one, two = (alike[text] for text in texts)
+        return [
+            (kind, a, b) for x, y in ((one, two), (two, one)) for a in x for b in partners[a] & y
+        ]
+
+    return like
 
 
 def near_identical(

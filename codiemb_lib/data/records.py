@@ -10,11 +10,12 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import compress
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar, get_args
 
-from codiemb_lib.core import CodiembError, Task, atomic_path
+from codiemb_lib.core import CodiembError, Task, write_text
 
 logger = logging.getLogger(__name__)
 
@@ -58,27 +59,24 @@ class Record:
             if not isinstance(getattr(self, name), str):
                 refuse(name, "a string", getattr(self, name))
         for name in ("positives", "negatives"):
-            texts = _tuple(self, name, is_text, "a {}list of non-empty strings")
+            texts = _tuple(self, name, is_text, "a list of non-empty strings")
             scores = _tuple(self, f"{name[:-1]}_scores", _is_score, "a list of finite numbers")
             if scores and len(scores) != len(texts):
                 refuse(f"{name[:-1]}_scores", f"one score for each of {len(texts)} texts", scores)
-            if not all(type(score) in (int, float) for score in scores):
-                # Those of NumPy, which neither JSON nor pytrec_eval takes.
-                plain = (int(s) if isinstance(s, Integral) else float(s) for s in scores)
-                object.__setattr__(self, f"{name[:-1]}_scores", tuple(plain))
+            # Those of NumPy neither JSON nor pytrec_eval takes.
+            plain = tuple(int(s) if isinstance(s, Integral) else float(s) for s in scores)
+            object.__setattr__(self, f"{name[:-1]}_scores", plain)
         if not self.positives:
-            refuse("positives", "a non-empty list of non-empty strings", [])
+            refuse("positives", "a list of non-empty strings, not empty", [])
         if both := set(self.positives) & set(self.negatives):
             refuse("negatives", "texts that are no positives of the same record", both.pop())
         if self.task == "sts":
             if len(self.positives) != 1 or self.negatives:
                 found = f"{len(self.positives)} positives and {len(self.negatives)} negatives"
-                remedy = "Write every scored pair as a record of its own"
-                refuse("positives", "exactly one positive, no negatives (STS)", found, remedy)
+                refuse("positives", "exactly one positive, no negatives (STS)", found)
             if len(self.positive_scores) != 1 or not 0 <= self.positive_scores[0] <= 1:
-                remedy = "Divide the ratings by the top of their scale"
                 expected = "exactly one score in [0, 1] (STS)"
-                refuse("positive_scores", expected, list(self.positive_scores), remedy)
+                refuse("positive_scores", expected, list(self.positive_scores))
 
     @property
     def score(self) -> float:
@@ -101,23 +99,26 @@ def is_text(value: Any) -> bool:
     return value.isascii() or not any("\ud800" <= character <= "\udfff" for character in value)
 
 
-def _is_score(value: Any) -> bool:
-    if not isinstance(value, Real) or isinstance(value, bool):
+def is_number(value: Any) -> bool:
+    """Whether it is a finite number, or text that says one; 1_000 is one for Python alone."""
+    if isinstance(value, bool) or (isinstance(value, str) and "_" in value):
         return False
     try:
-        return math.isfinite(value)
-    except OverflowError:  # a whole number that no float reaches
+        return math.isfinite(float(value))
+    except (TypeError, ValueError, OverflowError):  # a whole number may be beyond any float
         return False
+
+
+def _is_score(value: Any) -> bool:
+    return isinstance(value, Real) and is_number(value)
 
 
 def _tuple(record: Record, field: str, valid: Callable[[Any], bool], expected: str) -> tuple:
     values = getattr(record, field)
     if not isinstance(values, (list, tuple)) or not all(map(valid, values)):
-        refuse(field, expected.format("non-empty " if field == "positives" else ""), values)
-    if isinstance(values, list):
-        values = tuple(values)
-        object.__setattr__(record, field, values)
-    return values
+        refuse(field, expected, values)
+    object.__setattr__(record, field, tuple(values))
+    return tuple(values)
 
 
 # --- Files ----------------------------------------------------------------------------------------
@@ -134,25 +135,25 @@ def read_jsonl(path: str | Path, *, task: Task | None = None) -> list[Record]:
     - `pos`, `neg`, `pos_scores`, `neg_scores`: FlagEmbedding's. Its rows name no task; `task` does.
 
     A negative that is also a positive of its row is left out. An STS row becomes a pair for each of
-    its texts, positive or negative, with the text's score; without scores it is refused, whatever
-    its data set is called. The line of a JSON list is the item's place in it.
+    its texts, positive or negative, with the text's score; without scores it is refused.
     """
     counts: Counter[str] = Counter()
 
     def convert(row: dict[str, Any]) -> list[Record]:
         if "task" in row:
             if not {"query", "positives"} <= row.keys() <= set(Record.__slots__):
-                expected = f"the keys {', '.join(Record.__slots__)}, the first three at least"
-                raise RecordError(f"expected {expected}, found {', '.join(row)}.")
+                expected = f"{', '.join(Record.__slots__)}, the first three at least"
+                raise RecordError(f"expected the keys {expected}, found {', '.join(row)}.")
             return [Record(**row)]
         if not row.keys() & {"positives", "pos"}:
-            remedy = f"If it is a table, name its columns: codiemb data prepare {path} FOLDER "
-            remedy += "--task ir --columns QUERY POSITIVE"
+            remedy = (
+                f"Name the columns of a table: codiemb data prepare {path} FOLDER --columns A B"
+            )
             refuse("positives", "the key 'positives' or 'pos'", sorted(row), remedy)
         row_task = row.get("task_type", task)
         if row_task is None:
             remedy = f"Name the task: codiemb data prepare {path} FOLDER --task ir"
-            refuse("task_type", "'ir' or 'sts'", None, remedy + ", or task='ir' in Python")
+            refuse("task_type", "'ir' or 'sts'", None, remedy)
         return _scored_texts(row, row_task, counts)
 
     return collect(path, read_rows(path), convert, counts)
@@ -166,14 +167,13 @@ def _scored_texts(row: dict[str, Any], task: Task, counts: Counter[str]) -> list
     if task == "sts":
         texts, scores = positives + negatives, positive_scores + negative_scores
         if len(scores) != len(texts):
-            remedy = "Ungraded texts are retrieval data: read them as task 'ir'"
-            refuse("positive_scores", f"a score for each of {len(texts)} texts", scores, remedy)
+            expected = f"a score for each of {len(texts)} texts, unless read as task 'ir'"
+            refuse("positive_scores", expected, scores)
         pairs = zip(texts, scores, strict=True)
         return [Record("sts", query, (text,), positive_scores=(score,)) for text, score in pairs]
-    kept = [i for i, text in enumerate(negatives) if text not in positives]
-    counts[REPEATED] += len(negatives) - len(kept)
-    negatives = [negatives[i] for i in kept]
-    negative_scores = [negative_scores[i] for i in kept] if negative_scores else []
+    kept = [text not in positives for text in negatives]
+    counts[REPEATED] += kept.count(False)
+    negatives, negative_scores = ([*compress(s, kept)] for s in (negatives, negative_scores))
     return [Record(task, query, positives, negatives, positive_scores, negative_scores)]
 
 
@@ -197,12 +197,8 @@ def _join_instruction(field: str, text: Any) -> str:
 
 
 def write_jsonl(path: str | Path, records: Iterable[Record]) -> None:
-    """Write records, at least one, so that `read_jsonl` gives them back."""
-    lines = [to_json(record) for record in records]
-    if not lines:
-        raise RecordError(f"{path}: expected at least one record to write, found none.")
-    with atomic_path(path) as temporary:
-        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    """Write records so that `read_jsonl` gives them back."""
+    write_text(path, "".join(f"{to_json(record)}\n" for record in records))
 
 
 def to_json(record: Record) -> str:
@@ -264,9 +260,7 @@ def _json(path: str | Path, number: int, text: str) -> Any:
         return json.loads(text)
     except ValueError as error:  # no JSON, or a number of more digits than Python converts
         line = number + getattr(error, "lineno", 1) - 1
-        raise RecordError(
-            f"{path}:{line}: expected JSON, found: {error}. Write one JSON object a line."
-        ) from error
+        raise RecordError(f"{path}:{line}: expected JSON, found: {error}.") from error
 
 
 def read_text(path: str | Path) -> str:

@@ -13,10 +13,16 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, RootModel, ValidationError, model_validator
 
-from codiemb_lib.core import CodiembError, Task, project_root, sha256_file
+from codiemb_lib.core import (
+    CodiembError,
+    Task,
+    explain,
+    project_root,
+    read_settings,
+    sha256_file,
+)
 from codiemb_lib.data.formats import SPLITS, Scale, check_columns
 from codiemb_lib.data.records import SourceError
 
@@ -94,56 +100,47 @@ class HubEntry(Entry):
 
 
 class BuildEntry(Entry):
-    """What a script makes: its `build(sources, **options)` gives splits and a corpus."""
+    """What a script makes: its `build(sources, **options)` gives splits and a corpus.
+
+    Of what comes in one piece, `fractions` say how the script cuts it into splits.
+    """
 
     build: Annotated[str, Field(pattern=r"^\w+$")]  # data/build/NAME.py
     options: dict[str, Any] = {}
     files: dict[str, PinnedFile] = {}  # these two are the sources, by name
     packages: dict[str, Package] = {}
+    fractions: dict[Split, Share] | None = None  # an option of the script too
     splits: ClassVar = SPLITS
 
-
-class CutEntry(BuildEntry):
-    """A data set that comes in one piece, and that the script cuts into splits."""
-
-    fractions: dict[Split, Share]  # an option of the script too
-
     @model_validator(mode="after")
-    def _fractions_sum_to_one(self) -> CutEntry:
+    def _fractions_sum_to_one(self) -> BuildEntry:
+        if self.fractions is None:
+            return self
         if tuple(self.fractions) != SPLITS or abs(sum(self.fractions.values()) - 1) > 1e-9:
             raise ValueError("`fractions` must name train, dev, test in this order and sum to 1")
         return self
 
 
-_KINDS = {"hub": HubEntry, "fractions": CutEntry, "build": BuildEntry, "files": FilesEntry}
+_KINDS = {"hub": HubEntry, "build": BuildEntry, "files": FilesEntry}
 
 
 def list_datasets(registry: str | Path | None = None) -> list[Entry]:
     """The entries of `data/registry.yaml`, or of another registry, in the order of the file.
 
     Raises:
-        DatasetError: The file is missing, no YAML, or an entry has an unknown or wrong key.
+        DatasetError: It is no YAML, or an entry has an unknown or wrong key.
     """
     path = Path(registry) if registry else project_root() / "data" / "registry.yaml"
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise DatasetError(f"{path}: expected a YAML registry, found: {error}") from error
-    if not isinstance(content, dict) or not all(isinstance(e, dict) for e in content.values()):
-        raise DatasetError(f"{path}: expected a mapping of data set names to their settings.")
+    content = read_settings(path, RootModel[dict[str, dict[str, Any]]], DatasetError).root
     return [_entry(path, name, settings) for name, settings in content.items()]
 
 
-def _entry(path: Path, name: str, settings: dict) -> Entry:
+def _entry(path: Path, name: str, settings: dict[str, Any]) -> Entry:
     kind = next((kind for key, kind in _KINDS.items() if key in settings), FilesEntry)
     try:
         return kind.model_validate(settings | {"name": name})
     except ValidationError as error:
-        problems = "; ".join(
-            f"{'.'.join(map(str, problem['loc'])) or kind.__name__}: {problem['msg']}"
-            for problem in error.errors()
-        )
-        raise DatasetError(f"{path}: data set {name!r}: {problems}.") from error
+        raise DatasetError(f"{path}: data set {name!r}: {explain(error, kind)}") from error
 
 
 # --- Their sources --------------------------------------------------------------------------------
@@ -153,21 +150,20 @@ def public_files(entries: Iterable[Entry]) -> Iterator[PinnedFile]:
     """The files of entries that lie in the data root or are fetched."""
     for entry in entries:
         files = getattr(entry, "files", ())
-        files = files.values() if isinstance(files, dict) else files
-        yield from (file for file in files if not file.package)
+        for file in files.values() if isinstance(files, dict) else files:
+            if not file.package:
+                yield file
 
 
 def package_folder(package: str, file: str = "") -> Path:
     """The folder of an installed package, or a file in it; the package is not imported."""
     spec = find_spec(package)
-    folders = (spec and spec.submodule_search_locations) or []
-    for folder in folders:
+    for folder in (spec and spec.submodule_search_locations) or []:
         if (path := Path(folder, file)).exists():
             return path
-    found = f"no file {file} in {folders[0]}" if folders else "none"
     raise SourceError(
-        f"expected the installed package {package!r}, found {found}. Install it: "
-        f"pip install --force-reinstall {package}"
+        f"expected the installed package {package!r}{file and f' with {file}'}, found none. "
+        f"Install it: pip install --force-reinstall {package}"
     )
 
 
@@ -177,23 +173,13 @@ def find_file(file: PinnedFile, root: Path | None, fetched: Path) -> Path:
     A SourceError says that it is nowhere, or that its bytes are not those that the registry pins.
     """
     if file.package:
-        path = package_folder(file.package, file.path)
-        return _checked(path, file, f"Reinstall {file.package}")
-    if root and (path := root / file.path).is_file():
-        return _checked(path, file, "Take the file of the release that data/README.md names")
-    path = fetched / file.path
-    if not path.is_file() and not file.url:
-        raise SourceError(
-            f"{file.path}: expected this file in the data root, found none in "
-            f"{root or 'a data root, for none is named'}. Set CODIEMB_DATA, or the preset's "
-            "`data_root`, to a folder that has it; data/README.md says how it was made."
-        )
-    if not path.is_file():
-        _fetch(file, path)
-    return _checked(path, file, "Remove it, to have it fetched again")
-
-
-def _checked(path: Path, file: PinnedFile, remedy: str) -> Path:
+        path, remedy = package_folder(file.package, file.path), f"Reinstall {file.package}"
+    elif root and (root / file.path).is_file():
+        path, remedy = root / file.path, "Take the file of the release that data/README.md names"
+    else:
+        path, remedy = fetched / file.path, "Remove it, to have it fetched again"
+        if not path.is_file():
+            _fetch(file, path, root)
     if (found := sha256_file(path)) != file.sha256:
         raise SourceError(
             f"{path}: expected sha256 {file.sha256}, found {found}. {remedy}; if the file has "
@@ -202,15 +188,19 @@ def _checked(path: Path, file: PinnedFile, remedy: str) -> Path:
     return path
 
 
-def _fetch(file: PinnedFile, path: Path) -> None:
+def _fetch(file: PinnedFile, path: Path, root: Path | None) -> None:
     import pooch  # only here: whoever has the files needs no network
 
+    remedy = "Set CODIEMB_DATA, or the preset's `data_root`, to a folder that has it"
+    if not file.url:
+        raise SourceError(
+            f"{file.path}: expected this file in the data root, found none in {root or 'no root'}. "
+            f"{remedy}; data/README.md says how it was made."
+        )
     try:
         pooch.retrieve(file.url, f"sha256:{file.sha256}", fname=path.name, path=path.parent)
-    except OSError as error:  # those of requests are such
+    except (OSError, ValueError) as error:  # no connection; other bytes, which pooch does not keep
         raise SourceError(
-            f"{file.url}: expected a file to fetch, found: {error}. Without a connection, put it "
-            f"into the data root as {file.path}, and name that folder by CODIEMB_DATA."
+            f"{file.url}: expected a file of sha256 {file.sha256}, found: {error}. {remedy}, as "
+            f"{file.path}."
         ) from error
-    except ValueError as error:  # other bytes, which pooch does not keep
-        raise SourceError(f"{file.url}: expected sha256 {file.sha256}, found: {error}") from error

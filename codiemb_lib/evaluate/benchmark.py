@@ -20,14 +20,12 @@ from codiemb_lib.core import (
     UnwritableError,
     check_writable,
     hardware,
-    project_root,
     read_json,
-    sha256_file,
     sha256_text,
     write_json,
     write_rows,
 )
-from codiemb_lib.data import Columns, Dataset, RecordError, Scale, load_dataset, read_path
+from codiemb_lib.data import load_dataset
 from codiemb_lib.evaluate import NUMERICS
 from codiemb_lib.evaluate.errors import BenchmarkError, EvaluationError
 from codiemb_lib.evaluate.scores import encode_dataset, score_dataset
@@ -89,55 +87,27 @@ class Store(NamedTuple):
         return read_json(file)
 
 
-def load_task(
-    name: str,
-    split: str = "test",
-    *,
-    root: str = "",
-    columns: Columns = (),
-    scale: Scale | None = None,
-    delimiter: str | None = None,
-) -> tuple[Dataset, str]:
-    """A data set, and which of its splits is scored: the only one if it has no other.
-
-    `name` and `root` are as for `load_dataset`. If it is the path of a table, `columns`, `scale`
-    (the lowest and highest rating, of rated pairs) and `delimiter` say what it holds (`read_path`).
-
-    Raises:
-        RecordError: A table, and nothing said about it.
-    """
-    path = project_root() / name
-    if name.removesuffix(".gz").endswith((".csv", ".tsv")) and path.is_file():
-        if not columns and not scale:
-            raise RecordError(
-                f"{name}: expected to be told what the table's columns are. Add --scale LOW HIGH "
-                "for two texts and their rating, --columns for others."
-            )
-        form = {"task": "sts" if scale else "ir", "columns": columns, "scale": scale}
-        form |= {"delimiter": delimiter} if delimiter is not None else {}
-        splits = {k: tuple(v) for k, v in read_path(path, **form).items()}
-        content = sha256_text(sha256_file(path), repr(form))
-        dataset = Dataset(name, form["task"], splits, "see source", f"local: {name}", content)
-    else:
-        dataset = load_dataset(name, root=root)
-    return dataset, next(iter(dataset.splits)) if len(dataset.splits) == 1 else split
-
-
 def local_task(
     store: Store,
     settings: DatasetSettings,
     prompts: Prompts | None = None,
     *,
+    split: str = "test",
+    root: str = "",
     sides: Mapping[str, str] = MappingProxyType({}),
     progress: bool = False,
-    **how: Any,
+    **form: Any,
 ) -> list[Row]:
-    """The rows of one data set of ours, computed or kept; `how` are options of `load_task`.
+    """The rows of one data set of ours, computed or kept.
 
+    Settings say how much of its split and corpus counts; a lone split is scored whatever it is
+    called. `root`, and of a table `form`, go to `load_dataset`.
     Without `prompts` the model's own are taken (`own_prompts`); what `sides` gives as
     `query_prompt` or `passage_prompt` goes before either.
     """
-    dataset, split = load_task(settings.name, **how)
+    table = settings.name.removesuffix(".gz").endswith((".csv", ".tsv"))
+    dataset = load_dataset(settings.name, root=root, **(form if table else {}))
+    split = next(iter(dataset.splits)) if len(dataset.splits) == 1 else split
     limit = getattr(settings, split)
     records, corpus = dataset.split(split, limit=limit), dataset.sample_corpus(settings.corpus)
     used = store.prompts(prompts, sides, dataset.task, settings.name)

@@ -13,7 +13,6 @@ from codiemb_lib.data.datasets import (
     describe,
     hold_out,
     load_dataset,
-    load_split,
     write_splits,
 )
 from codiemb_lib.data.formats import SPLITS
@@ -25,7 +24,7 @@ def test_an_unknown_name_gets_the_nearest():
     with pytest.raises(DatasetError, match="Did you mean 'simlex-999'"):
         load_dataset("simlex999")
     with pytest.raises(DatasetError, match=r"unknown split 'tests'.*Did you mean 'test'"):
-        load_split("simlex-999", "tests")
+        load_dataset("simlex-999").split("tests")
 
 
 # --- What holds for every data set ---
@@ -71,18 +70,18 @@ def test_a_passage_answers_one_query_and_holds_none(cache, name):
 
 
 def test_a_limit_takes_a_nested_subsample_that_the_seed_decides():
-    everything = load_split("wordsim-353", "train")
-    small, large = (load_split("wordsim-353", "train", limit=n) for n in (10, 20))
+    everything = load_dataset("wordsim-353").split("train")
+    small, large = (load_dataset("wordsim-353").split("train", limit=n) for n in (10, 20))
     assert len(small) == 10
     assert set(small) < set(large) < set(everything)
     assert large == [record for record in everything if record in large]
-    assert load_split("wordsim-353", "train", limit=10, seed=1) != small
-    assert load_split("wordsim-353", "train", limit=10**6) == everything
-    assert load_split("wordsim-353", "train", limit=0) == []
+    assert load_dataset("wordsim-353").split("train", limit=10, seed=1) != small
+    assert load_dataset("wordsim-353").split("train", limit=10**6) == everything
+    assert load_dataset("wordsim-353").split("train", limit=0) == []
     with pytest.raises(DatasetError, match="unknown split 'foo'"):
-        load_split("wordsim-353", "foo", limit=0)
+        load_dataset("wordsim-353").split("foo", limit=0)
     with pytest.raises(ValueError, match="limit: expected None or a number >= 0, found -1"):
-        load_split("wordsim-353", "train", limit=-1)
+        load_dataset("wordsim-353").split("train", limit=-1)
 
 
 def made_up():
@@ -123,15 +122,31 @@ def test_a_local_folder_and_a_local_file(tmp_path):
     name = str(tmp_path / "mine")
     dataset = load_dataset(name)
     assert (dataset.name, dataset.task, tuple(dataset.splits)) == (name, "ir", ("train", "test"))
-    assert [record.query for record in load_split(name, "test")] == ["question 4"]
+    assert [record.query for record in load_dataset(name).split("test")] == ["question 4"]
     assert {record.dataset for record in dataset.splits["train"]} == {name}
-    assert len(load_split(name, "train", limit=2)) == 2
+    assert len(load_dataset(name).split("train", limit=2)) == 2
     with pytest.raises(DatasetError, match="unknown split 'dev'"):
-        load_split(name, "dev")
-    assert load_split(name, "dev", limit=0) == []  # as a preset may say of a set without dev
+        load_dataset(name).split("dev")
+    assert (
+        load_dataset(name).split("dev", limit=0) == []
+    )  # as a preset may say of a set without dev
     write_jsonl(tmp_path / "lone.jsonl", records)
-    assert len(load_split(str(tmp_path / "lone.jsonl"), "train")) == 5
-    assert len(load_split(str(tmp_path / "mine" / "test.jsonl"), "test")) == 1
+    assert len(load_dataset(str(tmp_path / "lone.jsonl")).split("train")) == 5
+    assert len(load_dataset(str(tmp_path / "mine" / "test.jsonl")).split("test")) == 1
+
+
+def test_a_table_is_read_as_its_form_says(tmp_path):
+    table = tmp_path / "rated.csv"
+    table.write_text("x;a cat;a dog;5\nx;a bus;a cat;1\n")
+    form = {"columns": (1, 2, 3), "scale": (1, 5), "delimiter": ";"}
+    dataset = load_dataset(str(table), **form)
+    assert [record.score for record in dataset.split("train")] == [1.0, 0.0]
+    assert load_dataset(str(table), **form | {"columns": (2, 1, 3)}) != dataset
+    assert load_dataset(str(table), columns=(1, 2), delimiter=";").task == "ir"
+    with pytest.raises(RecordError, match="--scale LOW HIGH"):
+        load_dataset(str(table))
+    with pytest.raises(DatasetError, match="expected the registry alone to say its form"):
+        load_dataset("wordsim-353", scale=(0, 10))
 
 
 def test_bad_local_data(tmp_path):
@@ -174,7 +189,7 @@ def test_held_out_records_are_decided_by_the_seed_and_keep_to_their_query():
 @pytest.mark.parametrize("sizes", [{"dev": 3}, {"dev": 2, "test": 1}, {"dev": 5}, {"dev": 0}])
 def test_no_split_may_stay_empty(sizes):
     records = [Record("ir", f"query {i}", ("answer",)) for i in range(3)]
-    with pytest.raises(RecordError, match=r"expected records for train .* found 3 in all"):
+    with pytest.raises(RecordError, match=r"expected records for train .*found 3 in all"):
         hold_out(records, sizes)
 
 
@@ -192,7 +207,7 @@ def test_a_split_that_would_not_be_read_back_is_not_written(tmp_path, split):
 def test_nothing_is_written_beside_a_file_of_the_same_part(tmp_path, name):
     records = [Record("ir", "a query", ("answer",))]
     (tmp_path / name).write_text("")
-    with pytest.raises(RecordError, match=rf"{name}: expected no such file, or .*\.jsonl"):
+    with pytest.raises(RecordError, match=rf"{name}: expected no such file, or the same .*\.jsonl"):
         write_splits(tmp_path, {"train": records, "dev": records})
     assert [file.name for file in tmp_path.iterdir()] == [name]
 

@@ -107,7 +107,7 @@ def test_ungraded_texts_are_no_pairs(tmp_path, scores):
         ({"query": 3, "pos": ["p"]}, r"'query': expected a string, or \["),
         ({"query": "q", "pos": [["", "", None]]}, r"'positives': expected a string, or \["),
         ({"query": "q", "pos": "p"}, "'positives': expected a list of texts"),
-        ({"query": "q", "pos": []}, "'positives': expected a non-empty list"),
+        ({"query": "q", "pos": []}, "'positives': expected a list of non-empty strings, not empty"),
         ({"query": "q", "pos": ["p"], "neg": ["n"], "neg_scores": [1, 2]}, "a list of 1 scores"),
         ({"query": "q", "pos": ["p"], "pos_scores": 1}, "a list of 1 scores, or none"),
         ({"query": "q", "pos": ["p"], "pos_scores": ["1"]}, "a list of finite numbers"),
@@ -176,7 +176,7 @@ def test_a_score_off_the_scale_is_refused_with_its_line(tmp_path, score):
         (["a,b,1", "a,b"], {}, r"sts\.csv:2: expected 3 cells separated by ',', .*found 2"),
         (["a,b,1", "a, or b,c,1"], {}, r":2: expected 3 cells .* found 4\. .*quotation marks"),
         (["a, or b,2,1", "a,b,1"], {}, r":2: expected 4 cells .* in the first row, found 3"),
-        (["x\ty\tscore", "a\t1"], {}, r":2: expected 3 cells separated by '\\t'.*remove it"),
+        (["x\ty\tscore", "a\t1"], {}, r":2: expected 3 cells separated by '\\t'.*TSV has none"),
         (["x\ty\tscore", "a\tb\tc\t1"], {}, r":2: .*a score in \[0, 5\], found 'c'"),
         (
             ["a;b;1"],
@@ -184,7 +184,7 @@ def test_a_score_off_the_scale_is_refused_with_its_line(tmp_path, score):
             r":1: .*\[0, 1, 2\] once, found .*by ','.*--delimiter ';'",
         ),
         (["x,y,z", "a,b,1"], {"columns": ("x", "q", "z")}, r":1: .*found .*Correct 'q'"),
-        (["x;y;z", "a;b;1"], {"columns": ("x", "y", "z")}, r"by ','\. .*--delimiter ';', or delim"),
+        (["x;y;z", "a;b;1"], {"columns": ("x", "y", "z")}, r"by ','\. .*--delimiter ';'"),
         (["a;b;1"], {"delimiter": ""}, "by one character, '', found"),
         (["a;b;1"], {"delimiter": ";;"}, "by one character, ';;', found"),
         (["x,x,z", "a,b,1"], {"columns": ("x", "y", "z")}, "Correct 'x'"),
@@ -226,7 +226,9 @@ def test_rows_in_json_are_read_by_their_keys_and_hold_one_text_a_side(tmp_path):
     path = write(
         tmp_path / "sts.jsonl", {"a": "x", "b": ["z"], "s": 1}, {"a": ["x", "y"], "b": "z", "s": 1}
     )
-    with pytest.raises(RecordError, match=r"expected the names .*found \[0, 1, 2\].*--columns KEY"):
+    with pytest.raises(
+        RecordError, match=r"expected the columns \[0, 1, 2\], found \['a', 'b', 's'\]"
+    ):
         read_file(path, scale=(0, 5))
     with pytest.raises(RecordError, match=r":2: field 'a': expected one text, found"):
         read_file(path, scale=(0, 5), columns=("a", "b", "s"))
@@ -418,18 +420,11 @@ def test_what_a_table_does_not_say_is_asked_for(tmp_path, form):
 
 
 def test_a_path_with_nothing_known(tmp_path, beir):
-    with pytest.raises(SourceError, match="found nothing"):
+    with pytest.raises(SourceError, match="expected a file, or a folder of train, dev or test"):
         read_path(tmp_path / "nowhere")
-    (tmp_path / "other").mkdir()
-    write(tmp_path / "other" / "notes.md", "")
-    with pytest.raises(SourceError, match=r"found notes\.md"):
-        read_path(tmp_path / "other")
     for form in ({"scale": (0, 1)}, {"delimiter": ";"}):
         with pytest.raises(SourceError, match="a BEIR folder and no word of its form"):
             read_path(beir, **form)
-    path = write(tmp_path / "train.jsonl", {"query": "q", "pos": ["p"]})
-    with pytest.raises(RecordError, match=r"train\.jsonl: expected no delimiter for JSON"):
-        read_path(path, task="ir", delimiter=";")
 
 
 # --- The Hub ---

@@ -74,7 +74,7 @@ def test_public_files_are_those_with_a_place_in_the_data_root():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"licenze": "MIT"}, "licenze: Extra inputs are not permitted"),
+        ({"licenze": "MIT"}, "licenze: unknown key"),
         ({"build": "../script"}, "build"),
         ({"fractions": {"train": 0.6, "dev": 0.3, "test": 0.3}}, "sum to 1"),
         ({"files": {"pairs": {"path": "x", "sha256": "abc"}}}, r"files\.pairs\.sha256"),
@@ -95,7 +95,7 @@ def test_a_wrong_registry_is_refused(registry, change, message):
         ({"task": "ir"}, "no scale"),
         ({"splits": {}}, r"splits: .*at least 1 item"),
         ({"splits": {"validation": "validation"}}, "splits"),
-        ({"fractions": {"train": 1}}, "fractions: Extra inputs"),
+        ({"fractions": {"train": 1}}, "fractions: unknown key"),
     ],
 )
 def test_a_wrong_hub_entry_is_refused(registry, change, message):
@@ -104,7 +104,7 @@ def test_a_wrong_hub_entry_is_refused(registry, change, message):
 
 
 def test_a_registry_that_is_missing_or_no_mapping(tmp_path):
-    with pytest.raises(DatasetError, match="expected a YAML registry"):
+    with pytest.raises(FileNotFoundError, match=r"none\.yaml"):
         list_datasets(tmp_path / "none.yaml")
     (tmp_path / "list.yaml").write_text("- a\n- b\n")
     with pytest.raises(DatasetError, match="expected a mapping"):
@@ -117,8 +117,8 @@ def test_a_registry_that_is_missing_or_no_mapping(tmp_path):
 def test_a_file_of_a_package_that_changed_or_is_missing_is_named_with_the_remedy(registry, cache):
     for change, message in [
         ({"sha256": "0" * 64}, r"expected sha256 0{64}, found f92a022f.*Reinstall gensim"),
-        ({"package": "gensimm"}, r"'gensimm', found none.*pip install"),
-        ({"path": "nowhere.txt"}, r"'gensim', found no file nowhere\.txt.*pip install"),
+        ({"package": "gensimm"}, r"'gensimm' with .*, found none.*pip install"),
+        ({"path": "nowhere.txt"}, r"'gensim' with nowhere\.txt, found none.*pip install"),
     ]:
         [entry] = [entry for entry in list_datasets() if entry.name == "wordsim-353"]
         file = entry.files["pairs"].model_dump() | change
@@ -180,7 +180,7 @@ def test_a_file_that_is_nowhere_or_has_other_bytes_is_named_with_the_remedy(make
     (tmp_path / "root" / "set" / "b.csv").unlink()
     with pytest.raises(SourceError, match=r"set/b\.csv: expected.*CODIEMB_DATA"):
         load_dataset("made-up", **options)
-    with pytest.raises(SourceError, match="found none in a data root, for none is named"):
+    with pytest.raises(SourceError, match="found none in no root"):
         load_dataset("made-up", **options | {"root": ""})
     options = make(PAIRS, FILES, url="http://localhost:1/")
     (tmp_path / "root" / "set" / "a.csv").write_text("a,b,1\n")
@@ -210,14 +210,14 @@ def test_what_the_root_lacks_is_fetched_once_and_checked(make, served, tmp_path)
     (tmp_path / "root" / "set" / "a.csv").write_text("a,b,1\n")
     assert load_dataset("made-up", **options) == fetched
     shutil.rmtree(tmp_path / "cache")
-    with pytest.raises(SourceError, match=r"a\.csv: expected sha256"):
+    with pytest.raises(SourceError, match=r"a\.csv: expected a file of sha256"):
         load_dataset("made-up", **options)
     assert not list((tmp_path / "cache").rglob("a.csv"))
 
 
 def test_an_address_that_cannot_be_reached_is_named_with_the_remedy(make):
     options = make(PAIRS, FILES, url="http://127.0.0.1:1/") | {"root": ""}
-    with pytest.raises(SourceError, match=r"127\.0\.0\.1:1.*expected a file.*data root as"):
+    with pytest.raises(SourceError, match=r"127\.0\.0\.1:1.*expected a file.*CODIEMB_DATA"):
         load_dataset("made-up", **options)
 
 

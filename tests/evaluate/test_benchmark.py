@@ -10,14 +10,13 @@ import pandas as pd
 import pytest
 
 from codiemb_lib.core import (
-    CodiembError,
     DatasetSettings,
     EncoderSettings,
     Prompts,
     UnwritableError,
     data_root,
 )
-from codiemb_lib.data import Record, RecordError, write_jsonl
+from codiemb_lib.data import Record, write_jsonl
 from codiemb_lib.evaluate import (
     BenchmarkError,
     EvaluationError,
@@ -28,7 +27,7 @@ from codiemb_lib.evaluate import (
     run_tasks,
     score_dataset,
 )
-from codiemb_lib.evaluate.benchmark import COLUMNS, load_task, own_prompts
+from codiemb_lib.evaluate.benchmark import COLUMNS, own_prompts
 from codiemb_lib.model import Embedder
 from tests.made_up import ir_records, sts_records
 
@@ -78,26 +77,16 @@ def test_a_value_that_is_no_score_fails_loudly_and_is_not_kept(store, task, valu
     assert store.once(["a task"], lambda: rows)[0]["value"] == -1
 
 
-def test_tables_and_folders_are_loaded_with_the_split_that_there_is(data):
+def test_a_table_and_a_lone_split_are_scored_as_they_are(store, data):
     table = data / "rated.tsv"
-    table.write_text("x\ta cat\ta dog\t5\nx\ta bus\ta cat\t1\n")
-    dataset, split = load_task(str(table), columns=(1, 2, 3), scale=(1, 5))
-    assert (dataset.task, split) == ("sts", "train")
-    assert [record.score for record in dataset.split(split)] == [1.0, 0.0]
-    again, _ = load_task(str(table), columns=(2, 1, 3), scale=(1, 5))
-    assert again.content_hash != dataset.content_hash
-    answers, _ = load_task(str(table), columns=(1, 2))
-    assert answers.task == "ir"
-    table.write_text("a cat;a dog;5\na bus;a cat;1\n")
-    semicolons, _ = load_task(str(table), scale=(1, 5), delimiter=";")
-    assert semicolons.splits["train"][0].positives == ("a dog",)
-    table.write_text("x\ta cat\ta dog\t5\nx\ta bus\ta cat\t1\n")
-    assert load_task(str(data / "ir"), "dev")[1] == "test"
-    assert load_task("wordsim-353", "dev")[1] == "dev"
-    with pytest.raises(RecordError, match="--scale LOW HIGH"):
-        load_task(str(table))
-    with pytest.raises(CodiembError, match="Did you mean 'wordsim-353'"):
-        load_task("wordsim353")
+    table.write_text(
+        "".join(f"{i}\ta {t}\ta dog\t{i}\n" for i, t in enumerate(["cat", "dog", "bus"]))
+    )
+    form = {"columns": (1, 2, 3), "scale": (0, 5)}
+    names = [(str(table), "train"), (str(data / "sts"), "test"), ("wordsim-353", "dev")]
+    for name, split in names:  # the form is the table's alone
+        rows = local_task(store, DatasetSettings(name=name), Prompts(), split="dev", **form)
+        assert {row["split"] for row in rows} == {split}
 
 
 def test_a_beir_folder_is_searched_in_its_corpus_with_its_grades(store, tmp_path):
