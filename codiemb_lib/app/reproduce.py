@@ -95,7 +95,8 @@ def notebook_files(
     files: dict[str, list[Path]] = {}
     while waiting:
         room = waiting.pop()
-        files[room] = [f for f in Path(root, room).rglob("*") if f.suffix in {".py", ".mplstyle"}]
+        here = Path(root, room).rglob("*.*")
+        files[room] = [file for file in here if file.suffix != ".pyc"]
         source = [file.read_text(encoding="utf-8") for file in files[room] if file.suffix == ".py"]
         waiting |= set().union(*map(imported_rooms, source)) - files.keys()
     return sorted(file for found in files.values() for file in found)

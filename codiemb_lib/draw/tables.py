@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 
 import pandas as pd
 
@@ -146,23 +147,9 @@ def readme_table(
     return f"{to_markdown(table[['model', 'seeds', 'IR mean', 'STS mean']])}\n{said}"
 
 
-_RESULTS = """\
-# Results
-
-This page is written by notebook `09_paper_figures` from the rows beside it; no number is typed.
-Scores are nDCG@10 (IR) and Spearman's correlation (STS) on the test sets, times 100, means over
-seeds; `±` is half the 95 % t-interval of the seeds, of two half their range. `†`: by the paired
-test over texts, p after Holm under 0.05, the model differs from the base encoder. Differences stand
-with the 95 % interval over test texts, that over seeds, and p after Holm. A claim holds, or does
-not, where texts and seeds agree, by a rule that was fixed before the runs (C8 came after them,
-under the same rule). In the table of merges, `picked` are the settings that dev picked, and for how
-many seeds; `won` marks the best on dev of all, and of the delta-guided.
-"""
-
-
 def results_page(presets: Sequence[str] = ("english", "mini")) -> str:
     """The page figures/RESULTS.md: what was trained, and the tables of presets that have any."""
-    parts = [_RESULTS]
+    parts = [Path(__file__).with_name("results.md").read_text(encoding="utf-8")]
     for name in presets:
         folder = figures_folder(name)
         if not (folder / "results.md").is_file():

@@ -10,7 +10,6 @@ from codiemb_lib.core import load_preset
 from codiemb_lib.evaluate.claims import (
     ALPHA,
     CLAIMS,
-    MARGIN,
     families,
     lacking,
     outcome,
@@ -51,9 +50,9 @@ def test_an_outcome_needs_texts_seeds_and_the_corrected_p(change, expected):
 
 def test_at_or_above_may_lack_the_margin_and_no_more():
     close = ABOVE | {"low": -0.004, "high": 0.002, "seeds_low": -0.0049, "seeds_high": 0.004}
-    assert outcome(pd.Series(close | {"bound": -MARGIN})) == 1
+    assert outcome(pd.Series(close | {"bound": -0.005})) == 1
     assert outcome(pd.Series(close | {"bound": 0.0})) == 0
-    assert outcome(pd.Series(BELOW | {"bound": -MARGIN})) == -1
+    assert outcome(pd.Series(BELOW | {"bound": -0.005})) == -1
 
 
 @pytest.mark.parametrize(
