@@ -6,27 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import click
+from jinja2 import Template
 
 from codiemb_lib import core, draw
 from codiemb_lib.app.options import examples, preset_option
-
-_HEAD = """\
-# Figures
-
-Each figure stands here as PNG and PDF, with its rows as CSV and its caption. The command below a
-caption draws it anew from the rows, in seconds; notebook `09_paper_figures` draws them all. This
-page is made by `codiemb gallery`.
-"""
-_FIGURE = """
-### {stem}
-
-![{stem}]({preset}/{stem}.png)
-
-{caption}
-
-`codiemb draw {stem} --preset {preset}` ([PDF]({preset}/{stem}.pdf), [CSV]({preset}/{stem}.csv))
-"""
-
 
 def drawn(folder: Path) -> list[str]:
     """The figures that a folder holds, in the order of the registry."""
@@ -71,15 +54,15 @@ def gallery(presets: Sequence[str]) -> None:
 
 def gallery_page(folder: Path, presets: Sequence[str]) -> str:
     """The page, in Markdown, for the presets whose figures lie below a folder."""
-    page = _HEAD
-    for preset in presets:
-        if not (stems := drawn(folder / preset)):
-            raise core.PresetError(
-                f"{folder / preset}: expected figures of a preset, found none. Run `make reproduce "
-                f"PRESET={preset}`, or correct the name."
-            )
-        page += f"\n## {preset}\n"
-        for stem in stems:
-            caption = (folder / preset / f"{stem}.md").read_text(encoding="utf-8").strip()
-            page += _FIGURE.format(stem=stem, preset=preset, caption=caption)
-    return page
+    found = {preset: drawn(folder / preset) for preset in presets}
+    if missing := [preset for preset, stems in found.items() if not stems]:
+        raise core.PresetError(
+            f"{folder / missing[0]}: expected figures of a preset, found none. Run `make reproduce "
+            f"PRESET={missing[0]}`, or correct the name."
+        )
+    captions = {
+        preset: {s: (folder / preset / f"{s}.md").read_text("utf-8").strip() for s in stems}
+        for preset, stems in found.items()
+    }
+    template = Path(__file__).with_suffix(".md").read_text(encoding="utf-8")
+    return Template(template, keep_trailing_newline=True).render(presets=captions)
