@@ -11,6 +11,7 @@ from jinja2 import Template
 from codiemb_lib import core, draw
 from codiemb_lib.app.options import examples, preset_option
 
+
 def drawn(folder: Path) -> list[str]:
     """The figures that a folder holds, in the order of the registry."""
     return [stem for stem in draw.FIGURES if (folder / f"{stem}.png").is_file()]
