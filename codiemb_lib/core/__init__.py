@@ -31,7 +31,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             *["git_commit", "hardware", "peak_memory_mib", "versions"],
             *["collect", "collect_costs", "label_rows", "write_rows"],
         ],
-        "settings": ["explain", "read_settings"],
+        "settings": ["Settings", "explain", "read_settings"],
         "words": ["MAIN_METRIC", "Task", "layer_of", "normalise", "task_means", "unknown"],
     },
 )

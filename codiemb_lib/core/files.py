@@ -47,7 +47,8 @@ def check_writable(folder: str | Path) -> Path:
             pass
     except OSError as error:
         raise UnwritableError(
-            f"{folder}: expected a folder that can be written, found: {error.strerror or error}."
+            f"{folder}: expected a folder that can be written, found: {error.strerror or error}. "
+            "Choose another folder, or give yourself write permission on this one."
         ) from error
     return folder
 

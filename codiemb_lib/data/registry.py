@@ -13,10 +13,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, RootModel, ValidationError, model_validator
+from pydantic import Field, RootModel, ValidationError, model_validator
 
 from codiemb_lib.core import (
     CodiembError,
+    Settings,
     Task,
     explain,
     project_root,
@@ -37,11 +38,7 @@ class DatasetError(CodiembError, ValueError):
 # --- Entries --------------------------------------------------------------------------------------
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class PinnedFile(_Strict):
+class PinnedFile(Settings):
     """A file and its bytes: inside an installed package, else of the data root or an address."""
 
     path: str
@@ -50,14 +47,14 @@ class PinnedFile(_Strict):
     url: str = ""  # empty: it is not fetched
 
 
-class Package(_Strict):
+class Package(Settings):
     """An installed package whose whole folder a script reads; its version stands for its bytes."""
 
     distribution: str  # its name for pip
     licence: str
 
 
-class Entry(_Strict):
+class Entry(Settings):
     """What every data set of the registry says about itself."""
 
     name: str
@@ -140,7 +137,7 @@ def _entry(path: Path, name: str, settings: dict[str, Any]) -> Entry:
     try:
         return kind.model_validate(settings | {"name": name})
     except ValidationError as error:
-        raise DatasetError(f"{path}: data set {name!r}: {explain(error, kind)}") from error
+        raise DatasetError(f"{path}: data set {name!r}: {explain(error)}") from error
 
 
 # --- Their sources --------------------------------------------------------------------------------

@@ -74,7 +74,7 @@ def test_public_files_are_those_with_a_place_in_the_data_root():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"licenze": "MIT"}, "licenze: unknown key"),
+        ({"licenze": "MIT"}, "unknown key 'licenze'"),
         ({"build": "../script"}, "build"),
         ({"fractions": {"train": 0.6, "dev": 0.3, "test": 0.3}}, "sum to 1"),
         ({"files": {"pairs": {"path": "x", "sha256": "abc"}}}, r"files\.pairs\.sha256"),
@@ -95,7 +95,7 @@ def test_a_wrong_registry_is_refused(registry, change, message):
         ({"task": "ir"}, "no scale"),
         ({"splits": {}}, r"splits: .*at least 1 item"),
         ({"splits": {"validation": "validation"}}, "splits"),
-        ({"fractions": {"train": 1}}, "fractions: unknown key"),
+        ({"fractions": {"train": 1}}, "unknown key 'fractions'"),
     ],
 )
 def test_a_wrong_hub_entry_is_refused(registry, change, message):
@@ -107,7 +107,7 @@ def test_a_registry_that_is_missing_or_no_mapping(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"none\.yaml"):
         list_datasets(tmp_path / "none.yaml")
     (tmp_path / "list.yaml").write_text("- a\n- b\n")
-    with pytest.raises(DatasetError, match="expected a mapping"):
+    with pytest.raises(DatasetError, match="valid dictionary"):
         list_datasets(tmp_path / "list.yaml")
 
 
