@@ -19,6 +19,7 @@ NUMERICS = 1
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
+    submodules=["objectives"],
     submod_attrs={
         "batches": ["OptimizerSteps", "make_batch", "make_share"],
         "conflict": ["conflict", "cosine_by_layer"],
