@@ -70,15 +70,11 @@ def conflict(
     settings: ObjectiveSettings,
     sts_objective: str = "codiemb",
 ) -> pd.DataFrame:
-    """Cosines between the gradients of batches, by layer.
+    """Cosines between the gradients of batches, by layer, at the encoder's weights.
 
-    Batch i of one kind is compared with batch i of another, and with batch i + 1 of its own. Two
-    gradients of each kind are held at a time.
-
-    Args:
-        encoder: At the weights where the gradients are taken.
-        batches: By kind, such as `ir`, `sts` and `mixed`.
-        settings, sts_objective: Of the losses.
+    Batches stand by kind, such as `ir`, `sts` and `mixed`. Batch i of one kind is compared with
+    batch i of another, and with batch i + 1 of its own. Two gradients of each kind are held at a
+    time.
 
     Returns:
         Rows (first, second, layer, batch, cosine); `first` and `second` are kinds.

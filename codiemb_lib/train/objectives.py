@@ -39,11 +39,10 @@ def _full_precision(objective: Callable[..., Tensor]) -> Callable[..., Tensor]:
         dtype = functools.reduce(torch.promote_types, (x.dtype for x in tensors), torch.float32)
 
         def cast(x):
-            return x.to(dtype) if isinstance(x, Tensor) else x
+            return x.to(dtype) if isinstance(x, Tensor) and x.dtype != torch.bool else x
 
-        numbers = {name: x if name == "same" else cast(x) for name, x in kwargs.items()}
         with torch.autocast(tensors[0].device.type, enabled=False):
-            return objective(*map(cast, args), **numbers)
+            return objective(*map(cast, args), **{name: cast(x) for name, x in kwargs.items()})
 
     return wrapped
 
