@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from torch.utils.data import Dataset
@@ -29,7 +30,6 @@ class Batch:
     a query with one positive and a score.
 
     Attributes:
-        planned: Where it comes from.
         texts: Distinct (prompt, text), the longest first; what follows are rows of it.
         queries: (B,)
         positives: (B, P)
@@ -79,12 +79,10 @@ def make_batch(
             if hard := [text for text in record.negatives if text not in taken]:
                 prompt = _passage_prompt(prompts, record)
                 pool += [(prompt, text) for text in _draw(hard, settings.negatives, generator)]
-        low = [r for r in members if r.task == "sts" and r.score < settings.mixed_anchor_score]
-        pool += [
-            (_passage_prompt(prompts, r), r.positives[0])
-            for r in low
-            if r.positives[0] not in taken
-        ]
+        for record in members:
+            low = record.task == "sts" and record.score < settings.mixed_anchor_score
+            if low and record.positives[0] not in taken:
+                pool.append((_passage_prompt(prompts, record), record.positives[0]))
     keys = [(prompts[record.dataset].query_prompt, record.query) for record in anchors]
     for record, texts in zip(anchors, positives, strict=True):
         keys += [(_passage_prompt(prompts, record), text) for text in texts]
@@ -94,15 +92,9 @@ def make_batch(
     rows = np.array([row[key] for key in keys])
     queries, others = np.split(rows, [len(anchors)])
     positives, negatives = np.split(others, [len(anchors) * per_query])
+    positives = positives.reshape(len(anchors), per_query)
     scores = [record.score for record in members] if planned.task == "sts" else []
-    return Batch(
-        planned,
-        texts,
-        queries,
-        positives.reshape(len(anchors), per_query),
-        negatives,
-        np.array(scores, dtype=np.float32),
-    )
+    return Batch(planned, texts, queries, positives, negatives, np.array(scores, np.float32))
 
 
 def _passage_prompt(prompts: Mapping[str, DatasetSettings], record: Record) -> str:
@@ -120,10 +112,9 @@ def _draw(texts: Sequence[str], count: int, generator: np.random.Generator) -> l
 
 @dataclass(frozen=True)
 class Share:
-    """What one rank encodes of a batch: the texts `rank::world_size`, and a text a rank at least.
+    """What one rank encodes of a global batch: texts `rank::world_size`, at least one.
 
     Attributes:
-        batch: The global batch.
         forwards: The blocks of padded texts of each forward pass, the longest texts first.
         order: (m,) for each text of the share its row in the joined output of the passes.
         seeds: One for each forward pass: its dropout is the same whenever it is repeated.
@@ -148,7 +139,7 @@ def make_share(
     world_size: int = 1,
 ) -> Share:
     """Tokenise a rank's texts and cut them into forward passes of a token budget."""
-    own = batch.texts[rank::world_size] or batch.texts[:1]  # as good as idle, but never without
+    own = batch.texts[rank::world_size] or batch.texts[:1]
     tokens = tokenizer([text for _, text in own], [prompt for prompt, _ in own])
     passes = forward_passes(tokens, tokens_per_forward, packing)
     return Share(
@@ -165,13 +156,8 @@ class OptimizerSteps(Dataset):
 
     An epoch's batches are grouped by the preset's `accumulation`; the last group may be smaller.
     Any item can be asked for at any time, so a run that goes on later passes over nothing.
-
-    Args:
-        records, plan: The training records, and which of them share a step.
-        encoder: Its tokenizer cuts the texts.
-        preset: As it is trained (`Preset.as_trained`): prompts, objective, epochs, token budget.
-        seed: Of plan, draws and dropout.
-        rank, world_size: Which process this is, of how many.
+    The preset is one as it is trained (`Preset.as_trained`); `seed` is that of plan, draws and
+    dropout.
     """
 
     def __init__(
@@ -185,13 +171,19 @@ class OptimizerSteps(Dataset):
         rank: int = 0,
         world_size: int = 1,
     ):
-        self.records, self.plan, self.seed = records, plan, seed
-        self.tokenizer, self.packing = encoder.tokenizer, encoder.packing
+        self.records, self.plan, self.seed, self.world_size = records, plan, seed, world_size
         self.prompts = {dataset.name: dataset for dataset in preset.datasets}
         self.objective, self.settings = preset.objective, preset.training
-        self.rank, self.world_size = rank, world_size
+        self._share_of = partial(
+            make_share,
+            tokenizer=encoder.tokenizer,
+            tokens_per_forward=self.settings.tokens_per_forward,
+            packing=encoder.packing,
+            rank=rank,
+            world_size=world_size,
+        )
         self.per_epoch = -(-plan.length(world_size) // self.settings.accumulation)
-        self._planned: tuple[int, list[PlannedBatch]] = (-1, [])  # an epoch's, till the next's
+        self._planned: dict[int, list[PlannedBatch]] = {}
 
     def __len__(self) -> int:
         whole = self.settings.epochs * self.per_epoch
@@ -204,11 +196,11 @@ class OptimizerSteps(Dataset):
     def planned(self, number: int) -> list[PlannedBatch]:
         """The batches that make up an optimiser step."""
         epoch, accumulation = self.epoch(number), self.settings.accumulation
-        if self._planned[0] != epoch:
+        if epoch not in self._planned:
             steps = self.plan.steps(epoch, seed=self.seed, world_size=self.world_size)
-            self._planned = (epoch, steps)
+            self._planned = {epoch: steps}  # till the next one's
         first = (number % self.per_epoch) * accumulation
-        return self._planned[1][first : first + accumulation]
+        return self._planned[epoch][first : first + accumulation]
 
     def __getitem__(self, number: int) -> list[Share]:
         if not 0 <= number < len(self):
@@ -218,14 +210,5 @@ class OptimizerSteps(Dataset):
             seed = [self.seed, number, place]
             generator = np.random.default_rng(seed)
             batch = make_batch(planned, self.records, self.prompts, self.objective, generator)
-            share = make_share(
-                batch,
-                self.tokenizer,
-                tokens_per_forward=self.settings.tokens_per_forward,
-                packing=self.packing,
-                seed=seed,
-                rank=self.rank,
-                world_size=self.world_size,
-            )
-            shares.append(share)
+            shares.append(self._share_of(batch, seed=seed))
         return shares

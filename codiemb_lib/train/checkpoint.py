@@ -2,13 +2,11 @@
 
 While a run is at work, all that it writes lies in `checkpoints/FINGERPRINT/`, in the run's folder:
 
-    00000012.pt          weights, optimiser and counters: training goes on from here
+    00000012.pt          weights, optimiser and progress: training goes on from here
     best-00000008/       the model with the best dev score so far
     log.csv, dev.csv     to be read while it trains; written with every checkpoint
     trajectory/          the embeddings behind every dev score, where the preset asks for them
     nonfinite.jsonl      the records of a batch whose loss or gradient was NaN or Inf
-
-A finished run of other settings, beside it, stays whole until this one is finished.
 """
 
 from __future__ import annotations
@@ -58,12 +56,9 @@ class Progress:
 
 
 class Checkpoints:
-    """The checkpoints of one run. All ranks call its methods; the first one writes.
+    """The checkpoints of one run, by its fingerprint: those of another one are not taken up.
 
-    Args:
-        run: The run's folder.
-        fingerprint: Of the run: a checkpoint of another one is not taken up.
-        accelerator: Knows the ranks.
+    All ranks call its methods; the first one writes.
     """
 
     def __init__(self, run: Path, fingerprint: str, accelerator: Accelerator):
@@ -87,18 +82,14 @@ class Checkpoints:
         if self.accelerator.is_main_process:
             write_rows(self.folder / "log.csv", pd.DataFrame(progress.log))
             write_rows(self.folder / "dev.csv", progress.dev)
-            counters = {key: v for key, v in vars(progress).items() if key not in ("log", "dev")}
+            done = vars(progress) | {"dev": progress.dev.to_dict("records")}
             target = self.folder / f"{progress.step:08d}.pt"
             with atomic_path(target) as temporary:
-                content = {"weights": weights, "optimizer": state, "counters": counters}
-                torch.save(content, temporary)
-            self._keep_only(target, self._best(progress))
-
-    def _keep_only(self, checkpoint: Path, best: Path) -> None:
-        for older in {*self.folder.glob("*.pt")} - {checkpoint}:
-            older.unlink()
-        for older in {*self.folder.glob("best-*")} - {best}:
-            shutil.rmtree(older)
+                torch.save({"weights": weights, "optimizer": state, "progress": done}, temporary)
+            for older in {*self.folder.glob("*.pt")} - {target}:
+                older.unlink()
+            for older in {*self.folder.glob("best-*")} - {self._best(progress)}:
+                shutil.rmtree(older)
 
     def load(self, model: nn.Module, optimizer: AcceleratedOptimizer) -> Progress:
         """Take up the last checkpoint, if there is one."""
@@ -113,11 +104,8 @@ class Checkpoints:
             optim_state_dict=content["optimizer"],
             options=_READ,
         )
-        progress = Progress(**content["counters"])
-        # A kill between the tables and their checkpoint has left rows too many.
-        log, dev = (pd.read_csv(self.folder / f"{name}.csv") for name in ("log", "dev"))
-        progress.log = log[log["step"] < progress.step].to_dict("records")
-        progress.dev = dev[dev["step"] <= progress.step]
+        progress = Progress(**content["progress"])
+        progress.dev = pd.DataFrame(progress.dev)
         logger.info("%s: going on at step %d", self.run, progress.step)
         return progress
 
@@ -135,5 +123,5 @@ class Checkpoints:
             if source.is_dir():
                 shutil.rmtree(self.run / name, ignore_errors=True)
                 source.rename(self.run / name)
-        for table in ("log.csv", "dev.csv"):  # copied: going on needs them, too
+        for table in ("log.csv", "dev.csv"):
             shutil.copy(self.folder / table, self.run)

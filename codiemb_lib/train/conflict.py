@@ -70,27 +70,16 @@ def conflict(
     settings: ObjectiveSettings,
     sts_objective: str = "codiemb",
 ) -> pd.DataFrame:
-    """Cosines between the gradients of batches, by layer.
+    """Cosines between the gradients of batches, by layer, at the encoder's weights.
 
-    Batch i of one kind is compared with batch i of another, and with batch i + 1 of its own. Two
-    gradients of each kind are held at a time.
-
-    Args:
-        encoder: At the weights where the gradients are taken.
-        batches: By kind, such as `ir`, `sts` and `mixed`.
-        settings: Of the objectives.
-        sts_objective: Of similarity batches.
+    Batches stand by kind, such as `ir`, `sts` and `mixed`. Batch i of one kind is compared with
+    batch i of another, and with batch i + 1 of its own. Two gradients of each kind are held at a
+    time.
 
     Returns:
         Rows (first, second, layer, batch, cosine); `first` and `second` are kinds.
     """
-    rows: list[dict] = []
-
-    def compare(first: str, second: str, number: int, a: Mapping, b: Mapping) -> None:
-        pair = {"first": first, "second": second}
-        for layer, cosine in cosine_by_layer(a, b).items():
-            rows.append(pair | {"layer": layer, "batch": number, "cosine": cosine})
-
+    rows: list[tuple] = []
     before: dict[str, dict[str, Tensor]] = {}
     for number in range(max(map(len, batches.values()))):
         now = {
@@ -98,9 +87,10 @@ def conflict(
             for kind, own in batches.items()
             if number < len(own)
         }
-        for first, second in combinations(now, 2):
-            compare(first, second, number, now[first], now[second])
-        for kind in (kind for kind in now if kind in before):
-            compare(kind, kind, number - 1, before[kind], now[kind])
+        pairs = [(a, b, number, now[a], now[b]) for a, b in combinations(now, 2)]
+        pairs += [(k, k, number - 1, before[k], now[k]) for k in now if k in before]
+        for first, second, batch, *gradients in pairs:
+            cosines = cosine_by_layer(*gradients).items()
+            rows += [(first, second, layer, batch, cosine) for layer, cosine in cosines]
         before = now
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=["first", "second", "layer", "batch", "cosine"])

@@ -21,22 +21,13 @@ from codiemb_lib.core import Preset, PresetError, preset_path
 
 
 def launch(preset: Preset, variant: str, seed: int, config: str) -> None:
-    """Train in processes of their own, by `accelerate launch`, and wait for their end.
+    """As `train`, in processes of their own, by `accelerate launch`.
 
     They go on where this process is killed; as they hold the run's lock, nobody trains it twice.
-
-    Args:
-        preset, variant, seed: As for `train`.
-        config: A configuration of accelerate: a name in `presets/accelerate`, or a path.
-
-    Raises:
-        PresetError: There is no such configuration.
-        subprocess.CalledProcessError: Training failed; what it said stands above.
     """
-    file = preset_path(f"accelerate/{config}")
-    if not file.is_file():
-        file = Path(config)
-    if not file.is_file():
+    candidates = preset_path(f"accelerate/{config}"), Path(config)
+    file = next(filter(Path.is_file, candidates), None)
+    if file is None:
         known = sorted(path.stem for path in preset_path("accelerate/x").parent.glob("*.yaml"))
         raise PresetError(
             f"accelerate: expected the path of a configuration, or one of {known}, found "
@@ -52,16 +43,12 @@ def launch(preset: Preset, variant: str, seed: int, config: str) -> None:
 
 
 def make_accelerator(preset: Preset, folder: Path) -> Accelerator:
-    """Devices and precision, as `accelerate launch` said; one process without it.
-
-    Raises:
-        PresetError: A tracker is not installed, or the configuration is one that we cannot follow.
-    """
-    trackers = list(preset.training.trackers)
-    known = {str(tracker) for tracker in get_available_trackers()}
+    """Devices and precision, as `accelerate launch` said; one process without it."""
+    trackers = [*preset.training.trackers]
+    known = [*map(str, get_available_trackers())]
     if missing := [name for name in trackers if name not in known]:
         raise PresetError(
-            f"preset {preset.name!r}: expected trackers that are installed, {sorted(known)}, "
+            f"preset {preset.name!r}: expected trackers that are installed, {known}, "
             f"found {missing}. Install one by its name: `pip install {missing[0]}`."
         )
     # Buffers are constants, and ranks may differ in their number of forward passes.

@@ -97,11 +97,9 @@ def train(
         watch: Called after every step, by this process, with the rows of the log and dev scores.
 
     Raises:
-        PresetError: The preset has no such variant, no records of one of the tasks, asks for more
-            dimensions than there are, or names a configuration or tracker that is not there.
+        PresetError: The preset cannot be trained so, with the data, encoder and packages at hand.
         UnwritableError: The run's folder cannot be written; found before any training.
-        DivergenceError: The loss or its gradient is NaN or Inf. The last checkpoint stays, and
-            `nonfinite.jsonl` beside it holds the records of the batch.
+        DivergenceError: The last checkpoint stays, and beside it the records of the batch.
         subprocess.CalledProcessError: The processes of `accelerate` failed.
     """
     preset.variant(variant)  # known, before a folder is made
@@ -122,27 +120,27 @@ def _train_here(
     """Train in this process, which may be one of several."""
     settings, preset = preset.variant(variant), preset.as_trained(variant)
     datasets = load_datasets(preset)
-    if not any(datasets[d.name].task in settings.tasks and d.train != 0 for d in preset.datasets):
-        raise PresetError(
-            f"preset {preset.name!r}, variant {variant!r}: expected a data set to train on of its "
-            f"tasks {[*settings.tasks]}, found none whose `train` is not 0."
-        )
     accelerator = make_accelerator(preset, folder)
     data = {name: dataset.content_hash for name, dataset in datasets.items()}
     resolved = _resolved(preset, settings, seed, accelerator)
-    fingerprint = _fingerprint(resolved, data)
+    # A run, finished or not, is the one that is asked for where all of this is the same.
+    packages = [versions()[package] for package in ("torch", "transformers")]
+    numerics = {"model": OF_MODEL, "evaluate": OF_EVALUATE, "train": NUMERICS}
+    fingerprint = sha256_text(repr(resolved), repr(data), repr(packages), repr(numerics))
     checkpoints = Checkpoints(folder, fingerprint, accelerator)
     if agreed(is_complete(folder, fingerprint)):
         logger.info("%s: finished before, nothing to train", folder)
     else:
         check_writable(folder)
         trainer = _Trainer(preset, settings, datasets, seed, checkpoints)
-        if preset.training.trackers:
-            names = {"name": f"{preset.name}/{variant}/seed-{seed}"}
+        if preset.training.trackers:  # all take dotted names, but not all take lists
+            named = {"preset": preset.name, "model": variant} | resolved
+            [flat] = pd.json_normalize(named).to_dict("records")
+            own = {"name": f"{preset.name}/{variant}/seed-{seed}"}
             accelerator.init_trackers(
                 "codiemb",
-                config=_flat({"preset": preset.name, "model": variant} | resolved),
-                init_kwargs={"wandb": names, "trackio": names},
+                config={k: str(v) if isinstance(v, list) else v for k, v in flat.items()},
+                init_kwargs={"wandb": own, "trackio": own},
             )
         done = trainer.train(progress=progress, watch=watch)
         if accelerator.is_main_process:
@@ -179,25 +177,6 @@ def _resolved(
     }
 
 
-def _fingerprint(resolved: Mapping[str, Any], data: Mapping[str, str]) -> str:
-    """What tells whether a run, finished or not, is the one that is asked for.
-
-    The rule: a run is the same where all of these are the same: the settings that shape it, with
-    the hash of the weights that it starts from; the content hash of each data set; the versions of
-    torch and transformers; and the numbers `NUMERICS` of the rooms model, evaluate and train, which
-    rise when their code is meant to give other numbers. Code itself is not looked at.
-    """
-    packages = [versions()[package] for package in ("torch", "transformers")]
-    numerics = {"model": OF_MODEL, "evaluate": OF_EVALUATE, "train": NUMERICS}
-    return sha256_text(repr(resolved), repr(data), repr(packages), repr(numerics))
-
-
-def _flat(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings as all trackers take them: by dotted names, lists written out."""
-    [flat] = pd.json_normalize(settings).to_dict("records")
-    return {key: str(value) if isinstance(value, list) else value for key, value in flat.items()}
-
-
 def _common(names: Iterable[str]) -> str:
     """The one name of all batches of an optimiser step, or "mixed"."""
     names = set(names)
@@ -215,22 +194,24 @@ class _Trainer:
         seed: int,
         checkpoints: Checkpoints,
     ):
-        self.started = time.perf_counter()
+        began = time.perf_counter()
         self.variant, self.checkpoints = variant, checkpoints
         self.objective, self.settings = preset.objective, preset.training
         self.accelerator = checkpoints.accelerator
-        self.datasets = {settings.name: settings for settings in preset.datasets}
         self.records = [
             record
-            for name, settings in self.datasets.items()
-            if datasets[name].task in variant.tasks
-            for record in datasets[name].split("train", limit=settings.train)
+            for d in preset.datasets
+            if datasets[d.name].task in variant.tasks
+            for record in datasets[d.name].split("train", limit=d.train)
         ]
-        self.dev = {
-            name: datasets[name].split("dev", limit=settings.dev)
-            for name, settings in self.datasets.items()
-            if settings.dev != 0
-        }
+        if not self.records:
+            raise PresetError(
+                f"preset {preset.name!r}: expected a data set to train on of the variant's tasks "
+                f"{[*variant.tasks]}, found none whose `train` is not 0."
+            )
+        self.dev = [
+            (d, datasets[d.name].split("dev", limit=d.dev)) for d in preset.datasets if d.dev != 0
+        ]
         torch.manual_seed(seed)
         self.encoder = Encoder.load(preset.encoder)
         D = self.encoder.dimension
@@ -239,7 +220,10 @@ class _Trainer:
                 f"preset {preset.name!r}: objective.matryoshka: expected dimensions below the "
                 f"encoder's {D}, which counts anyway, found {[*self.objective.matryoshka]}."
             )
-        self.encoder.prompts |= _named_prompts(preset)
+        for d in preset.datasets:
+            self.encoder.prompts[d.name] = d.query_prompt
+            if d.passage_prompt:
+                self.encoder.prompts[f"{d.name}-passage"] = d.passage_prompt
         if self.settings.gradient_checkpointing:
             self.encoder.backbone.activation_checkpointing_enable({"use_reentrant": False})
         sparse_embedding_gradients(self.accelerator, self.encoder)
@@ -260,7 +244,7 @@ class _Trainer:
             world_size=self.accelerator.num_processes,
         )
         self.progress = checkpoints.load(self.model, self.optimizer)
-        self.seconds_before = self.progress.seconds
+        self.began = began - self.progress.seconds
 
     def _plan(self) -> SingleTaskPlan | MixedTaskPlan:
         sizes = self.settings.batch_sizes.model_dump()
@@ -294,13 +278,13 @@ class _Trainer:
         for shares in ahead:
             row = self._optimizer_step(shares, began)
             done.log.append(row)
-            self.accelerator.log({k: v for k, v in row.items() if v == v}, step=done.step)
+            self.accelerator.log(row, step=done.step)
             done.step += 1
             bar.update()
             bar.set_postfix(task=row["task"], loss=f"{row['loss']:.3f}")
             if done.step % self.settings.evaluate_every == 0 or done.step == total:
                 self._evaluate()
-                done.seconds = self.seconds_before + time.perf_counter() - self.started
+                done.seconds = time.perf_counter() - self.began
                 self.checkpoints.save(self.model, self.optimizer, done)
             if watch and self.accelerator.is_main_process:
                 watch(done.log, done.dev)
@@ -338,16 +322,13 @@ class _Trainer:
         texts = sum(len(share.batch.texts) for share in shares)
         seconds = time.perf_counter() - began
         planned = [share.batch.planned for share in shares]
-        parts = pd.DataFrame(
-            [{name: part.item() for name, part in loss.components.items()} for loss in losses]
-        )
         return {
             "step": self.progress.step,
             "epoch": self.steps.epoch(self.progress.step),
             "task": _common(step.task for step in planned),
             "dataset": _common(step.dataset for step in planned),
             "loss": float(np.mean([loss.total.item() for loss in losses])),
-            **parts.mean().sort_index().to_dict(),
+            **pd.DataFrame([loss.components for loss in losses]).mean().sort_index().to_dict(),
             "learning_rate": rate,
             "gradient_norm": float(norm),
             "texts": texts,
@@ -362,8 +343,7 @@ class _Trainer:
             batch, *states, settings=self.objective, sts_objective=self.variant.sts_objective
         )
         if not torch.isfinite(loss.total):
-            parts = {name: part.item() for name, part in loss.components.items()}
-            self._stop("loss", f"{loss.total.item()} {parts}", [batch])
+            self._stop("loss", f"{loss.total.item()} {loss.components}", [batch])
         return loss
 
     def _stop(self, what: str, found: object, batches: list[Batch]) -> None:
@@ -386,15 +366,14 @@ class _Trainer:
         """
         done, budget = self.progress, self.settings.tokens_per_forward
         encoded = [
-            encode_dataset(self.encoder, self.datasets[name], records, tokens_per_forward=budget)
-            for name, records in self.dev.items()
+            encode_dataset(self.encoder, settings, records, tokens_per_forward=budget)
+            for settings, records in self.dev
         ]
         rows = pd.concat(map(score_dataset, encoded), ignore_index=True)
         main = rows[rows["metric"] == rows["task"].map(MAIN_METRIC)].assign(step=done.step)
         done.dev = pd.concat([done.dev, main], ignore_index=True)
         means = task_means(rows)
-        for task, mean in means.items():
-            self.accelerator.log({f"dev_{task}": mean}, step=done.step)
+        self.accelerator.log({f"dev_{task}": mean for task, mean in means.items()}, step=done.step)
         shown = ", ".join(f"{task} {mean:.4f}" for task, mean in means.items())
         run, total = self.checkpoints.run, len(self.steps)
         logger.info("%s: step %d of %d, dev %s", run, done.step, total, shown)
@@ -409,10 +388,3 @@ class _Trainer:
 def _quiet_tokenizers(_: int) -> None:
     """A worker is a fork: a tokeniser must not start threads in it, nor warn that it does not."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-
-
-def _named_prompts(preset: Preset) -> dict[str, str]:
-    """The prompts of a preset, by data set, to be saved with the model."""
-    prompts = {d.name: d.query_prompt for d in preset.datasets}
-    prompts |= {f"{d.name}-passage": d.passage_prompt for d in preset.datasets if d.passage_prompt}
-    return prompts

@@ -5,8 +5,8 @@ Similarities (n,) are cosines, scores (n,) are gold, and temperatures are the au
 Every objective returns one finite scalar with finite gradients, also on constant, tied or single
 input; where there is nothing to learn it is a zero that is still connected to the graph. Half
 precision, autocast included, is computed in float32; float64 stays float64. Non-finite input gives
-non-finite output: it is for the training loop to stop on. Shapes that do not fit might broadcast
-without a word, so they raise ValueError, as a temperature that is not above zero does.
+non-finite output: it is for the training loop to stop on. Scores that do not fit might broadcast
+without a word, so they raise ValueError.
 
 The retrieval and similarity objectives follow CoDiEmb (Zhang et al., arXiv 2508.11442) as its
 authors' public training code computes them; CoSENT and AnglE are the pairwise baselines. Their kin:
@@ -31,26 +31,18 @@ _PRO_BLOCK = 150_000  # entries of a block of pro_loss, which fit in a core's ca
 
 
 def _full_precision(objective: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Give `objective` its numbers in one dtype, float32 or wider, and switch autocast off.
-
-    A `temperature` that is not above zero is refused.
-    """
+    """Give `objective` its numbers in one dtype, float32 or wider, and switch autocast off."""
 
     @functools.wraps(objective)
     def wrapped(*args, **kwargs):
         tensors = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)]
         dtype = functools.reduce(torch.promote_types, (x.dtype for x in tensors), torch.float32)
 
-        temperature = kwargs.get("temperature", 1)
-        if not temperature > 0:
-            raise ValueError(f"Expected a temperature above 0, found {temperature!r}.")
-
         def cast(x):
-            return x.to(dtype) if isinstance(x, Tensor) else x
+            return x.to(dtype) if isinstance(x, Tensor) and x.dtype != torch.bool else x
 
-        numbers = {name: x if name == "same" else cast(x) for name, x in kwargs.items()}
         with torch.autocast(tensors[0].device.type, enabled=False):
-            return objective(*map(cast, args), **numbers)
+            return objective(*map(cast, args), **{name: cast(x) for name, x in kwargs.items()})
 
     return wrapped
 
@@ -74,28 +66,20 @@ def multi_positive_info_nce(
 
     Args:
         queries: (B, D), of any length; they are normalised here, like all others.
-        positives: (B, P, D), P >= 1; slot p of query i is in `positives[i, p]`.
+        positives: (B, P, D), P >= 1.
         negatives: (M, N, D), one flat pool of M * N hard negatives for every query. M is B where
             each query brings its own, and may be any number; N may be 0.
         same: (B, B) bool, true where two rows are one query, of several records. Their positives
             are then left out of each other's sum over j, where else they would be negatives.
     """
-    B, P, D = positives.shape if positives.dim() == 3 else (0, 0, 0)
-    if queries.shape != (B, D) or 0 in (B, P) or negatives.dim() != 3 or negatives.shape[2] != D:
-        raise ValueError(
-            "Expected queries (B, D), positives (B, P, D) with P >= 1 and negatives (M, N, D); "
-            f"found {tuple(queries.shape)}, {tuple(positives.shape)}, {tuple(negatives.shape)}."
-        )
-    if same is not None and same.shape != (B, B):
-        raise ValueError(f"Expected `same` of shape ({B}, {B}), found {tuple(same.shape)}.")
     queries, positives, negatives = (
         F.normalize(x, dim=-1) for x in (queries, positives, negatives)
     )
     slots = queries @ positives.permute(1, 2, 0) / temperature  # (P, B, B)
-    hard = queries @ negatives.reshape(-1, D).T / temperature  # (B, M * N)
+    hard = queries @ negatives.flatten(0, 1).T / temperature  # (B, M * N)
     own = slots.diagonal(dim1=1, dim2=2)  # (P, B)
     if same is not None:
-        others = same & ~torch.eye(B, dtype=torch.bool, device=same.device)
+        others = same & ~torch.eye(len(same), dtype=torch.bool, device=same.device)
         slots = slots.masked_fill(others, -torch.inf)
     return (torch.logaddexp(slots.logsumexp(2), hard.logsumexp(1)) - own).mean()
 
@@ -120,7 +104,7 @@ def middle_layer_info_nce(
         scores: (n,), gold.
         anchor_score: The lowest gold score of an anchor.
     """
-    _check_sides(queries, passages, scores)
+    _check(scores, queries, passages)
     logits = F.normalize(queries, dim=1) @ F.normalize(passages, dim=1).T / temperature  # (n, n)
     anchors = (scores >= anchor_score).to(logits.dtype)
     losses = logits.logsumexp(1) - logits.diagonal()
@@ -133,7 +117,7 @@ def pearson_loss(similarities: Tensor, scores: Tensor) -> Tensor:
 
     In [0, 2]. The correlation is undefined where one side is constant up to rounding: zero there.
     """
-    _check_pairs(similarities, scores)
+    _check(scores, similarities)
     sides = torch.stack((similarities, scores))  # (2, n)
     centred = sides - sides.mean(dim=1, keepdim=True)
     norms = torch.linalg.vector_norm(centred, dim=1)
@@ -158,7 +142,7 @@ def rank_kl_loss(similarities: Tensor, scores: Tensor, *, temperature: float = 0
     The division by n is the authors': they reduce one distribution of n entries as if it were a
     batch of n. So a larger batch weakens this term relative to the others.
     """
-    _check_pairs(similarities, scores)
+    _check(scores, similarities)
     n = len(scores)
     ascending, scores = scores.sort().values, scores.contiguous()
     lower = torch.searchsorted(ascending, scores)  # how many are strictly lower
@@ -180,7 +164,7 @@ def pro_loss(similarities: Tensor, scores: Tensor, *, temperature: float = 0.05)
     over the k that have a lower j; zero where all scores are equal. The scores are constants, and
     there are first derivatives only. Time O(n^2); memory O(n): some 2 MB for 4,096 pairs.
     """
-    _check_pairs(similarities, scores)
+    _check(scores, similarities)
     return _Pro.apply(similarities, scores, temperature)
 
 
@@ -242,7 +226,7 @@ def cosent_loss(similarities: Tensor, scores: Tensor, *, temperature: float = 0.
 
     .. math:: L = \log \Bigl(1 + \sum_{y_i > y_j} e^{(s_j - s_i)/\tau}\Bigr)
     """
-    _check_pairs(similarities, scores)
+    _check(scores, similarities)
     differences = (similarities - similarities[:, None]) / temperature  # (n, n): s_j - s_i
     ordered = scores[:, None] > scores
     differences = differences.masked_fill(~ordered, -torch.inf)
@@ -264,7 +248,7 @@ def angle_loss(left: Tensor, right: Tensor, scores: Tensor, *, temperature: floa
         scores: (n,), gold; only their order matters.
         temperature: 0.05, the inverse of the usual scale 20.
     """
-    _check_sides(left, right, scores)
+    _check(scores, left, right)
     left, right = F.normalize(left, dim=1), F.normalize(right, dim=1)
     (a, b), (c, d) = left.chunk(2, dim=1), right.chunk(2, dim=1)
     similarities = (a * c + b * d + b * c - a * d).sum(dim=1).abs()
@@ -276,19 +260,10 @@ def _nothing(scores: Tensor) -> Tensor:
     return 0 * scores.sum()
 
 
-def _check_pairs(similarities: Tensor, scores: Tensor) -> None:
-    # (n, 1) beside (n,) would broadcast into n x n pairs without a word
-    if similarities.dim() != 1 or similarities.shape != scores.shape or len(scores) == 0:
-        raise ValueError(
-            "Expected similarities (n,) and scores (n,) with n >= 1, found "
-            f"{tuple(similarities.shape)} and {tuple(scores.shape)}."
-        )
-
-
-def _check_sides(left: Tensor, right: Tensor, scores: Tensor) -> None:
-    sizes = left.shape[:1]
-    if left.dim() != 2 or left.shape != right.shape or scores.shape != sizes or 0 in sizes:
-        raise ValueError(
-            "Expected both sides (n, D) and scores (n,) with n >= 1, found "
-            f"{tuple(left.shape)}, {tuple(right.shape)} and {tuple(scores.shape)}."
-        )
+def _check(scores: Tensor, *sides: Tensor) -> None:
+    """One side: similarities (n,). Two: embeddings (n, D). (n, 1) would become n x n pairs."""
+    shapes = [tuple(x.shape) for x in (*sides, scores)]
+    n, *D = shapes[0] or (0,)
+    if n == 0 or len(D) != len(sides) - 1 or shapes != [(n, *D)] * len(sides) + [(n,)]:
+        expected = "similarities (n,)" if len(sides) == 1 else "both sides (n, D)"
+        raise ValueError(f"Expected {expected} and scores (n,) with n >= 1, found {shapes}.")

@@ -35,7 +35,7 @@ class PlannedBatch:
     @property
     def indices(self) -> tuple[int, ...]:
         """The records of all ranks."""
-        return tuple(index for shard in self.shards for index in shard)
+        return sum(self.shards, ())
 
 
 class SingleTaskPlan:
@@ -57,9 +57,7 @@ class SingleTaskPlan:
     Args:
         records: The training records, of any number of data sets; one at least.
         batch_sizes: Records per step and rank, by task: {"ir": 16, "sts": 32}.
-        balance: One of the four.
-        ir_share: In (0, 1), for the balance `ir_share` alone.
-        temperature: At least 0, for the balance `temperature` alone.
+        balance: One of the four, with `ir_share` in (0, 1) or `temperature` of at least 0.
 
     Raises:
         PresetError: A balance of the tasks, and only one of them has records. Later: a data set
@@ -84,8 +82,7 @@ class SingleTaskPlan:
                 f"balance={balance!r} weighs two tasks, ir and sts; the records have only "
                 f"{', '.join(sorted(tasks))}. Add the other task, or use balance='proportional'."
             )
-        self._batch_sizes = dict(batch_sizes)
-        self._balance = balance
+        self._batch_sizes, self._balance = batch_sizes, balance
         self._ir_share = 0.5 if balance == "equal" else ir_share
         self._temperature = temperature
 
@@ -100,10 +97,8 @@ class SingleTaskPlan:
         for datasets, available, quota in self._quotas(world_size):
             if quota > available:
                 names = ", ".join(f"{name} ({task})" for task, name in datasets)
-                logger.info(
-                    "epoch %d: %s drawn again: %d steps from %d full batches",
-                    *(epoch, names, quota, available),
-                )
+                says = "epoch %d: %s drawn again: %d steps from %d full batches"
+                logger.info(says, epoch, names, quota, available)
             drawn: list[tuple[_DataSet, np.ndarray]] = []
             while len(drawn) < quota:
                 drawn += self._one_pass(datasets, generator, world_size)
@@ -130,9 +125,8 @@ class SingleTaskPlan:
 
     def _count(self, key: _DataSet, world_size: int) -> int:
         task, name = key
-        size = self._batch_sizes[task]
-        owner = f"data set {name!r} ({task})"
-        return _full_batches(len(self._members[key]), size, world_size, owner)
+        records, size = len(self._members[key]), self._batch_sizes[task]
+        return _full_batches(records, size, world_size, f"data set {name!r} ({task})")
 
     def _one_pass(
         self, datasets: list[_DataSet], generator: np.random.Generator, world_size: int
@@ -148,19 +142,13 @@ class SingleTaskPlan:
 
 
 class MixedTaskPlan:
-    """Every step draws from all data sets and tasks together: the usual baseline.
+    """Every step draws `batch_size` records a rank of all data sets and tasks: the usual baseline.
 
-    Args:
-        records: The training records, of any number of data sets.
-        batch_size: Records per step and rank.
-
-    Raises:
-        PresetError: Later: there is no full global batch at a world size.
+    Its methods raise as those of `SingleTaskPlan`.
     """
 
     def __init__(self, records: Sequence[Record], *, batch_size: int) -> None:
-        self._size = len(records)
-        self._batch_size = batch_size
+        self._size, self._batch_size = len(records), batch_size
 
     def length(self, world_size: int = 1) -> int:
         """Number of steps in an epoch."""

@@ -34,7 +34,7 @@ class Loss(NamedTuple):
     """The loss of one batch, and its components before weighting."""
 
     total: Tensor
-    components: dict[str, Tensor]
+    components: dict[str, float]
 
 
 def needs_middle(batch: Batch, settings: ObjectiveSettings, sts_objective: str) -> bool:
@@ -59,10 +59,8 @@ def batch_loss(
     (Kusupati et al., NeurIPS 2022, arXiv 2205.13147); the components are those at the full length.
 
     Args:
-        batch: m distinct texts and how they meet.
-        final, middle: (m, D), their embeddings, pooled from the last and from the middle layer; the
-            latter is None where `needs_middle` is false.
-        settings: Weights and temperatures.
+        final, middle: (m, D), embeddings of the batch's texts, pooled from the last and from the
+            middle layer; the latter is None where `needs_middle` is false.
         sts_objective: `codiemb`, `cosent` or `angle`.
     """
     losses = []
@@ -77,8 +75,7 @@ def batch_loss(
 
 def _ir_loss(batch: Batch, final: Tensor, *, settings: ObjectiveSettings) -> Loss:
     if not len(batch.queries):  # a mixed batch with nothing to pull together
-        zero = final.sum() * 0
-        return Loss(zero, {"info_nce": zero})
+        return Loss(final.sum() * 0, {"info_nce": 0.0})
     same = torch.from_numpy(batch.queries[:, None] == batch.queries)
     loss = objectives.multi_positive_info_nce(
         final[batch.queries],
@@ -87,7 +84,7 @@ def _ir_loss(batch: Batch, final: Tensor, *, settings: ObjectiveSettings) -> Los
         temperature=settings.temperature,
         same=same.to(final.device) if len({*batch.queries.tolist()}) < len(same) else None,
     )
-    return Loss(loss, {"info_nce": loss})
+    return Loss(loss, {"info_nce": loss.item()})
 
 
 def _sts_loss(
@@ -127,28 +124,19 @@ def _sts_loss(
             )
         shards.append(parts)
     components = {name: torch.stack([s[name] for s in shards]).mean() for name in shards[0]}
-    weights = {name: getattr(settings, name, 1.0) for name in components}
-    return Loss(sum(weights[name] * part for name, part in components.items()), components)
+    total = sum(getattr(settings, name, 1.0) * part for name, part in components.items())
+    return Loss(total, {name: part.item() for name, part in components.items()})
 
 
 def sparse_embedding_gradients(accelerator: Accelerator, encoder: nn.Module) -> None:
     """Let forward passes share one dense gradient of the vocabulary's embeddings.
 
-    Each pass would otherwise fill, and add, one of the size of the whole vocabulary, for the few
-    tokens that it has, which small encoders feel on a CPU. This is left alone on several ranks,
-    which exchange dense gradients, and on accelerators, whose memory is fast.
+    Each pass would otherwise fill and add one of the whole vocabulary for its few tokens, which
+    small encoders feel on a CPU. Several ranks exchange dense ones; accelerators have fast memory.
     """
     if accelerator.distributed_type == "NO" and accelerator.device.type == "cpu":
-        encoder.backbone.get_input_embeddings().sparse = True
-
-
-def _dense_gradients(model: nn.Module) -> None:
-    """Give sparse gradients a dense one to be added to."""
-    for module in model.modules():
-        if isinstance(module, nn.Embedding) and module.sparse:
-            weight = module.weight
-            if weight.requires_grad and weight.grad is None:
-                weight.grad = torch.zeros_like(weight)
+        words = encoder.backbone.get_input_embeddings()
+        words.sparse = words.weight.requires_grad
 
 
 def backward(
@@ -165,17 +153,16 @@ def backward(
     """Add the gradient of a batch's loss to the parameters, and return the loss.
 
     Args:
-        accelerator: Knows the ranks; a backward pass goes through it.
         model: The encoder, prepared by the accelerator.
-        share: What this rank encodes of the batch.
         loss_of: Takes (batch, final) or (batch, final, middle), embeddings of all its texts.
         middle: Whether the middle layer is pooled too.
         scale: The gradient's factor; 1 / n for n batches of an optimiser step.
-        gradient_cache: Two passes, for the memory of one forward pass.
         synchronise: Whether ranks average their gradients; at the last batch of an optimiser step.
     """
     forwards = _as_many_everywhere(accelerator, share)
-    _dense_gradients(model)
+    for module in model.modules():  # sparse gradients get a dense one to be added to
+        if isinstance(module, nn.Embedding) and module.sparse and module.weight.grad is None:
+            module.weight.grad = torch.zeros_like(module.weight)
     cached = gradient_cache and len(forwards) > 1
 
     def forward(number: int) -> tuple[Tensor, ...]:
@@ -239,8 +226,8 @@ def _gather(accelerator: Accelerator, state: Tensor, share: Share) -> Tensor:
 def _own_rows(accelerator: Accelerator, gradient: Tensor, share: Share, rows: int) -> Tensor:
     """(m_rank, D): a rank's rows of a gradient (m, D), in the order of its forward passes.
 
-    They are multiplied by the number of ranks, whose gradients will be averaged. Rows beyond those
-    of its texts, of passes repeated for company, are zero.
+    They are multiplied by the number of ranks, whose gradients will be averaged. Rows of passes
+    that were repeated are zero.
     """
     ranks = accelerator.num_processes
     mine = gradient[accelerator.process_index :: ranks] * ranks

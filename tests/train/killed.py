@@ -9,6 +9,7 @@ import os
 import shutil
 import signal
 import sys
+from pathlib import Path
 
 import torch
 from accelerate import state
@@ -21,6 +22,7 @@ from codiemb_lib.train import checkpoint, loop
 OWNERS = {
     "Checkpoints": checkpoint.Checkpoints,
     "Encoder": Encoder,
+    "Path": Path,
     "checkpoint": checkpoint,
     "loop": loop,
     "shutil": shutil,

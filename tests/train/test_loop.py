@@ -124,8 +124,8 @@ def test_the_same_seed_gives_the_same_bits_and_another_does_not(project):
 MOMENTS = {
     ("torch", "save", 1): 0,  # while the first checkpoint is written
     ("checkpoint", "write_rows", 4): 4,  # the second: the log is there, dev scores are not
-    ("torch", "save", 3): 8,  # the third: both tables are there, and have rows too many
-    ("Checkpoints", "_keep_only", 2): 8,  # two are there: the older is to be removed
+    ("torch", "save", 3): 8,  # the third: both tables are there, and are ahead of the second
+    ("Path", "unlink", 1): 8,  # two are there: the older is to be removed
     ("Encoder", "save", 2): None,  # while better weights are set aside
     ("loop", "backward", 16): 12,  # in the second epoch, between checkpoints
     ("Checkpoints", "publish", 1): 20,  # the best weights are not the run's yet
@@ -426,7 +426,7 @@ def _with_an_unknown_configuration(content):
     ("change", "says"),
     [
         (_without_similarity, "found none of 'sts'"),
-        (_without_training_records, r"to train on of its tasks \['ir'\], found none"),
+        (_without_training_records, r"of the variant's tasks \['ir'\], found none"),
         (_with_too_many_dimensions, r"below the encoder's 16, which counts anyway, found \[8, 998"),
         (_with_an_unknown_configuration, "accelerate: expected the path .* found 'typo'"),
     ],
