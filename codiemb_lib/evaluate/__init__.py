@@ -8,9 +8,7 @@ for the claims. Nothing here loads torch; the encoders that are passed in have.
 
 import lazy_loader
 
-# Raised when numbers of this room are meant to change: what was computed under another one is
-# stale. A line for each rise: its number, date and reason.
-# 1: the numbers that the first golden values pin.
+# Raised when numbers are meant to change (CONTRIBUTING.md). 1: those of the first golden values.
 # 2: 2026-11-30: grades of relevant passages count in every nDCG, no longer in benchmarks alone.
 NUMERICS = 2
 

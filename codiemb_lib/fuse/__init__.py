@@ -7,9 +7,7 @@ and `try_on_dev` compares ways to merge the same runs.
 
 import lazy_loader
 
-# Raised when numbers of this room are meant to change: what was computed under another one is
-# stale. A line for each rise: its number, date and reason.
-# 1: the numbers that the first golden values pin.
+# Raised when numbers are meant to change (CONTRIBUTING.md). 1: those of the first golden values.
 NUMERICS = 1
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(

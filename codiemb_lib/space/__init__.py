@@ -9,9 +9,7 @@ several models' texts in planes that can be compared. The measures themselves, s
 
 import lazy_loader
 
-# Raised when numbers of this room are meant to change: what was computed under another one is
-# stale. A line for each rise: its number, date and reason.
-# 1: the numbers that the first golden values pin.
+# Raised when numbers are meant to change (CONTRIBUTING.md). 1: those of the first golden values.
 NUMERICS = 1
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
@@ -21,26 +19,13 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "layers": ["measures_by_layer"],
         "maps": ["coordinates_hash", "maps_of"],
         "measures": [
-            "alignment_by_text",
-            "anisotropy",
-            "anisotropy_by_text",
-            "cosine_gap_by_text",
-            "hubness",
-            "intrinsic_dimension",
-            "isoscore",
-            "potential_by_text",
-            "spectrum",
-            "uniformity",
+            *["alignment_by_text", "anisotropy", "anisotropy_by_text", "cosine_gap_by_text"],
+            *["hubness", "intrinsic_dimension", "isoscore", "potential_by_text"],
+            *["spectrum", "uniformity"],
         ],
         "tables": [
-            "BINS",
-            "COLUMNS",
-            "cosine_histograms",
-            "equal_texts",
-            "measures_by_kind",
-            "positive_pairs",
-            "rated_pairs",
-            "spectra",
+            *["BINS", "COLUMNS", "cosine_histograms", "equal_texts", "measures_by_kind"],
+            *["positive_pairs", "rated_pairs", "spectra"],
         ],
     },
 )
