@@ -15,7 +15,7 @@ import nbformat
 import pytest
 import yaml
 
-from codiemb_lib.app.reproduce import reproduce
+from codiemb_lib.app.cli import main
 from codiemb_lib.core.preset import load_preset
 from tests.app.projects import HOUR, ROOT, copy_project, run, start
 
@@ -181,7 +181,7 @@ def test_a_model_or_figure_that_was_removed_is_made_again(tmp_path, monkeypatch)
         file.touch()
 
     def forced() -> list[str]:
-        reproduce("smoke", "1")
+        assert main(["reproduce", "--preset", "smoke", "--cores", "1"]) == 0
         _, _, after = " ".join(started[-1]).partition("--forcerun ")
         return after.partition(" --cores")[0].split()
 

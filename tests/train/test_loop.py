@@ -144,7 +144,8 @@ def test_a_run_that_is_killed_goes_on_to_the_same_bits(
         make_project(root, make_encoder())
     moments = [str(word) for moment, root in roots.items() for word in (root, *moment)]
     command = [sys.executable, "-m", "tests.train.killed", "codiemb", *moments]
-    subprocess.run(command, cwd=ROOT, check=True)
+    threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}  # bits depend on how many there are
+    subprocess.run(command, cwd=ROOT, env=os.environ | threads, check=True)
 
     asked, get = [], OptimizerSteps.__getitem__
     monkeypatch.setattr(OptimizerSteps, "__getitem__", lambda s, n: asked.append(n) or get(s, n))
