@@ -347,7 +347,7 @@ def two_processes(tmp_path_factory):
         for rank in range(2)
     ]
     for process in processes:
-        _, errors = process.communicate(timeout=240)
+        _, errors = process.communicate(timeout=3600)
         assert process.returncode == 0, errors.decode()[-3000:]
     return folder, encoder
 
