@@ -41,8 +41,8 @@ def redraw(figure: str, preset: str) -> None:
 def gallery(presets: Sequence[str]) -> None:
     """Write what the project shows of its rows.
 
-    That is figures/README.md, with the figures of PRESETS and their captions (by default of english and mini),
-    figures/RESULTS.md, and the table in README.md.
+    That is figures/README.md, with the figures of PRESETS and their captions (of english and mini,
+    if none is named), figures/RESULTS.md, and the table in README.md.
     """
     folder, readme = core.figures_folder(""), core.project_root() / "README.md"
     pages = {folder / "README.md": gallery_page(folder, presets or ["english", "mini"])}
