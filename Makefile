@@ -32,6 +32,8 @@ reproduce: $(READY)
 report: reproduce
 	$(RUN) codiemb_lib report --preset "$(PRESET)"
 
+# Two workers, each on a core of its own: more threads would wait for each other.
+test: export OMP_NUM_THREADS = 1
 test: $(READY)
 	$(RUN) pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
