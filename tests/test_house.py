@@ -47,6 +47,11 @@ def test_a_room_says_what_it_is_for_and_has_what_its_face_names(room):
         getattr(face, name)
 
 
+def test_nothing_is_pickled():
+    unsafe = re.compile(r"torch\.(load|save)\(|\bimport (pickle|joblib)|allow_pickle=True")
+    assert not [file for file in PACKAGE.rglob("*.py") if unsafe.search(file.read_text("utf-8"))]
+
+
 def source(path: Path) -> str:
     """The code of a module, or of a notebook's cells."""
     text = path.read_text(encoding="utf-8")

@@ -191,9 +191,8 @@ def _one_task(name: str, splits: Mapping[str, Iterable[Record]]) -> Task:
 
 
 def _read_folder(path: Path, **form: Any) -> Contents:
-    return read_path(path, **form), read_beir_corpus(path).values() if find_part(
-        path, "corpus"
-    ) else ()
+    corpus = read_beir_corpus(path).values() if find_part(path, "corpus") else ()
+    return read_path(path, **form), corpus
 
 
 def _read_entry(entry: Entry, root: Path | None, cache: Path) -> Contents:

@@ -2,7 +2,7 @@
 
 While a run is at work, all that it writes lies in `checkpoints/FINGERPRINT/`, in the run's folder:
 
-    00000012.pt          weights, optimiser and progress: training goes on from here
+    00000012.safetensors weights, optimiser and progress: training goes on from here
     best-00000008/       the model with the best dev score so far
     log.csv, dev.csv     to be read while it trains; written with every checkpoint
     trajectory/          the embeddings behind every dev score, where the preset asks for them
@@ -11,6 +11,7 @@ While a run is at work, all that it writes lies in `checkpoints/FINGERPRINT/`, i
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import shutil
@@ -23,6 +24,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.utils import broadcast_object_list
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.distributed.checkpoint import state_dict as sharded
 
@@ -83,28 +85,34 @@ class Checkpoints:
             write_rows(self.folder / "log.csv", pd.DataFrame(progress.log))
             write_rows(self.folder / "dev.csv", progress.dev)
             done = vars(progress) | {"dev": progress.dev.to_dict("records")}
-            target = self.folder / f"{progress.step:08d}.pt"
+            text = bytearray(json.dumps(done).encode())  # a header would not hold a long log
+            tensors = {"progress": torch.frombuffer(text, dtype=torch.uint8)}
+            tensors |= {f"weight {name}": weight for name, weight in weights.items()}
+            for name, moments in state["state"].items():
+                tensors |= {f"{key} {name}": moment for key, moment in moments.items()}
+            target = self.folder / f"{progress.step:08d}.safetensors"
             with atomic_path(target) as temporary:
-                torch.save({"weights": weights, "optimizer": state, "progress": done}, temporary)
-            for older in {*self.folder.glob("*.pt")} - {target}:
+                save_file(tensors, temporary)
+            for older in {*self.folder.glob("*.safetensors")} - {target}:
                 older.unlink()
             for older in {*self.folder.glob("best-*")} - {self._best(progress)}:
                 shutil.rmtree(older)
 
     def load(self, model: nn.Module, optimizer: AcceleratedOptimizer) -> Progress:
         """Take up the last checkpoint, if there is one."""
-        last = agreed(max(self.folder.glob("*.pt"), default=None))
-        if last is None:
+        if (last := agreed(max(self.folder.glob("*.safetensors"), default=None))) is None:
             return Progress()
-        content = torch.load(last, map_location="cpu", weights_only=True)
-        sharded.set_state_dict(
-            model,
-            optimizer.optimizer,
-            model_state_dict=content["weights"],
-            optim_state_dict=content["optimizer"],
-            options=_READ,
-        )
-        progress = Progress(**content["progress"])
+        tensors = load_file(last)
+        progress = Progress(**json.loads(tensors.pop("progress").numpy().tobytes()))
+        parts: dict[str, dict[str, torch.Tensor]] = {}  # weight and moments of each parameter
+        for key, tensor in tensors.items():
+            kind, name = key.split(" ", 1)
+            parts.setdefault(name, {})[kind] = tensor
+        weights = {name: part.pop("weight") for name, part in parts.items()}
+        own = optimizer.optimizer
+        state = sharded.get_optimizer_state_dict(model, own, options=_READ) | {"state": parts}
+        read = {"model_state_dict": weights, "optim_state_dict": state, "options": _READ}
+        sharded.set_state_dict(model, own, **read)
         progress.dev = pd.DataFrame(progress.dev)
         logger.info("%s: going on at step %d", self.run, progress.step)
         return progress

@@ -83,7 +83,7 @@ def train(
     """Train one variant of a preset and return its run folder.
 
     There lie `model/`, with the weights of the best dev score over the variant's own tasks,
-    `log.csv`, `dev.csv` and `manifest.json`. A finished run of the same settings, data and code is
+    `log.csv`, `dev.csv` and `manifest.json`. A finished run of the same settings and data is
     returned as it is; one of other settings stays whole until this one is finished. An unfinished
     one goes on from its checkpoint: plan, draws and dropout depend on seed and step alone, so that
     on a CPU, with as many threads, it comes to the same bits. Whoever else trains it waits.

@@ -108,7 +108,7 @@ def _sts_loss(
             parts = {"cosent": objectives.cosent_loss(similarities, scores, **soft)}
         elif objective == "angle":
             parts = {"angle": objectives.angle_loss(left, right, scores, **soft)}
-        else:
+        elif objective == "codiemb":
             parts = {
                 "pearson": objectives.pearson_loss(similarities, scores),
                 "rank_kl": objectives.rank_kl_loss(similarities, scores, **soft),

@@ -11,7 +11,6 @@ import signal
 import sys
 from pathlib import Path
 
-import torch
 from accelerate import state
 from accelerate.utils import DistributedType
 
@@ -26,7 +25,6 @@ OWNERS = {
     "checkpoint": checkpoint,
     "loop": loop,
     "shutil": shutil,
-    "torch": torch,
 }
 
 

@@ -122,9 +122,9 @@ def test_the_same_seed_gives_the_same_bits_and_another_does_not(project):
 
 # Of 20 steps with a checkpoint every 4: what is called, how often, where the run goes on.
 MOMENTS = {
-    ("torch", "save", 1): 0,  # while the first checkpoint is written
+    ("checkpoint", "save_file", 1): 0,  # while the first checkpoint is written
     ("checkpoint", "write_rows", 4): 4,  # the second: the log is there, dev scores are not
-    ("torch", "save", 3): 8,  # the third: both tables are there, and are ahead of the second
+    ("checkpoint", "save_file", 3): 8,  # the third: both tables are ahead of the second
     ("Path", "unlink", 1): 8,  # two are there: the older is to be removed
     ("Encoder", "save", 2): None,  # while better weights are set aside
     ("loop", "backward", 16): 12,  # in the second epoch, between checkpoints
@@ -172,7 +172,7 @@ def test_one_checkpoint_is_kept(project, monkeypatch):
 
     monkeypatch.setattr(Checkpoints, "save", saved)
     run(load_preset("tiny"))
-    assert [names[0] for names in kept] == [f"{step:08d}.pt" for step in (4, 8, 10)]
+    assert [names[0] for names in kept] == [f"{step:08d}.safetensors" for step in (4, 8, 10)]
     assert all(len(names) == 4 and names[1].startswith("best-") for names in kept)
 
 
@@ -227,14 +227,14 @@ def test_two_processes_train_as_one_go_on_after_a_kill_and_may_share_weights(pro
     folder.rename(project / "two")
     by_accelerate = ["accelerate.commands.launch", "--config_file", two_processes]
     assert killed(8, *by_accelerate).returncode != 0
-    assert [*folder.glob("checkpoints/*/00000005.pt")]
+    assert [*folder.glob("checkpoints/*/00000005.safetensors")]
     run(preset, accelerate=two_processes)
     assert_same_run(folder, project / "two")
 
     shutil.rmtree(folder)
     by_torch = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     assert killed(8, *by_torch, SHARDED="1").returncode != 0
-    assert [*folder.glob("checkpoints/*/00000005.pt")]
+    assert [*folder.glob("checkpoints/*/00000005.safetensors")]
     again = killed(6, *by_torch, SHARDED="1")  # of 10 batches it has 5 to go
     assert again.returncode == 0, again.stderr
     assert manifest(folder)["settings"]["devices"] == "DistributedType.FSDP cpu"
@@ -311,8 +311,8 @@ def test_adapters_train_alone_go_on_and_are_saved_as_plain_weights(project, monk
         patch.setattr(Checkpoints, "save", stop)
         with pytest.raises(KeyboardInterrupt):
             run(preset, "codiemb")
-    [checkpoint] = folder.glob("checkpoints/*/00000012.pt")
-    assert all("lora_" in name for name in torch.load(checkpoint)["weights"])
+    [checkpoint] = folder.glob("checkpoints/*/00000012.safetensors")
+    assert all("lora_" in name for name in load_file(checkpoint).keys() - {"progress"})
     run(preset, "codiemb")
     assert_same_run(folder, project / "whole")
 
