@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import types
 
 import numpy as np
 import pytest
@@ -72,6 +73,8 @@ def test_values_are_written_anew_where_the_number_rose_alone(number):
         number(stated)
         with pytest.raises(ValueError, match="NUMERICS above 1, found 1"):
             remake(VALUES | {"b": 2.0})
+        remake(VALUES | {"c": 3.0})  # a new case changes no number
+        golden.check("room", VALUES | {"c": 3.0})
     number(2)
     with pytest.raises(AssertionError, match="NUMERICS = 2, found those of 1"):
         golden.check("room", VALUES)
@@ -80,7 +83,9 @@ def test_values_are_written_anew_where_the_number_rose_alone(number):
 
 
 def test_the_script_ends_with_status_2_where_it_refuses(number, monkeypatch, capsys):
-    remake(VALUES)
+    remake({"hubness": 0.0})
+    cases = types.SimpleNamespace(CASES={"hubness": lambda: 1.0})
+    monkeypatch.setattr(golden.importlib, "import_module", lambda name: cases)
     assert golden.main(["space"]) == 2
     assert "Either a defect: mend it." in capsys.readouterr().err
 

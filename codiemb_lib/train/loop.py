@@ -328,7 +328,6 @@ class _Trainer:
             "task": _common(step.task for step in planned),
             "dataset": _common(step.dataset for step in planned),
             "loss": float(np.mean([loss.total.item() for loss in losses])),
-            **pd.DataFrame([loss.components for loss in losses]).mean().sort_index().to_dict(),
             "learning_rate": rate,
             "gradient_norm": float(norm),
             "texts": texts,
@@ -336,6 +335,7 @@ class _Trainer:
             "seconds": round(seconds, 4),
             "texts_per_second": round(texts / seconds, 1),
             "tokens_per_second": round(tokens / seconds, 1),
+            **pd.DataFrame([loss.components for loss in losses]).mean().sort_index().to_dict(),
         }
 
     def _loss(self, batch: Batch, *states: torch.Tensor) -> Loss:

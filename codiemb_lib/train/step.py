@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
+from inspect import signature
 from typing import NamedTuple
 
 import numpy as np
@@ -28,6 +29,9 @@ from torch.nn import functional
 from codiemb_lib.core import ObjectiveSettings
 from codiemb_lib.train import objectives
 from codiemb_lib.train.batches import Batch, Share
+
+# The terms of the objective of similarity that has several, beside InfoNCE of the middle layer.
+_TERMS = {"codiemb": ("pearson", "rank_kl", "pro")}
 
 
 class Loss(NamedTuple):
@@ -61,7 +65,8 @@ def batch_loss(
     Args:
         final, middle: (m, D), embeddings of the batch's texts, pooled from the last and from the
             middle layer; the latter is None where `needs_middle` is false.
-        sts_objective: `codiemb`, `cosent` or `angle`.
+        sts_objective: `codiemb`, or `x` for `x_loss` of `objectives`, given what it names out of
+            `similarities`, `left`, `right`, `scores` and `temperature`.
     """
     losses = []
     for d in (final.shape[1], *settings.matryoshka):
@@ -95,25 +100,19 @@ def _sts_loss(
     settings: ObjectiveSettings,
     objective: str,
 ) -> Loss:
-    soft = {"temperature": settings.rank_temperature}
     shards: list[dict[str, Tensor]] = []
     pairs = (batch.queries, batch.positives[:, 0], batch.scores)
     for queries, passages, gold in zip(
         *(np.array_split(side, len(batch.planned.shards)) for side in pairs), strict=True
     ):
         left, right = final[queries], final[passages]
-        scores = torch.from_numpy(gold).to(final.device)
-        similarities = (left * right).sum(1)
-        if objective == "cosent":
-            parts = {"cosent": objectives.cosent_loss(similarities, scores, **soft)}
-        elif objective == "angle":
-            parts = {"angle": objectives.angle_loss(left, right, scores, **soft)}
-        elif objective == "codiemb":
-            parts = {
-                "pearson": objectives.pearson_loss(similarities, scores),
-                "rank_kl": objectives.rank_kl_loss(similarities, scores, **soft),
-                "pro": objectives.pro_loss(similarities, scores, **soft),
-            }
+        given = {"left": left, "right": right, "similarities": (left * right).sum(1)}
+        given["scores"] = scores = torch.from_numpy(gold).to(final.device)
+        given["temperature"] = settings.rank_temperature
+        parts = {}
+        for name in _TERMS.get(objective, (objective,)):
+            loss = getattr(objectives, f"{name}_loss")
+            parts[name] = loss(**{p: given[p] for p in signature(loss).parameters})
         if middle is not None:
             parts["info_nce_mid"] = objectives.middle_layer_info_nce(
                 middle[queries],

@@ -57,7 +57,7 @@ def nearness(model: Weights) -> float:
     return -(model[name] - (models[0][name] + models[1][name]) / 2).norm().item()
 
 
-OPTIONS = {
+OPTIONS = {  # of a method that is not here, its defaults
     "delta": [
         {},
         *({"granularity": g} for g in ("model", "layer", "element")),
@@ -82,7 +82,7 @@ def merged(method: str) -> dict:
     base, models = made_up()
     models = models[1:] if method == "slerp" else models
     found = {}
-    for options in OPTIONS[method]:
+    for options in OPTIONS.get(method, [{}]):
         label = ", ".join(f"{k} {getattr(v, '__name__', v)}" for k, v in options.items())
         weights = merge(base, models, method=method, **options)
         found[label or "as it is"] = {name: summary(tensor) for name, tensor in weights.items()}

@@ -75,6 +75,8 @@ EVERY_METHOD = [
     {"method": "slerp", "t": 0.3},
     {"method": "model_stock"},
 ]
+_LISTED = {options.get("method", "delta") for options in EVERY_METHOD}
+EVERY_METHOD += [{"method": method} for method in METHODS if method not in _LISTED]
 DIFFERS = {
     "permuted": {"dare", "slerp"},
     "alone": {"dare", "slerp", "model_stock", "ties trimmed"},
