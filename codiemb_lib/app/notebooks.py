@@ -26,7 +26,14 @@ from papermill.translators import PythonTranslator
 from pydantic import TypeAdapter, ValidationError
 from traitlets.config import Config
 
-from codiemb_lib.core import CodiembError, alone, atomic_path, check_writable, unknown
+from codiemb_lib.core import (
+    CodiembError,
+    alone,
+    atomic_path,
+    check_writable,
+    scratch_beside,
+    unknown,
+)
 
 logging.getLogger("papermill").setLevel(logging.CRITICAL)  # what it reports, we say ourselves
 
@@ -71,9 +78,9 @@ def execute(
     check_writable(output.parent)
     kept = failed = output.with_name(f"{output.stem}.failed.ipynb")
     # A socket's path must be shorter than about 100 characters, which some TMPDIR alone exceed.
-    short = None if len(tempfile.gettempdir()) < 60 else "/tmp"
-    with alone(output) as lock, tempfile.TemporaryDirectory(prefix="codiemb-", dir=short) as folder:
-        source, executed = Path(folder, "source.ipynb"), Path(folder, "executed.ipynb")
+    short = tempfile.gettempdir() if len(tempfile.gettempdir()) < 60 else "/tmp"
+    with alone(output) as lock, scratch_beside(Path(short, "codiemb")) as folder:
+        source, executed = folder / "source.ipynb", folder / "executed.ipynb"
         shutil.copy(notebook, source)  # papermill would fill in what stands in braces in a path
         ipc = {"transport": "ipc", "connection_file": f"{folder}/kernel.json"}
         try:

@@ -48,7 +48,7 @@ def reproduce(preset: str, cores: str, options: Sequence[str]) -> None:
         command += ["--forcerun", *copies]  # by these alone Snakemake knows what is there
     command += ["--cores", cores]
     # Snakemake's own lock would outlive a kill. Ours is open in the process that we become.
-    with core.alone(root) as lock:
+    with core.alone(root / "data" / "runs") as lock:
         os.set_inheritable(lock, True)
         os.execv(sys.executable, [*command, *options])
 

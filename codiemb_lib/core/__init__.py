@@ -13,7 +13,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submod_attrs={
         "errors": ["CodiembError"],
         "files": [
-            *["alone", "atomic_path", "check_writable", "clear_scratch", "scratch_beside"],
+            *["alone", "atomic_path", "check_writable", "scratch_beside"],
             *["data_root", "project_root", "UnwritableError"],
             *["read_json", "write_json", "write_text"],
             *["sha256_file", "sha256_folder", "sha256_text"],

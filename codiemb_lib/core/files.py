@@ -12,7 +12,9 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
+from platform import node
 from typing import Any
 
 from codiemb_lib.core.errors import CodiembError
@@ -82,21 +84,35 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def scratch_beside(path: Path) -> Iterator[Path]:
-    """A folder beside `path`, which vanishes at the end, or else by `clear_scratch(path)`."""
+    """A folder beside `path` that vanishes at the end; those that killed processes left go now."""
     check_writable(path.parent)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
+    # A star for the eight letters of mkdtemp would match the scratch of `path.more`, too.
+    for left in path.parent.glob(f"{glob.escape(_hidden(path))}.????????.partial"):
+        try:
+            held = _lock(left / ".lock")
+        except OSError:  # of a process that lives, or of another user
+            continue
+        shutil.rmtree(left, ignore_errors=True)
+        os.close(held)
+    while True:
+        form = {"prefix": f"{_hidden(path)}.", "suffix": ".partial", "dir": path.parent}
+        scratch = Path(tempfile.mkdtemp(**form))
+        try:
+            held = _lock(scratch / ".lock")
+            break
+        except (BlockingIOError, FileNotFoundError):  # taken for one that was left: once more
+            continue
     try:
         yield scratch
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+        os.close(held)
 
 
-def clear_scratch(path: str | Path) -> None:
-    """Remove the folders of `scratch_beside(path)` that killed processes left."""
-    path = Path(path)
-    # A star for the eight letters of mkdtemp would match the scratch of `path.more`, too.
-    for scratch in path.parent.glob(f".{glob.escape(path.name)}.????????.partial"):
-        shutil.rmtree(scratch)
+def _hidden(path: Path) -> str:
+    """The beginning of hidden names beside `path`, short enough for what follows."""
+    name = path.name if len(os.fsencode(path.name)) < 200 else sha256_text(path.name)[:32]
+    return f".{name}"
 
 
 def _sync(path: Path) -> None:
@@ -109,19 +125,57 @@ def _sync(path: Path) -> None:
 
 @contextmanager
 def alone(path: str | Path) -> Iterator[int]:
-    """Wait until no other process on this machine works on `path`; yield the lock's descriptor.
+    """Wait until no other process works on `path`; yield the descriptor of the lock.
 
-    The lock ends with the last process that has the descriptor open: a kill leaves nothing behind.
+    The lock is a hidden file beside `path`, which says who holds it. It ends with the last process
+    that has the descriptor open: a kill leaves nothing locked. It is one of `flock`, and so holds
+    among the hosts of a shared file system that passes such locks on: NFS does on Linux, Lustre
+    where it is mounted with `flock`.
+
+    Raises:
+        UnwritableError: The folder of `path` cannot be written, or the lock is no plain file.
     """
-    name = sha256_text(str(Path(path).resolve()))[:16]
-    lock = Path(tempfile.gettempdir()) / f"codiemb-{os.getuid()}-{name}.lock"
-    with lock.open("w") as stream:
+    path = Path(path).resolve()
+    check_writable(path.parent)
+    file = path.with_name(f"{_hidden(path)}.lock")
+    try:
+        held = _lock(file, of=path)
+    except OSError as error:
+        raise UnwritableError(
+            f"{file}: expected a file to be locked, found: {error.strerror}. Remove it."
+        ) from error
+    try:
+        yield held
+    finally:
+        file.unlink(missing_ok=True)
+        os.close(held)
+
+
+def _lock(file: Path, of: Path | None = None) -> int:
+    """The descriptor of a file that is locked; if another holds it, wait for that one to end `of`.
+
+    Without `of` do not wait: raise BlockingIOError.
+    """
+    while True:
+        held = os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
         try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            logger.warning("%s: another process works on it, waiting for its end", path)
-            fcntl.flock(stream, fcntl.LOCK_EX)
-        yield stream.fileno()
+            try:
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if of is None:
+                    raise
+                holder = os.read(held, 200).decode(errors="replace") or "another process"
+                logger.warning("%s: %s works on it, waiting for its end", of, holder)
+                fcntl.flock(held, fcntl.LOCK_EX)
+            if os.fstat(held).st_nlink:  # else the one before has removed the file
+                since = f"{datetime.now().astimezone():%F %T %Z}"
+                os.truncate(held, 0)
+                os.pwrite(held, f"process {os.getpid()} on {node()}, since {since},".encode(), 0)
+                return held
+        except BaseException:
+            os.close(held)
+            raise
+        os.close(held)
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -24,7 +24,6 @@ from codiemb_lib.core import (
     Task,
     alone,
     atomic_path,
-    clear_scratch,
     data_root,
     normalise,
     project_root,
@@ -233,7 +232,6 @@ def _built(entry: BuildEntry, find: Callable[[PinnedFile], Path], cache: Path) -
     key = sha256_text(entry.model_dump_json(), sha256_file(script), str(NUMERICS), *versions)[:16]
     folder = cache / f"{entry.name}-{key}"
     with alone(folder):
-        clear_scratch(folder)
         if not folder.is_dir():
             cut = {"fractions": entry.fractions} if entry.fractions else {}
             splits, corpus = load_script(script).build(sources, **entry.options, **cut)

@@ -25,7 +25,7 @@ from codiemb_lib.core import (
     METHODS,
     EncoderSettings,
     Merge,
-    clear_scratch,
+    alone,
     explain,
     load_preset,
     read_settings,
@@ -225,8 +225,6 @@ def _merge_folders(
     recipe: Recipe, here: Path, output: Path, score: Score | None = None, hashed: bool = False
 ) -> list[str]:
     """The one road from folders to a folder; `hashed`: whether the card has hashes of the files."""
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise FusionError(f"{output}: expected a new or an empty folder, found content.")
     base = here / recipe.base
     if not base.is_dir():
         from codiemb_lib.model import locate  # takes seconds
@@ -234,8 +232,9 @@ def _merge_folders(
         base = locate(EncoderSettings(name=recipe.base, revision=recipe.revision))
     folders = {name: here / folder for name, folder in recipe.ingredients.items()}
     check_origin(base, folders.values())
-    clear_scratch(output)
-    with scratch_beside(output) as scratch:
+    with alone(output), scratch_beside(output) as scratch:
+        if output.exists() and (not output.is_dir() or any(output.iterdir())):
+            raise FusionError(f"{output}: expected a new or an empty folder, found content.")
         origin, models, like = open_folders(base, [*folders.values()], scratch)
         source = {"": None, "base": base, **folders}[recipe.settings_from]
         settings = settings_folder(source, base, [*folders.values()], like)

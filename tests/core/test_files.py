@@ -1,17 +1,21 @@
 """Files appear whole or not at all."""
 
 import os
+import re
 import subprocess
 import sys
+import threading
+import time
+from contextlib import contextmanager
 
 import pytest
 
 from codiemb_lib.core.errors import CodiembError
 from codiemb_lib.core.files import (
     UnwritableError,
+    alone,
     atomic_path,
     check_writable,
-    clear_scratch,
     read_json,
     sha256_file,
     sha256_text,
@@ -54,20 +58,60 @@ def test_a_folder_may_be_the_one_where_one_stands(tmp_path, monkeypatch):
     assert os.listdir(tmp_path / "here") == ["a.txt"]
 
 
-def test_what_a_kill_left_is_cleared_for_one_path_alone(tmp_path):
-    code = (
-        "import os, sys\n"
-        "from codiemb_lib.core.files import atomic_path\n"
-        "half = [atomic_path(sys.argv[1] + '/' + name) for name in ('a.txt', 'a.txt.b', 'b.txt')]\n"
-        "for path in half:\n"
-        "    path.__enter__().write_text('half')\n"
-        "os.kill(os.getpid(), 9)"
-    )
-    assert subprocess.run([sys.executable, "-c", code, str(tmp_path)]).returncode == -9
-    assert len(os.listdir(tmp_path)) == 3
-    clear_scratch(tmp_path / "a.txt")
-    assert sorted(name[:9] for name in os.listdir(tmp_path))[0] == ".a.txt.b."
-    assert len(os.listdir(tmp_path)) == 2
+HALF = """
+import os, sys, time
+from codiemb_lib.core.files import alone, atomic_path
+half = [atomic_path(name) for name in ("a.txt", "a.txt.b", "a" * 250)]
+for path in half:
+    path.__enter__().write_text("half")
+with alone("a.txt"):
+    open("begun", "w").close()
+    time.sleep(3600)
+"""
+
+
+@contextmanager
+def half_way(folder, **environment):
+    """A process that writes three files, and holds the lock of one, until it is killed."""
+    environment = os.environ | environment
+    process = subprocess.Popen([sys.executable, "-c", HALF], cwd=folder, env=environment)
+    while not (folder / "begun").exists():
+        assert process.poll() is None
+        time.sleep(0.02)
+    (folder / "begun").unlink()
+    yield process
+    process.kill()
+    process.wait()
+
+
+def test_what_a_kill_left_goes_when_the_same_is_written_again(tmp_path):
+    with half_way(tmp_path):
+        write_text(tmp_path / "a.txt", "whole")  # takes nothing from one that lives
+        left = {*tmp_path.glob(".*.partial")}
+        assert len(left) == 3
+    write_text(tmp_path / "a.txt", "whole")
+    assert len({*tmp_path.glob(".*.partial")} & left) == 2
+    for name in ("a.txt.b", "a" * 250):
+        write_text(tmp_path / name, "whole")
+    assert not {*tmp_path.glob(".*.partial")}
+
+
+def test_a_lock_lies_with_what_it_guards_and_names_its_holder(tmp_path, caplog):
+    with half_way(tmp_path, TMPDIR=str(tmp_path)) as holder:
+        threading.Timer(0.5, holder.kill).start()
+        with alone(tmp_path / "a.txt"):
+            assert holder.wait() == -9
+    assert re.search(rf"a.txt: process {holder.pid} on .+, since 20.+ works on it", caplog.text)
+    assert not [*tmp_path.glob(".*.lock")]
+
+
+def test_a_lock_is_never_opened_through_a_link(tmp_path):
+    (tmp_path / "precious").write_text("content")
+    (tmp_path / ".a.txt.lock").symlink_to(tmp_path / "precious")
+    refused = pytest.raises(UnwritableError, match=r"\.a\.txt\.lock: expected a file to be locked")
+    with refused, alone(tmp_path / "a.txt"):
+        pass
+    assert (tmp_path / "precious").read_text() == "content"
 
 
 def test_parents_are_made_and_json_comes_back(tmp_path):
