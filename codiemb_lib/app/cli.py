@@ -51,7 +51,7 @@ def execute(
     """
     from codiemb_lib.app import notebooks
 
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # ends the kernel too
+    signal.signal(signal.SIGTERM, notebooks.terminate)
     if len(given := dict(parameter)) < len(parameter):
         raise click.UsageError("expected each parameter once, found one given twice.")
     shown = sys.stderr.isatty() if progress is None else progress

@@ -9,10 +9,12 @@ from __future__ import annotations
 import ast
 import logging
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NoReturn
 
 import nbformat
 import papermill
@@ -83,6 +85,7 @@ def execute(
         source, executed = folder / "source.ipynb", folder / "executed.ipynb"
         shutil.copy(notebook, source)  # papermill would fill in what stands in braces in a path
         ipc = {"transport": "ipc", "connection_file": f"{folder}/kernel.json"}
+        ipc["shutdown_wait_time"] = 20.0  # seconds, to save what it trains
         try:
             papermill.execute_notebook(
                 source,
@@ -181,6 +184,17 @@ class _Kernel(AsyncKernelManager):
     async def start_kernel(self, **options) -> None:
         """Start it with our lock open: should we be killed, it holds until the kernel is gone."""
         await super().start_kernel(pass_fds=(self.keep_open,), **options)
+        _running.append(self)
+
+
+_running: list[_Kernel] = []
+
+
+def terminate(*_) -> NoReturn:
+    """End as SIGTERM asks for, and let kernels end by it, too: a training saves its state."""
+    for kernel in _running:
+        kernel.provisioner.process.terminate()
+    sys.exit(128 + signal.SIGTERM)
 
 
 def _reason(error: PapermillExecutionError | DeadKernelError, executed: Path) -> str:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import signal
+import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +99,7 @@ def train(
         watch: Called after every step, by this process, with the rows of the log and dev scores.
 
     Raises:
+        SystemExit: With status 143, at SIGTERM, after the step and a checkpoint.
         PresetError: The preset cannot be trained so, with the data, encoder and packages at hand.
         UnwritableError: The run's folder cannot be written; found before any training.
         DivergenceError: The last checkpoint stays, and beside it the records of the batch.
@@ -272,25 +275,39 @@ class _Trainer:
             collate_fn=list,
             num_workers=self.settings.workers,
             prefetch_factor=4 if self.settings.workers else None,
-            worker_init_fn=_quiet_tokenizers,
+            worker_init_fn=_as_worker,
         )
         began = time.perf_counter()
-        for shares in ahead:
-            row = self._optimizer_step(shares, began)
-            done.log.append(row)
-            self.accelerator.log(row, step=done.step)
-            done.step += 1
-            bar.update()
-            bar.set_postfix(task=row["task"], loss=f"{row['loss']:.3f}")
-            if done.step % self.settings.evaluate_every == 0 or done.step == total:
-                self._evaluate()
-                done.seconds = time.perf_counter() - self.began
-                self.checkpoints.save(self.model, self.optimizer, done)
-            if watch and self.accelerator.is_main_process:
-                watch(done.log, done.dev)
-            began = time.perf_counter()  # drawing and tokenising is part of the next step
+        with _terminated() as terminated:
+            for shares in ahead:
+                row = self._optimizer_step(shares, began)
+                done.log.append(row)
+                self.accelerator.log(row, step=done.step)
+                done.step += 1
+                bar.update()
+                bar.set_postfix(task=row["task"], loss=f"{row['loss']:.3f}")
+                evaluates = done.step % self.settings.evaluate_every == 0 or done.step == total
+                if evaluates:
+                    self._evaluate()
+                ends = done.step < total and self._in_any(bool(terminated))
+                if evaluates or ends:
+                    done.seconds = time.perf_counter() - self.began
+                    self.checkpoints.save(self.model, self.optimizer, done)
+                if watch and self.accelerator.is_main_process:
+                    watch(done.log, done.dev)
+                if ends:
+                    logger.warning(
+                        "%s: ended by SIGTERM at step %d", self.checkpoints.run, done.step
+                    )
+                    raise SystemExit(128 + signal.SIGTERM)
+                began = time.perf_counter()  # drawing and tokenising is part of the next step
         bar.close()
         return done
+
+    def _in_any(self, flag: bool) -> bool:
+        """Whether it is so in any rank."""
+        own = torch.tensor([int(flag)], device=self.accelerator.device)
+        return bool(self.accelerator.reduce(own))
 
     def _optimizer_step(self, shares: list[Share], began: float) -> dict:
         """Forward, backward and update over the batches of one step; returns its log row."""
@@ -385,6 +402,21 @@ class _Trainer:
             save_encoded(self.checkpoints.trajectory / f"{done.step:08d}.safetensors", encoded)
 
 
-def _quiet_tokenizers(_: int) -> None:
-    """A worker is a fork: a tokeniser must not start threads in it, nor warn that it does not."""
+@contextmanager
+def _terminated() -> Iterator[list[int]]:
+    """A list that SIGTERM, by which batch systems announce the end, fills instead of killing."""
+    received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():  # which alone has signals
+        yield received
+        return
+    before = signal.signal(signal.SIGTERM, lambda number, _: received.append(number))
+    try:
+        yield received
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _as_worker(_: int) -> None:
+    """A worker is a fork: it ends at SIGTERM, and its tokeniser starts no threads in silence."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from itertools import chain
@@ -160,6 +161,24 @@ def test_a_run_that_is_killed_goes_on_to_the_same_bits(
             assert asked == list(range(goes_on, 20)), moment  # nothing is passed over
         assert_same_run(folder, whole)
         assert sorted(path.name for path in folder.iterdir()) == ENTRIES
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_sigterm_ends_a_run_after_its_step_and_the_same_call_goes_on(project, workers):
+    whole = run(change(project, workers=workers))
+    whole.rename(project / "whole")
+
+    def end(log, dev):
+        if len(log) == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(SystemExit) as ended:
+        run(load_preset("tiny"), watch=end)
+    assert ended.value.code == 143
+    assert [*whole.glob("checkpoints/*/00000006.safetensors")]  # not a step at which dev is scored
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    run(load_preset("tiny"))
+    assert_same_run(whole, project / "whole")
 
 
 def test_one_checkpoint_is_kept(project, monkeypatch):
