@@ -100,6 +100,7 @@ def train(
 
     Raises:
         SystemExit: With status 143, at SIGTERM, after the step and a checkpoint.
+        KeyboardInterrupt: Likewise at SIGINT; at a second one at once.
         PresetError: The preset cannot be trained so, with the data, encoder and packages at hand.
         UnwritableError: The run's folder cannot be written; found before any training.
         DivergenceError: The last checkpoint stays, and beside it the records of the batch.
@@ -278,7 +279,7 @@ class _Trainer:
             worker_init_fn=_as_worker,
         )
         began = time.perf_counter()
-        with _terminated() as terminated:
+        with _signals() as received:
             for shares in ahead:
                 row = self._optimizer_step(shares, began)
                 done.log.append(row)
@@ -289,16 +290,16 @@ class _Trainer:
                 evaluates = done.step % self.settings.evaluate_every == 0 or done.step == total
                 if evaluates:
                     self._evaluate()
-                ends = done.step < total and self._in_any(bool(terminated))
+                ends = done.step < total and self._in_any(bool(received))
                 if evaluates or ends:
                     done.seconds = time.perf_counter() - self.began
                     self.checkpoints.save(self.model, self.optimizer, done)
                 if watch and self.accelerator.is_main_process:
                     watch(done.log, done.dev)
                 if ends:
-                    logger.warning(
-                        "%s: ended by SIGTERM at step %d", self.checkpoints.run, done.step
-                    )
+                    logger.warning("%s: told to end at step %d", self.checkpoints.run, done.step)
+                    if received == [signal.SIGINT]:
+                        raise KeyboardInterrupt
                     raise SystemExit(128 + signal.SIGTERM)
                 began = time.perf_counter()  # drawing and tokenising is part of the next step
         bar.close()
@@ -403,20 +404,28 @@ class _Trainer:
 
 
 @contextmanager
-def _terminated() -> Iterator[list[int]]:
-    """A list that SIGTERM, by which batch systems announce the end, fills instead of killing."""
+def _signals() -> Iterator[list[int]]:
+    """A list that the first SIGINT and SIGTERM fill, by which a user or a batch system ends us."""
     received: list[int] = []
-    if threading.current_thread() is not threading.main_thread():  # which alone has signals
-        yield received
-        return
-    before = signal.signal(signal.SIGTERM, lambda number, _: received.append(number))
+
+    def note(number: int, _) -> None:
+        if number == signal.SIGINT and number in received:
+            raise KeyboardInterrupt
+        received.append(number)
+
+    if threading.current_thread() is threading.main_thread():  # which alone has signals
+        before = {n: signal.signal(n, note) for n in (signal.SIGINT, signal.SIGTERM)}
+    else:
+        before = {}
     try:
         yield received
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _as_worker(_: int) -> None:
-    """A worker is a fork: it ends at SIGTERM, and its tokeniser starts no threads in silence."""
+    """A worker is a fork: it ends with us, and its tokeniser starts no threads."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal, where all processes get it
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
