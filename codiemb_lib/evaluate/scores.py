@@ -137,7 +137,7 @@ def encode_split(
 def save_encoded(path: str | Path, datasets: Iterable[EncodedDataset]) -> None:
     """Write encoded data sets to one safetensors file, atomically; texts are its metadata."""
     tensors: dict[str, np.ndarray] = {}
-    texts: dict[str, str] = {}
+    texts: dict[str, list[Sequence[str]]] = {}
     for dataset in datasets:
         gold = dataset.gold
         if dataset.task == "ir":  # ragged: (query, row, grade) of every relevant passage
@@ -145,25 +145,26 @@ def save_encoded(path: str | Path, datasets: Iterable[EncodedDataset]) -> None:
         stem = f"{dataset.task}/{dataset.name}"
         tensors |= {f"{stem}/queries": dataset.queries, f"{stem}/passages": dataset.passages}
         tensors[f"{stem}/gold"] = gold
-        texts[stem] = json.dumps([dataset.query_texts, dataset.passage_texts])
+        texts[stem] = [dataset.query_texts, dataset.passage_texts]
     arrays = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
     with atomic_path(path) as temporary:
-        save_file(arrays, temporary, metadata=texts)
+        # Under one key: safetensors writes several in an order that changes from run to run.
+        save_file(arrays, temporary, metadata={"texts": json.dumps(texts)})
 
 
 def load_encoded(path: str | Path) -> list[EncodedDataset]:
-    """Read what `save_encoded` wrote; older files have no grades, which are 1 then."""
+    """Read what `save_encoded` wrote."""
     datasets = []
     with safe_open(path, framework="numpy") as file:
-        for stem, texts in file.metadata().items():
+        for stem, texts in json.loads(file.metadata()["texts"]).items():
             task, name = stem.split("/", 1)
             arrays = [file.get_tensor(f"{stem}/{part}") for part in ("queries", "passages", "gold")]
             queries, passages, gold = arrays
             if task == "ir":
                 judged, gold = gold.tolist(), [{} for _ in queries]
-                for query, row, *grade in judged:
-                    gold[query][row] = grade[0] if grade else 1
-            datasets.append(EncodedDataset(name, task, *json.loads(texts), queries, passages, gold))
+                for query, row, grade in judged:
+                    gold[query][row] = grade
+            datasets.append(EncodedDataset(name, task, *texts, queries, passages, gold))
     return sorted(datasets, key=lambda dataset: (dataset.task, dataset.name))
 
 

@@ -65,6 +65,7 @@ class Checkpoints:
 
     def __init__(self, run: Path, fingerprint: str, accelerator: Accelerator):
         self.run, self.folder = run, run / "checkpoints" / fingerprint[:12]
+        self.name = "/".join(run.parts[-3:])  # preset, variant, seed; not where the project lies
         self.trajectory = self.folder / "trajectory"
         self.accelerator = accelerator
 
@@ -114,7 +115,7 @@ class Checkpoints:
         read = {"model_state_dict": weights, "optim_state_dict": state, "options": _READ}
         sharded.set_state_dict(model, own, **read)
         progress.dev = pd.DataFrame(progress.dev)
-        logger.info("%s: going on at step %d", self.run, progress.step)
+        logger.info("%s: going on at step %d", self.name, progress.step)
         return progress
 
     def publish(self, progress: Progress, *, trajectory: bool) -> None:

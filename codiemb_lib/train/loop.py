@@ -133,7 +133,7 @@ def _train_here(
     fingerprint = sha256_text(repr(resolved), repr(data), repr(packages), repr(numerics))
     checkpoints = Checkpoints(folder, fingerprint, accelerator)
     if agreed(is_complete(folder, fingerprint)):
-        logger.info("%s: finished before, nothing to train", folder)
+        logger.info("%s: finished before, nothing to train", checkpoints.name)
     else:
         check_writable(folder)
         trainer = _Trainer(preset, settings, datasets, seed, checkpoints)
@@ -297,7 +297,7 @@ class _Trainer:
                 if watch and self.accelerator.is_main_process:
                     watch(done.log, done.dev)
                 if ends:
-                    logger.warning("%s: told to end at step %d", self.checkpoints.run, done.step)
+                    logger.warning("%s: told to end at step %d", self.checkpoints.name, done.step)
                     if received == [signal.SIGINT]:
                         raise KeyboardInterrupt
                     raise SystemExit(128 + signal.SIGTERM)
@@ -393,7 +393,7 @@ class _Trainer:
         means = task_means(rows)
         self.accelerator.log({f"dev_{task}": mean for task, mean in means.items()}, step=done.step)
         shown = ", ".join(f"{task} {mean:.4f}" for task, mean in means.items())
-        run, total = self.checkpoints.run, len(self.steps)
+        run, total = self.checkpoints.name, len(self.steps)
         logger.info("%s: step %d of %d, dev %s", run, done.step, total, shown)
         score = agreed(float(np.mean([means[task] for task in self.variant.tasks])))
         if done.step > 0 and score > done.best_score:
