@@ -53,14 +53,32 @@ def reproduce(preset: str, cores: str, options: Sequence[str]) -> None:
         os.execv(sys.executable, [*command, *options])
 
 
+@click.command(epilog=examples("verify --preset english"))
+@preset_option()
+def verify(preset: str) -> None:
+    """Check the files of finished runs against the hashes in their manifests.
+
+    The status is 1 where one is damaged; `reproduce` makes such a run again.
+    """
+    settings, damaged = core.load_preset(preset), 0
+    for model in settings.models[1:]:
+        for seed in settings.model_seeds(model):
+            folder = core.run_folder(settings.name, model, seed)
+            there = (folder / "manifest.json").is_file()
+            state = "whole" if core.manifest_of(folder) else "damaged" if there else "not there"
+            damaged += state == "damaged"
+            click.echo(f"{model:20} seed {seed}  {state}")
+    click.get_current_context().exit(int(damaged > 0))
+
+
 def _outlived_copies(preset: Preset) -> Iterator[Path]:
     """Executed notebooks of a preset whose model, or one of whose figures, has been removed."""
     for seed in preset.seeds:
         folders = {m: core.run_folder(preset.name, m, seed) for m in [*preset.models, "fusion"]}
         for variant in preset.variants:
-            if not core.is_finished(folders[variant]):
+            if not core.manifest_of(folders[variant]):
                 yield folders[variant] / "03_joint_training.ipynb"
-        if not all(core.is_finished(folders[model]) for model in preset.fusion):
+        if not all(core.manifest_of(folders[model]) for model in preset.fusion):
             yield folders["fusion"] / "04_checkpoint_fusion.ipynb"
     figures = core.figures_folder(preset.name)
     for stem in draw.FIGURES:

@@ -27,7 +27,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         ],
         "runs": [
             *["figures_folder", "model_folder", "preset_folder", "run_folder"],
-            *["is_complete", "is_finished", "write_manifest"],
+            *["is_complete", "manifest_of", "write_manifest"],
             *["git_commit", "hardware", "peak_memory_mib", "versions"],
             *["collect", "collect_costs", "label_rows", "write_rows"],
         ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import platform
 import re
@@ -16,8 +17,13 @@ from typing import Any
 import pandas as pd
 
 from codiemb_lib.core.errors import CodiembError
-from codiemb_lib.core.files import atomic_path, project_root, read_json, write_json
+from codiemb_lib.core.files import atomic_path, project_root, read_json, sha256_file, write_json
 from codiemb_lib.core.preset import Preset
+
+logger = logging.getLogger(__name__)
+
+# What a run is made of; scores and embeddings are measured later.
+PARTS = ("model/**/*", "trajectory/*", "log.csv", "dev.csv", "fusion.csv")
 
 
 def preset_folder(preset: str) -> Path:
@@ -40,7 +46,7 @@ def model_folder(preset: Preset, model: str, seed: int) -> str:
     if model == "base":
         return preset.encoder.name
     folder = run_folder(preset.name, model, seed)
-    if not is_finished(folder):
+    if not manifest_of(folder):
         raise CodiembError(
             f"{folder}: expected a finished run of {model!r}, found none. Run notebook 03 (04 for "
             "a fused model) or `make reproduce`."
@@ -62,8 +68,9 @@ def write_manifest(
     """Write `manifest.json`, the last file of a run: where it stands, the run is complete.
 
     `settings` are all that shaped the result, `data` the content hashes of the data sets, and a run
-    with another `fingerprint` is stale.
+    with another `fingerprint` is stale. It holds the hashes of the files that make up the run.
     """
+    files = [file for part in PARTS for file in Path(folder).glob(part) if file.is_file()]
     manifest = {
         "preset": preset.name,
         "variant": model,
@@ -76,20 +83,36 @@ def write_manifest(
         "hardware": hardware(),
         "seconds": round(seconds, 1),
         "peak_memory_mib": peak_memory_mib(),
+        "files": {f.relative_to(folder).as_posix(): sha256_file(f) for f in sorted(files)},
     }
     write_json(Path(folder) / "manifest.json", manifest)
 
 
-def is_finished(folder: str | Path) -> bool:
-    """Whether a folder holds a finished run, with the weights of its model."""
-    folder = Path(folder)
-    return (folder / "manifest.json").is_file() and any(folder.glob("model/*.safetensors"))
+def manifest_of(folder: str | Path) -> dict[str, Any] | None:
+    """What the manifest of a finished run says; None where there is none, or a file is damaged.
+
+    Damage is logged. Such a run is made again by whatever made it.
+    """
+    file = Path(folder) / "manifest.json"
+    if not file.is_file():
+        return None
+    try:
+        manifest = read_json(file)
+        damaged = [
+            name
+            for name, stated in manifest["files"].items()
+            if not (part := file.parent / name).is_file() or sha256_file(part) != stated
+        ]
+    except (CodiembError, KeyError, TypeError):
+        damaged = [file.name]
+    if damaged:
+        logger.warning("%s: damaged, or older than hashes: %s", folder, ", ".join(damaged))
+    return None if damaged else manifest
 
 
 def is_complete(folder: str | Path, fingerprint: str) -> bool:
-    """Whether a folder holds a finished run with this fingerprint."""
-    manifest = Path(folder) / "manifest.json"
-    return is_finished(folder) and read_json(manifest)["fingerprint"] == fingerprint
+    """Whether a folder holds a finished run with this fingerprint, none of its files damaged."""
+    return (manifest_of(folder) or {}).get("fingerprint") == fingerprint
 
 
 @cache

@@ -3,7 +3,8 @@
 While a run is at work, all that it writes lies in `checkpoints/FINGERPRINT/`, in the run's folder:
 
     00000012.safetensors weights, optimiser and progress: training goes on from here
-    best-00000008/       the model with the best dev score so far
+    00000008.safetensors those before, to go back to where the last are damaged
+    best-00000008/       the model with the best dev score at either
     log.csv, dev.csv     to be read while it trains; written with every checkpoint
     trajectory/          the embeddings behind every dev score, where the preset asks for them
     nonfinite.jsonl      the records of a batch whose loss or gradient was NaN or Inf
@@ -11,10 +12,12 @@ While a run is at work, all that it writes lies in `checkpoints/FINGERPRINT/`, i
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import math
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -24,11 +27,12 @@ import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.utils import broadcast_object_list
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import nn
 from torch.distributed.checkpoint import state_dict as sharded
 
-from codiemb_lib.core import atomic_path, write_rows
+from codiemb_lib.core import atomic_path, sha256_folder, write_rows
 from codiemb_lib.model import Encoder
 
 logger = logging.getLogger(__name__)
@@ -52,9 +56,27 @@ class Progress:
     step: int = 0  # optimiser steps done
     best_step: int = 0  # after which of them dev was best
     best_score: float = -math.inf  # the dev score there
+    best_hash: str = ""  # of the model set aside there
     seconds: float = 0.0  # spent by all processes that went on with the run
     log: list[dict] = field(default_factory=list)  # a row for each step
     dev: pd.DataFrame = field(default_factory=pd.DataFrame)  # main metrics by step and data set
+
+
+def _read(file: Path) -> tuple[Progress, dict[str, torch.Tensor], str]:
+    """A checkpoint's progress, all of its tensors, and the hash that it states of them."""
+    with safe_open(file, "pt") as opened:
+        tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+        stated = (opened.metadata() or {}).get("sha256", "")
+    return Progress(**json.loads(tensors["progress"].numpy().tobytes())), tensors, stated
+
+
+def _hash(tensors: Mapping[str, torch.Tensor]) -> str:
+    """SHA-256 of tensors and their names."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {[*tensor.shape]} ".encode())
+        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 class Checkpoints:
@@ -73,14 +95,14 @@ class Checkpoints:
         return self.folder / f"best-{progress.best_step:08d}"
 
     def save_best(self, encoder: Encoder, progress: Progress) -> None:
-        """Set the encoder aside; the one before it stays until the next checkpoint is written."""
+        """Set the encoder aside; those before it stay as long as their checkpoints."""
         options = sharded.StateDictOptions(full_state_dict=True, cpu_offload=True)
         weights = sharded.get_model_state_dict(encoder.backbone, options=options)
         if self.accelerator.is_main_process:
-            encoder.save(self._best(progress), weights)
+            progress.best_hash = sha256_folder(encoder.save(self._best(progress), weights))
 
     def save(self, model: nn.Module, optimizer: AcceleratedOptimizer, progress: Progress) -> None:
-        """Write a checkpoint and remove the one before: a complete one exists at any moment."""
+        """Write a checkpoint, which holds a hash of itself; of those before the last is kept."""
         weights, state = sharded.get_state_dict(model, optimizer.optimizer, options=_WRITTEN)
         if self.accelerator.is_main_process:
             write_rows(self.folder / "log.csv", pd.DataFrame(progress.log))
@@ -93,18 +115,36 @@ class Checkpoints:
                 tensors |= {f"{key} {name}": moment for key, moment in moments.items()}
             target = self.folder / f"{progress.step:08d}.safetensors"
             with atomic_path(target) as temporary:
-                save_file(tensors, temporary)
-            for older in {*self.folder.glob("*.safetensors")} - {target}:
-                older.unlink()
-            for older in {*self.folder.glob("best-*")} - {self._best(progress)}:
-                shutil.rmtree(older)
+                save_file(tensors, temporary, metadata={"sha256": _hash(tensors)})
+            *older, before, last = [None, *sorted(self.folder.glob("*.safetensors"))]
+            for file in filter(None, older):
+                file.unlink()
+            kept = {self._best(_read(file)[0]) for file in (before, last) if file}
+            for model in {*self.folder.glob("best-*")} - kept:
+                shutil.rmtree(model)
+
+    def _whole(self) -> Path | None:
+        """The last checkpoint that is as it was written, with its best model; others go."""
+        for file in sorted(self.folder.glob("*.safetensors"), reverse=True):
+            try:
+                progress, tensors, stated = _read(file)
+                if progress.best_step and sha256_folder(self._best(progress)) != progress.best_hash:
+                    stated = "another"
+                if _hash(tensors) == stated:
+                    return file
+            except (SafetensorError, KeyError, TypeError, ValueError):  # not even read
+                pass
+            logger.warning("%s: the checkpoint %s is damaged and left out", self.name, file.stem)
+            file.unlink()
+        return None
 
     def load(self, model: nn.Module, optimizer: AcceleratedOptimizer) -> Progress:
-        """Take up the last checkpoint, if there is one."""
-        if (last := agreed(max(self.folder.glob("*.safetensors"), default=None))) is None:
+        """Take up the last checkpoint that is whole, if there is one."""
+        first = self.accelerator.is_main_process
+        if (last := agreed(self._whole() if first else None)) is None:
             return Progress()
-        tensors = load_file(last)
-        progress = Progress(**json.loads(tensors.pop("progress").numpy().tobytes()))
+        progress, tensors, _ = _read(last)
+        del tensors["progress"]
         parts: dict[str, dict[str, torch.Tensor]] = {}  # weight and moments of each parameter
         for key, tensor in tensors.items():
             kind, name = key.split(" ", 1)

@@ -17,6 +17,8 @@ def preset(tmp_path, monkeypatch):
 
 def finish(preset, model, seed=0, fingerprint="f"):
     folder = runs.run_folder(preset.name, model, seed)
+    (folder / "model").mkdir(parents=True, exist_ok=True)
+    (folder / "model" / "model.safetensors").write_text("weights")
     runs.write_manifest(
         folder,
         preset=preset,
@@ -27,8 +29,6 @@ def finish(preset, model, seed=0, fingerprint="f"):
         data={"d": "hash"},
         seconds=1.23,
     )
-    (folder / "model").mkdir(exist_ok=True)
-    (folder / "model" / "model.safetensors").touch()
     return folder
 
 
@@ -45,8 +45,22 @@ def test_complete_means_finished_with_the_same_fingerprint(preset):
     assert runs.is_complete(folder, "a")
     assert not runs.is_complete(folder, "b")
     assert not runs.is_complete(folder.parent / "seed-7", "a")
-    (folder / "model" / "model.safetensors").unlink()
+    (folder / "scores.csv").write_text("measured later")
+    assert runs.is_complete(folder, "a")
+
+
+@pytest.mark.parametrize("name", ["model/model.safetensors", "manifest.json"])
+@pytest.mark.parametrize("content", [None, "", "weighty", "{}"])
+def test_a_damaged_run_is_not_finished(preset, caplog, name, content):
+    folder = finish(preset, "codiemb", fingerprint="a")
+    if content is None:
+        (folder / name).unlink()
+    else:
+        (folder / name).write_text(content)
     assert not runs.is_complete(folder, "a")
+    assert content is None or name in caplog.text
+    with pytest.raises(CodiembError, match="expected a finished run"):
+        runs.model_folder(preset, "codiemb", 0)
 
 
 def test_a_model_is_found_where_its_run_is_finished(preset):
@@ -84,10 +98,3 @@ def test_costs_come_from_logs_and_manifests(preset):
     assert set(costs["tokens"]) == {30}
     assert set(costs["steps"]) == {2}
     assert set(costs["seconds"]) == {1.2}
-
-
-def test_a_damaged_manifest_is_named(preset):
-    folder = finish(preset, "codiemb")
-    (folder / "manifest.json").write_text("{")
-    with pytest.raises(CodiembError, match=r"manifest\.json:1: expected JSON"):
-        runs.is_complete(folder, "f")

@@ -126,7 +126,7 @@ MOMENTS = {
     ("checkpoint", "save_file", 1): 0,  # while the first checkpoint is written
     ("checkpoint", "write_rows", 4): 4,  # the second: the log is there, dev scores are not
     ("checkpoint", "save_file", 3): 8,  # the third: both tables are ahead of the second
-    ("Path", "unlink", 1): 8,  # two are there: the older is to be removed
+    ("Path", "unlink", 1): 12,  # three are there: the oldest is to be removed
     ("Encoder", "save", 2): None,  # while better weights are set aside
     ("loop", "backward", 16): 12,  # in the second epoch, between checkpoints
     ("Checkpoints", "publish", 1): 20,  # the best weights are not the run's yet
@@ -187,7 +187,7 @@ def test_a_signal_ends_a_run_after_its_step_and_the_same_call_goes_on(
     assert_same_run(whole, project / "whole")
 
 
-def test_one_checkpoint_is_kept(project, monkeypatch):
+def test_two_checkpoints_are_kept_with_their_best_models(project, monkeypatch):
     kept = []
     save = Checkpoints.save
 
@@ -197,8 +197,63 @@ def test_one_checkpoint_is_kept(project, monkeypatch):
 
     monkeypatch.setattr(Checkpoints, "save", saved)
     run(load_preset("tiny"))
-    assert [names[0] for names in kept] == [f"{step:08d}.safetensors" for step in (4, 8, 10)]
-    assert all(len(names) == 4 and names[1].startswith("best-") for names in kept)
+    files = [[name for name in names if name.endswith(".safetensors")] for names in kept]
+    steps = [f"{step:08d}.safetensors" for step in (4, 8, 10)]
+    assert files == [steps[:1], steps[:2], steps[1:]]
+    assert all(1 <= sum(name.startswith("best-") for name in names) <= 2 for names in kept)
+
+
+def _flip(file):
+    """Change one bit in the middle of a file."""
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+DAMAGE = {
+    "a bit of the last": (lambda f: _flip(f / "00000008.safetensors"), 4),
+    "the last is cut": (lambda f: os.truncate(f / "00000008.safetensors", 1000), 4),
+    "the last is empty": (lambda f: os.truncate(f / "00000008.safetensors", 0), 4),
+    "both": (lambda f: [_flip(file) for file in f.glob("*.safetensors")], 0),
+    "best model": (lambda f: [_flip(m / "model.safetensors") for m in f.glob("best-*8")], 4),
+    "best model is gone": (lambda f: [shutil.rmtree(m) for m in f.glob("best-*8")], 4),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_checkpoint_is_left_out_for_the_one_before(project, monkeypatch, caplog, damage):
+    whole = run(load_preset("tiny"))
+    whole.rename(project / "whole")
+    nothing = {"best_score": -1.0}  # so that the second checkpoint has a better model
+    monkeypatch.setattr(loop, "task_means", lambda rows: {"ir": nothing["best_score"]})
+
+    def end(log, dev):
+        nothing["best_score"] += 0.1
+        if len(log) == 8:
+            raise MemoryError
+
+    with pytest.raises(MemoryError):
+        run(load_preset("tiny"), watch=end)
+    monkeypatch.undo()
+    monkeypatch.setenv("CODIEMB_ROOT", str(project))
+    spoil, goes_on = DAMAGE[damage]
+    spoil(next(whole.glob("checkpoints/*")))
+    asked, get = [], OptimizerSteps.__getitem__
+    monkeypatch.setattr(OptimizerSteps, "__getitem__", lambda s, n: asked.append(n) or get(s, n))
+    run(load_preset("tiny"))
+    assert asked == list(range(goes_on, 10))
+    assert "is damaged and left out" in caplog.text
+    if goes_on == 0:
+        assert_same_run(whole, project / "whole")
+
+
+def test_a_damaged_model_is_trained_again(project, caplog):
+    folder = run(load_preset("tiny"))
+    shutil.copytree(folder, project / "whole")
+    _flip(folder / "model" / "model.safetensors")
+    run(load_preset("tiny"))
+    assert "damaged, or older than hashes: model/model.safetensors" in caplog.text
+    assert_same_run(folder, project / "whole")
 
 
 def test_a_finished_run_outlives_tries_that_fail(project, monkeypatch):
