@@ -128,8 +128,9 @@ class Checkpoints:
         for file in sorted(self.folder.glob("*.safetensors"), reverse=True):
             try:
                 progress, tensors, stated = _read(file)
-                if progress.best_step and sha256_folder(self._best(progress)) != progress.best_hash:
-                    stated = "another"
+                models = self._best(progress), self.run / "model"  # there if a kill met `publish`
+                if progress.best_step and progress.best_hash not in map(sha256_folder, models):
+                    stated = "of another model"
                 if _hash(tensors) == stated:
                     return file
             except (SafetensorError, KeyError, TypeError, ValueError):  # not even read
