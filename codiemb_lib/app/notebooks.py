@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ast
 import logging
-import shutil
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -23,14 +22,22 @@ from nbformat import NotebookNode
 from nbformat.reader import NotJSONError
 from papermill.exceptions import PapermillExecutionError
 from papermill.translators import PythonTranslator
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 from traitlets.config import Config
 
-from codiemb_lib.core import CodiembError, alone, atomic_path, check_writable, unknown
+from codiemb_lib.core import (
+    CodiembError,
+    alone,
+    atomic_path,
+    check_writable,
+    read_text,
+    unknown,
+)
 
 logging.getLogger("papermill").setLevel(logging.CRITICAL)  # what it reports, we say ourselves
 
 KERNEL_SECONDS = 3600  # for a kernel to answer: many may start at once on a busy machine
+FINITE = ConfigDict(allow_inf_nan=False)
 Literal = int | float | bool | str
 
 
@@ -74,7 +81,8 @@ def execute(
     short = None if len(tempfile.gettempdir()) < 60 else "/tmp"
     with alone(output) as lock, tempfile.TemporaryDirectory(prefix="codiemb-", dir=short) as folder:
         source, executed = Path(folder, "source.ipynb"), Path(folder, "executed.ipynb")
-        shutil.copy(notebook, source)  # papermill would fill in what stands in braces in a path
+        # A copy: papermill reads no byte-order mark, and fills in what stands in braces in a path.
+        source.write_text(read_text(notebook), encoding="utf-8")
         ipc = {"transport": "ipc", "connection_file": f"{folder}/kernel.json"}
         try:
             papermill.execute_notebook(
@@ -136,21 +144,21 @@ def _parse(notebook: Path, given: Mapping[str, str]) -> dict[str, Literal]:
         if name not in defaults:
             raise NotebookError(f"{notebook}: {unknown('parameter', name, defaults)}")
         kind = type(defaults[name])
-        try:
-            values[name] = TypeAdapter(kind).validate_python(value)
+        try:  # a notebook is JSON, which has no NaN
+            values[name] = TypeAdapter(kind, config=FINITE).validate_python(value)
         except ValidationError as error:
+            expected = "a finite float" if kind is float else kind.__name__
             raise NotebookError(
-                f"{notebook}: parameter {name!r}: expected {kind.__name__}, found {value!r}."
+                f"{notebook}: parameter {name!r}: expected {expected}, found {value!r}."
             ) from error
     return values
 
 
 def _read(notebook: str | Path) -> NotebookNode:
     try:
-        return nbformat.read(notebook, as_version=4)
-    except (OSError, AttributeError, NotJSONError, nbformat.ValidationError) as error:
-        found = getattr(error, "strerror", None) or "another format"
-        raise NotebookError(f"{notebook}: expected a notebook, found: {found}.") from error
+        return nbformat.reads(read_text(notebook, NotebookError), as_version=4)
+    except (AttributeError, RecursionError, NotJSONError, nbformat.ValidationError) as error:
+        raise NotebookError(f"{notebook}: expected a notebook, found another format.") from error
 
 
 def _code_cells(notebook: Path) -> list[NotebookNode]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -9,6 +10,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from codiemb_lib.core.errors import CodiembError
+from codiemb_lib.core.files import read_text
 from codiemb_lib.core.words import unknown
 
 S = TypeVar("S", bound=BaseModel)
@@ -31,16 +33,31 @@ class Settings(BaseModel):
 
 def read_settings(path: Path, model: type[S], error: type[CodiembError]) -> S:
     """The settings in a YAML file; what is wrong with it is raised as an `error`."""
+    text = read_text(path, error)
     try:
-        return model.model_validate(yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys))
-    except yaml.YAMLError as wrong:
-        raise error(f"{path}: expected YAML, found: {' '.join(str(wrong).split())}") from wrong
+        return model.model_validate(yaml.load(text, _Yaml))
     except ValidationError as wrong:
         raise error(f"{path}: {explain(wrong)}") from wrong
+    # ValueError: a number of too many digits; RecursionError: lists within lists
+    except (yaml.YAMLError, ValueError, RecursionError) as wrong:
+        raise error(f"{path}: expected YAML, found: {' '.join(str(wrong).split())}") from wrong
 
 
-class _UniqueKeys(yaml.SafeLoader):
-    """YAML whose mappings have each key once, as the standard has it."""
+_PLAIN = {  # what values without quotation marks are, if no text
+    "merge": "<<",
+    "null": "~|null|Null|NULL|",
+    "bool": "true|True|TRUE|false|False|FALSE",
+    "int": r"[-+]?\d+",
+    "float": r"[-+]?(\.\d+|\d+\.?\d*)([eE][-+]?\d+)?",
+}
+
+
+class _Yaml(yaml.SafeLoader):
+    """YAML with decimal numbers as of 1.2 (1e-3 is one, 010 is ten), and each key once."""
+
+    yaml_implicit_resolvers = {
+        None: [(f"tag:yaml.org,2002:{tag}", re.compile(f"({p})$")) for tag, p in _PLAIN.items()]
+    }
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         keys = [key.value for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
@@ -48,6 +65,9 @@ class _UniqueKeys(yaml.SafeLoader):
             if isinstance(key, str) and keys.count(key) > 1:
                 raise yaml.YAMLError(f"the key {key!r} a second time, {node.start_mark}")
         return super().construct_mapping(node, deep)
+
+
+_Yaml.add_constructor("tag:yaml.org,2002:int", lambda _, node: int(node.value))
 
 
 def explain(error: ValidationError) -> str:

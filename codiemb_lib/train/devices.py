@@ -35,7 +35,8 @@ def launch(preset: Preset, variant: str, seed: int, config: str) -> None:
         )
     with tempfile.TemporaryDirectory() as scratch:
         resolved = Path(scratch) / f"{preset.name}.yaml"  # as it is, not as its file says
-        resolved.write_text(yaml.safe_dump(preset.model_dump(mode="json")), encoding="utf-8")
+        text = yaml.safe_dump(preset.model_dump(mode="json"), default_style='"')  # texts stay texts
+        resolved.write_text(text, encoding="utf-8")
         command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(file)]
         command += ["-m", "codiemb_lib.train", "--preset", str(resolved), "--variant", variant]
         command += ["--seed", str(seed), "--no-progress"]

@@ -556,5 +556,7 @@ def test_umap_caption_says_how_far_to_trust_it_and_which_coordinates_it_shows():
     text = figures.caption("umap", rows)
     assert "UMAP 0.8" in text
     assert "of each text's neighbours" in text
+    alone = figures.caption("umap", rows[rows["map"] == "pca"])
+    assert "UMAP none, of so few texts; PCA 0." in alone
     other = figures.caption("umap", rows.assign(x=rows["x"] + 1))
     assert text.split("SHA-256 ")[1] != other.split("SHA-256 ")[1]
