@@ -20,6 +20,7 @@ from typing import Any
 from codiemb_lib.core.errors import CodiembError
 
 logger = logging.getLogger(__name__)
+Error = type[CodiembError]
 
 
 def project_root() -> Path:
@@ -137,7 +138,7 @@ def write_json(path: str | Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
-def read_text(path: str | Path, error: type[CodiembError] = CodiembError) -> str:
+def read_text(path: str | Path, error: Error = CodiembError) -> str:
     """The text of a UTF-8 file, with or without a byte-order mark, unpacked if it ends in `.gz`.
 
     What cannot be read is raised as an `error`, which names the file and the line.
@@ -154,10 +155,9 @@ def read_text(path: str | Path, error: type[CodiembError] = CodiembError) -> str
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as wrong:
-        number, byte = data.count(b"\n", 0, wrong.start) + 1, data[wrong.start]
-        raise error(
-            f"{path}:{number}: expected UTF-8, found byte {byte:#04x}. Save the file as UTF-8."
-        ) from wrong
+        line, byte = data.count(b"\n", 0, wrong.start) + 1, data[wrong.start]
+        found = f"{path}:{line}: expected UTF-8, found byte {byte:#04x}"
+        raise error(f"{found}. Save the file as UTF-8.") from wrong
 
 
 def read_json(path: str | Path) -> Any:
@@ -165,15 +165,12 @@ def read_json(path: str | Path) -> Any:
     return parse_json(read_text(path), path)
 
 
-def parse_json(
-    text: str, path: str | Path, line: int = 1, error: type[CodiembError] = CodiembError
-) -> Any:
+def parse_json(text: str, path: str | Path, line: int = 1, error: Error = CodiembError) -> Any:
     """What JSON says that begins at a line of a file; an `error` names the line of what is none."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as wrong:  # also too many digits, or lists within lists
-        line += getattr(wrong, "lineno", 1) - 1
-        found = getattr(wrong, "msg", wrong)  # whose own line is that of the text
+        line, found = line + getattr(wrong, "lineno", 1) - 1, getattr(wrong, "msg", wrong)
         raise error(f"{path}:{line}: expected JSON, found: {found}.") from wrong
 
 

@@ -24,11 +24,13 @@ class Settings(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _keys_are_known(cls, given: Any) -> Any:
-        for key in given if isinstance(given, dict) else ():
+    def _keys_are_known_and_numpy_is_plain(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        for key in given:
             if key not in cls.model_fields:
                 raise ValueError(unknown("key", str(key), cls.model_fields))
-        return given
+        return {k: v.tolist() if hasattr(v, "tolist") else v for k, v in given.items()}
 
 
 def read_settings(path: Path, model: type[S], error: type[CodiembError]) -> S:
@@ -38,23 +40,21 @@ def read_settings(path: Path, model: type[S], error: type[CodiembError]) -> S:
         return model.model_validate(yaml.load(text, _Yaml))
     except ValidationError as wrong:
         raise error(f"{path}: {explain(wrong)}") from wrong
-    # ValueError: a number of too many digits; RecursionError: lists within lists
-    except (yaml.YAMLError, ValueError, RecursionError) as wrong:
+    except (yaml.YAMLError, ValueError, RecursionError) as wrong:  # 5,000 digits; [[[[...
         raise error(f"{path}: expected YAML, found: {' '.join(str(wrong).split())}") from wrong
 
 
-_PLAIN = {  # what values without quotation marks are, if no text
-    "merge": "<<",
-    "null": "~|null|Null|NULL|",
-    "bool": "true|True|TRUE|false|False|FALSE",
-    "int": r"[-+]?\d+",
-    "float": r"[-+]?(\.\d+|\d+\.?\d*)([eE][-+]?\d+)?",
-}
+# What values without quotation marks are, if they are no texts.
+_PLAIN = {"merge": "<<", "null": "~|null|Null|NULL|", "bool": "true|True|TRUE|false|False|FALSE"}
+_PLAIN |= {"int": r"[-+]?\d+", "float": r"[-+]?(\.\d+|\d+\.?\d*)([eE][-+]?\d+)?"}
 
 
 class _Yaml(yaml.SafeLoader):
     """YAML with decimal numbers as of 1.2 (1e-3 is one, 010 is ten), and each key once."""
 
+    yaml_constructors = yaml.SafeLoader.yaml_constructors | {
+        "tag:yaml.org,2002:int": lambda _, node: int(node.value)  # 010 would be octal
+    }
     yaml_implicit_resolvers = {
         None: [(f"tag:yaml.org,2002:{tag}", re.compile(f"({p})$")) for tag, p in _PLAIN.items()]
     }
@@ -65,9 +65,6 @@ class _Yaml(yaml.SafeLoader):
             if isinstance(key, str) and keys.count(key) > 1:
                 raise yaml.YAMLError(f"the key {key!r} a second time, {node.start_mark}")
         return super().construct_mapping(node, deep)
-
-
-_Yaml.add_constructor("tag:yaml.org,2002:int", lambda _, node: int(node.value))
 
 
 def explain(error: ValidationError) -> str:

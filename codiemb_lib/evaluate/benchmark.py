@@ -105,8 +105,8 @@ def local_task(
     Without `prompts` the model's own are taken (`own_prompts`); what `sides` gives as
     `query_prompt` or `passage_prompt` goes before either.
     """
-    known = settings.name in {entry.name for entry in list_datasets()}  # with its form
-    dataset = load_dataset(settings.name, root=root, **({} if known else form))
+    known = {entry.name for entry in list_datasets()}  # whose form the registry says
+    dataset = load_dataset(settings.name, root=root, **({} if settings.name in known else form))
     split = next(iter(dataset.splits)) if len(dataset.splits) == 1 else split
     limit = getattr(settings, split)
     records, corpus = dataset.split(split, limit=limit), dataset.sample_corpus(settings.corpus)

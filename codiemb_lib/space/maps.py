@@ -7,6 +7,7 @@ import hashlib
 import logging
 import warnings
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -79,26 +80,18 @@ def maps_of(
     Neighbours are fewer than half of the texts, of few texts fewer than `neighbours`: it is logged.
     Fewer than five texts have no UMAP, and the trust of fewer than three is 1: no map can err.
     """
-    n, wanted = len(spaces[0]), neighbours
-    fits = {"pca": [shared_pca(spaces)]}
-    if (neighbours := min(wanted, (n - 1) // 2)) > 1:  # UMAP takes no fewer
-        umaps = [aligned_umap(spaces, neighbours=neighbours, seed=seed) for seed in seeds]
-        fits = {"umap": umaps} | fits
-    if neighbours < wanted:
-        found = f"{neighbours} neighbours in place of {wanted}: {' and '.join(fits)}"
-        logger.warning("maps of %d texts are of %s", n, found)
+    n, fits = len(spaces[0]), {"pca": [shared_pca(spaces)]}
+    if (k := min(neighbours, (n - 1) // 2)) > 1:  # UMAP takes no fewer
+        fits = {"umap": [aligned_umap(spaces, neighbours=k, seed=seed) for seed in seeds]} | fits
+    if k < neighbours:
+        logger.warning("maps of %d texts: %d neighbours, not %d: %s", n, k, neighbours, [*fits])
     tables = []
     for number, space in enumerate(spaces):
-        parts = []
+        judge, parts = partial(trustworthiness, space, n_neighbors=k, metric="cosine"), []
         for name, of_seeds in fits.items():
             mine = [np.asarray(fit[number], dtype=np.float64) for fit in of_seeds]
-            trusted = [
-                trustworthiness(space, plane, n_neighbors=neighbours, metric="cosine")
-                if neighbours
-                else 1.0
-                for plane in mine
-            ]
-            kept = [neighbours_kept(mine[0], p, neighbours=neighbours) for p in mine[1:]]
+            trusted = [judge(plane) if k else 1.0 for plane in mine]
+            kept = [neighbours_kept(mine[0], p, neighbours=k) for p in mine[1:]]
             rows = pd.DataFrame(mine[0], columns=["x", "y"]).assign(
                 trust=trusted[0],
                 trust_low=min(trusted),

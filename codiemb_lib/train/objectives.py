@@ -233,7 +233,7 @@ def cosent_loss(similarities: Tensor, scores: Tensor, *, temperature: float = 0.
     logits = similarities[order] / temperature
     lower = torch.searchsorted(scores, scores)  # how many have a lower score: they come first
     entries = logits.logcumsumexp(0)[lower - 1] - logits  # each pair's, summed over its j
-    entries = torch.cat((logits.new_zeros(1), entries.masked_fill(lower == 0, -torch.inf)))
+    entries = F.pad(entries.masked_fill(lower == 0, -torch.inf), (1, 0))  # by the zero of the 1
     return entries.logsumexp(0) + _nothing(scores)
 
 

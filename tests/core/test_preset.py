@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from accelerate.commands.config.config_args import ClusterConfig
@@ -9,7 +10,7 @@ from pydantic import RootModel
 
 from codiemb_lib.core.files import data_root, project_root
 from codiemb_lib.core.merge import FusionStudy, Merge
-from codiemb_lib.core.preset import PresetError, load_preset, preset_path
+from codiemb_lib.core.preset import ObjectiveSettings, PresetError, load_preset, preset_path
 from codiemb_lib.core.settings import read_settings
 
 SHIPPED = sorted(path.stem for path in preset_path("x").parent.glob("*.yaml"))
@@ -195,6 +196,12 @@ def test_a_file_that_is_no_yaml_or_no_mapping_is_refused(tmp_path):
     path.write_text("[" * 10_000)
     with pytest.raises(PresetError, match="expected YAML, found: maximum recursion depth"):
         load_preset(str(path))
+
+
+def test_numbers_of_numpy_pass_where_plain_ones_do():
+    given = {"matryoshka": np.array([32, 64]), "negatives": np.int64(3)}
+    found = ObjectiveSettings(temperature=np.float32(0.5), **given)
+    assert found == ObjectiveSettings(temperature=0.5, matryoshka=(32, 64), negatives=3)
 
 
 def test_numbers_are_those_of_yaml_1_2(tmp_path):
