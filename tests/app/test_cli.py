@@ -132,6 +132,13 @@ def test_a_reader_who_has_enough_is_no_error():
     assert (errors, process.returncode) == (b"", 1)
 
 
+def test_a_value_may_begin_with_a_minus(monkeypatch):
+    given = []
+    monkeypatch.setattr("codiemb_lib.app.notebooks.execute", lambda *a, **_: given.append(a[2]))
+    assert main(["execute", "a.ipynb", "b.ipynb", "-p", "x", "-1e-3", "-p", "y", "-p"]) == 0
+    assert given == [{"x": "-1e-3", "y": "-p"}]
+
+
 COMMANDS = ["execute", "reproduce", "draw", "gallery", "report", "fuse", "benchmark"]
 COMMANDS += ["data list", "data describe", "data prepare", "data mine"]
 

@@ -217,7 +217,7 @@ def test_angle_is_cosent_on_the_complex_quotient():
 
 
 def test_cosent_and_angle_equal_sentence_transformers():
-    losses = pytest.importorskip("sentence_transformers.losses")
+    losses = pytest.importorskip("sentence_transformers.sentence_transformer.losses")
     left, right = normal(11, 6, dtype=torch.float32), normal(11, 6, seed=1, dtype=torch.float32)
     scores = SCORES["tied"].float()
     cosines = cosine_similarity(left, right)
