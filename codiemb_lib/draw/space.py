@@ -263,7 +263,7 @@ def plot_umap(rows: pd.DataFrame, *, ax: np.ndarray | None = None) -> np.ndarray
     rows, looks = frame.first_seed(rows), {}
     for task, role in TASK_ROLES.items():
         names = rows.loc[rows["task"] == task, "dataset"].unique()
-        for name, shade in zip(names, shades(ROLES[role].colour, len(names)), strict=True):
+        for name, shade in zip(names, shades(ROLES[role].colour, len(names)), strict=False):
             looks[name] = VariantStyle(shade, ROLES[role].marker, (), name)
     form = {"palette": {name: look.colour for name, look in looks.items()}, "legend": False}
     form |= {"markers": {name: look.marker for name, look in looks.items()}, "s": 2.5}

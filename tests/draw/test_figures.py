@@ -551,6 +551,13 @@ def test_umap_colours_tell_task_by_hue_and_data_set_by_shade():
     assert {*legend_names(ax)} == {*rows["dataset"]}
 
 
+def test_umap_of_texts_of_one_task_or_of_the_pca_alone_has_panels():
+    rows = table("umap")
+    assert len(plot("umap", rows[rows["task"] == "sts"])) == 8
+    axes = plot("umap", rows[rows["map"] == "pca"].groupby(["variant", "task"]).head(1))
+    assert [ax.get_ylabel() for ax in axes] == ["PCA", "", "", ""]
+
+
 def test_umap_caption_says_how_far_to_trust_it_and_which_coordinates_it_shows():
     rows = table("umap")
     text = figures.caption("umap", rows)
