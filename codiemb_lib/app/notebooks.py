@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ast
 import logging
-import shutil
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -26,7 +25,7 @@ from papermill.translators import PythonTranslator
 from pydantic import TypeAdapter, ValidationError
 from traitlets.config import Config
 
-from codiemb_lib.core import CodiembError, alone, atomic_path, check_writable, unknown
+from codiemb_lib import core
 
 logging.getLogger("papermill").setLevel(logging.CRITICAL)  # what it reports, we say ourselves
 
@@ -34,11 +33,11 @@ KERNEL_SECONDS = 3600  # for a kernel to answer: many may start at once on a bus
 Literal = int | float | bool | str
 
 
-class NotebookError(CodiembError, ValueError):
+class NotebookError(core.CodiembError, ValueError):
     """A notebook, or a parameter of it, that cannot be run as it stands."""
 
 
-class CellError(CodiembError, RuntimeError):
+class CellError(core.CodiembError, RuntimeError):
     """A cell of a notebook failed while it ran."""
 
     status = 1
@@ -68,13 +67,15 @@ def execute(
     values = _parse(notebook, parameters or {})
     if output.suffix != ".ipynb" or output.resolve() == notebook.resolve():
         raise NotebookError(f"{output}: expected another path than the notebook's, in .ipynb.")
-    check_writable(output.parent)
+    core.check_writable(output.parent)
     kept = failed = output.with_name(f"{output.stem}.failed.ipynb")
     # A socket's path must be shorter than about 100 characters, which some TMPDIR alone exceed.
     short = None if len(tempfile.gettempdir()) < 60 else "/tmp"
-    with alone(output) as lock, tempfile.TemporaryDirectory(prefix="codiemb-", dir=short) as folder:
+    scratch = tempfile.TemporaryDirectory(prefix="codiemb-", dir=short)
+    with core.alone(output) as lock, scratch as folder:
         source, executed = Path(folder, "source.ipynb"), Path(folder, "executed.ipynb")
-        shutil.copy(notebook, source)  # papermill would fill in what stands in braces in a path
+        # papermill reads no byte-order mark, and would fill in what stands in braces in a path.
+        core.write_text(source, core.read_text(notebook))
         ipc = {"transport": "ipc", "connection_file": f"{folder}/kernel.json"}
         try:
             papermill.execute_notebook(
@@ -101,7 +102,7 @@ def execute(
                 copy = _read(executed)
                 # In place of the scratch folder's paths.
                 copy.metadata.papermill.update(input_path=notebook.name, output_path=output.name)
-                with atomic_path(kept) as temporary:
+                with core.atomic_path(kept) as temporary:
                     nbformat.write(copy, temporary)
     failed.unlink(missing_ok=True)
     return output
@@ -134,23 +135,21 @@ def _parse(notebook: Path, given: Mapping[str, str]) -> dict[str, Literal]:
     defaults, values = read_parameters(notebook), {}
     for name, value in given.items():
         if name not in defaults:
-            raise NotebookError(f"{notebook}: {unknown('parameter', name, defaults)}")
-        kind = type(defaults[name])
-        try:
-            values[name] = TypeAdapter(kind).validate_python(value)
+            raise NotebookError(f"{notebook}: {core.unknown('parameter', name, defaults)}")
+        try:  # a notebook is JSON, which has no NaN
+            adapter = TypeAdapter(type(defaults[name]), config={"allow_inf_nan": False})
+            values[name] = adapter.validate_python(value)
         except ValidationError as error:
-            raise NotebookError(
-                f"{notebook}: parameter {name!r}: expected {kind.__name__}, found {value!r}."
-            ) from error
+            where = f"{notebook}: parameter {name!r}"
+            raise NotebookError(f"{where}: {core.explain(error)}.") from error
     return values
 
 
 def _read(notebook: str | Path) -> NotebookNode:
     try:
-        return nbformat.read(notebook, as_version=4)
-    except (OSError, AttributeError, NotJSONError, nbformat.ValidationError) as error:
-        found = getattr(error, "strerror", None) or "another format"
-        raise NotebookError(f"{notebook}: expected a notebook, found: {found}.") from error
+        return nbformat.reads(core.read_text(notebook, NotebookError), as_version=4)
+    except (AttributeError, RecursionError, NotJSONError, nbformat.ValidationError) as error:
+        raise NotebookError(f"{notebook}: expected a notebook, found another format.") from error
 
 
 def _code_cells(notebook: Path) -> list[NotebookNode]:
