@@ -36,7 +36,10 @@ from accelerate import Accelerator
 from datasets import Dataset
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
 from sentence_transformers import SentenceTransformerTrainingArguments as Arguments
-from sentence_transformers.losses import CoSENTLoss, MultipleNegativesRankingLoss
+from sentence_transformers.sentence_transformer.losses import (
+    CoSENTLoss,
+    MultipleNegativesRankingLoss,
+)
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback
 from transformers.utils import logging as transformers_logging

@@ -57,7 +57,7 @@ def benchmark(
     """Score an encoder on tasks.
 
     MODEL is a sentence-transformers folder, or a name as in a preset. Tasks are data sets of the
-    registry, BEIR folders, files or folders of records, or tables of rated pairs; --mteb takes
+    registry, BEIR folders, files or folders; options of tables hold for each path. --mteb takes
     tasks of MTEB, or cmteb15 (the paper's fifteen) or nanobeir. A preset gives prompts, data sets,
     sizes and settings of the encoder. What is finished is not computed again.
     """

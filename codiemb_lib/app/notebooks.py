@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ast
 import logging
-import shutil
 import signal
 import sys
 import tempfile
@@ -28,14 +27,7 @@ from papermill.translators import PythonTranslator
 from pydantic import TypeAdapter, ValidationError
 from traitlets.config import Config
 
-from codiemb_lib.core import (
-    CodiembError,
-    alone,
-    atomic_path,
-    check_writable,
-    scratch_beside,
-    unknown,
-)
+from codiemb_lib import core
 
 logging.getLogger("papermill").setLevel(logging.CRITICAL)  # what it reports, we say ourselves
 
@@ -43,11 +35,11 @@ KERNEL_SECONDS = 3600  # for a kernel to answer: many may start at once on a bus
 Literal = int | float | bool | str
 
 
-class NotebookError(CodiembError, ValueError):
+class NotebookError(core.CodiembError, ValueError):
     """A notebook, or a parameter of it, that cannot be run as it stands."""
 
 
-class CellError(CodiembError, RuntimeError):
+class CellError(core.CodiembError, RuntimeError):
     """A cell of a notebook failed while it ran."""
 
     status = 1
@@ -77,13 +69,14 @@ def execute(
     values = _parse(notebook, parameters or {})
     if output.suffix != ".ipynb" or output.resolve() == notebook.resolve():
         raise NotebookError(f"{output}: expected another path than the notebook's, in .ipynb.")
-    check_writable(output.parent)
+    core.check_writable(output.parent)
     kept = failed = output.with_name(f"{output.stem}.failed.ipynb")
     # A socket's path must be shorter than about 100 characters, which some TMPDIR alone exceed.
     short = tempfile.gettempdir() if len(tempfile.gettempdir()) < 60 else "/tmp"
-    with alone(output) as lock, scratch_beside(Path(short, "codiemb")) as folder:
+    with core.alone(output) as lock, core.scratch_beside(Path(short, "codiemb")) as folder:
         source, executed = folder / "source.ipynb", folder / "executed.ipynb"
-        shutil.copy(notebook, source)  # papermill would fill in what stands in braces in a path
+        # papermill reads no byte-order mark, and would fill in what stands in braces in a path.
+        core.write_text(source, core.read_text(notebook))
         ipc = {"transport": "ipc", "connection_file": f"{folder}/kernel.json"}
         ipc["shutdown_wait_time"] = 20.0  # seconds, to save what it trains
         try:
@@ -111,7 +104,7 @@ def execute(
                 copy = _read(executed)
                 # In place of the scratch folder's paths.
                 copy.metadata.papermill.update(input_path=notebook.name, output_path=output.name)
-                with atomic_path(kept) as temporary:
+                with core.atomic_path(kept) as temporary:
                     nbformat.write(copy, temporary)
     failed.unlink(missing_ok=True)
     return output
@@ -144,23 +137,21 @@ def _parse(notebook: Path, given: Mapping[str, str]) -> dict[str, Literal]:
     defaults, values = read_parameters(notebook), {}
     for name, value in given.items():
         if name not in defaults:
-            raise NotebookError(f"{notebook}: {unknown('parameter', name, defaults)}")
-        kind = type(defaults[name])
-        try:
-            values[name] = TypeAdapter(kind).validate_python(value)
+            raise NotebookError(f"{notebook}: {core.unknown('parameter', name, defaults)}")
+        try:  # a notebook is JSON, which has no NaN
+            adapter = TypeAdapter(type(defaults[name]), config={"allow_inf_nan": False})
+            values[name] = adapter.validate_python(value)
         except ValidationError as error:
-            raise NotebookError(
-                f"{notebook}: parameter {name!r}: expected {kind.__name__}, found {value!r}."
-            ) from error
+            where = f"{notebook}: parameter {name!r}"
+            raise NotebookError(f"{where}: {core.explain(error)}.") from error
     return values
 
 
 def _read(notebook: str | Path) -> NotebookNode:
     try:
-        return nbformat.read(notebook, as_version=4)
-    except (OSError, AttributeError, NotJSONError, nbformat.ValidationError) as error:
-        found = getattr(error, "strerror", None) or "another format"
-        raise NotebookError(f"{notebook}: expected a notebook, found: {found}.") from error
+        return nbformat.reads(core.read_text(notebook, NotebookError), as_version=4)
+    except (AttributeError, RecursionError, NotJSONError, nbformat.ValidationError) as error:
+        raise NotebookError(f"{notebook}: expected a notebook, found another format.") from error
 
 
 def _code_cells(notebook: Path) -> list[NotebookNode]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import json
 import os
 import re
 import sys
@@ -107,7 +106,7 @@ def notebook_files(
     `root` is the package's folder, with which the paths returned start. Rooms of `without` do not
     count where the notebook itself imports them.
     """
-    cells = json.loads(Path(notebook).read_text(encoding="utf-8"))["cells"]
+    cells = core.read_json(notebook)["cells"]
     code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
     waiting = imported_rooms(re.sub(r"(?m)^\s*[%!]", "#", code)) - {*without}
     files: dict[str, list[Path]] = {}

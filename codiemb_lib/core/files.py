@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import fcntl
 import glob
+import gzip
 import hashlib
 import json
 import logging
 import os
 import shutil
 import tempfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -20,6 +22,7 @@ from typing import Any
 from codiemb_lib.core.errors import CodiembError
 
 logger = logging.getLogger(__name__)
+Error = type[CodiembError]
 
 
 def project_root() -> Path:
@@ -189,12 +192,40 @@ def write_json(path: str | Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
+def read_text(path: str | Path, error: Error = CodiembError) -> str:
+    """The text of a UTF-8 file, with or without a byte-order mark, unpacked if it ends in `.gz`.
+
+    What cannot be read is raised as an `error`, which names the file and the line.
+    """
+    path = Path(path)
+    try:
+        data = path.read_bytes()
+        if path.suffix == ".gz":
+            data = gzip.decompress(data)
+    except (OSError, EOFError, zlib.error) as wrong:
+        found = getattr(wrong, "strerror", None) or wrong
+        raise error(f"{path}: expected a file that can be read, found: {found}.") from wrong
+    data = data.removeprefix(b"\xef\xbb\xbf")  # the mark that some editors set before UTF-8
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as wrong:
+        line, byte = data.count(b"\n", 0, wrong.start) + 1, data[wrong.start]
+        found = f"{path}:{line}: expected UTF-8, found byte {byte:#04x}"
+        raise error(f"{found}. Save the file as UTF-8.") from wrong
+
+
 def read_json(path: str | Path) -> Any:
     """Read JSON; a CodiembError names the file and the line of what is none."""
+    return parse_json(read_text(path), path)
+
+
+def parse_json(text: str, path: str | Path, line: int = 1, error: Error = CodiembError) -> Any:
+    """What JSON says that begins at a line of a file; an `error` names the line of what is none."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise CodiembError(f"{path}:{error.lineno}: expected JSON, found: {error.msg}.") from error
+        return json.loads(text)
+    except (ValueError, RecursionError) as wrong:  # also too many digits, or lists within lists
+        line, found = line + getattr(wrong, "lineno", 1) - 1, getattr(wrong, "msg", wrong)
+        raise error(f"{path}:{line}: expected JSON, found: {found}.") from wrong
 
 
 def sha256_file(path: str | Path) -> str:

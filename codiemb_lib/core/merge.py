@@ -54,13 +54,6 @@ class Merge(Settings):
     t: float | None = None
     floor: Annotated[float, Field(ge=0)] | None = None
 
-    @model_validator(mode="before")
-    @classmethod
-    def _numpy_is_plain(cls, given: Any) -> Any:
-        if not isinstance(given, dict):
-            return given
-        return {k: v.tolist() if hasattr(v, "tolist") else v for k, v in given.items()}
-
     @field_validator("method")
     @classmethod
     def _method_is_known(cls, method: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -9,6 +10,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from codiemb_lib.core.errors import CodiembError
+from codiemb_lib.core.files import read_text
 from codiemb_lib.core.words import unknown
 
 S = TypeVar("S", bound=BaseModel)
@@ -22,25 +24,40 @@ class Settings(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _keys_are_known(cls, given: Any) -> Any:
-        for key in given if isinstance(given, dict) else ():
+    def _keys_are_known_and_numpy_is_plain(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        for key in given:
             if key not in cls.model_fields:
                 raise ValueError(unknown("key", str(key), cls.model_fields))
-        return given
+        return {k: v.tolist() if hasattr(v, "tolist") else v for k, v in given.items()}
 
 
 def read_settings(path: Path, model: type[S], error: type[CodiembError]) -> S:
     """The settings in a YAML file; what is wrong with it is raised as an `error`."""
+    text = read_text(path, error)
     try:
-        return model.model_validate(yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys))
-    except yaml.YAMLError as wrong:
-        raise error(f"{path}: expected YAML, found: {' '.join(str(wrong).split())}") from wrong
+        return model.model_validate(yaml.load(text, _Yaml))
     except ValidationError as wrong:
         raise error(f"{path}: {explain(wrong)}") from wrong
+    except (yaml.YAMLError, ValueError, RecursionError) as wrong:  # 5,000 digits; [[[[...
+        raise error(f"{path}: expected YAML, found: {' '.join(str(wrong).split())}") from wrong
 
 
-class _UniqueKeys(yaml.SafeLoader):
-    """YAML whose mappings have each key once, as the standard has it."""
+# What values without quotation marks are, if they are no texts.
+_PLAIN = {"merge": "<<", "null": "~|null|Null|NULL|", "bool": "true|True|TRUE|false|False|FALSE"}
+_PLAIN |= {"int": r"[-+]?\d+", "float": r"[-+]?(\.\d+|\d+\.?\d*)([eE][-+]?\d+)?"}
+
+
+class _Yaml(yaml.SafeLoader):
+    """YAML with decimal numbers as of 1.2 (1e-3 is one, 010 is ten), and each key once."""
+
+    yaml_constructors = yaml.SafeLoader.yaml_constructors | {
+        "tag:yaml.org,2002:int": lambda _, node: int(node.value)  # 010 would be octal
+    }
+    yaml_implicit_resolvers = {
+        None: [(f"tag:yaml.org,2002:{tag}", re.compile(f"({p})$")) for tag, p in _PLAIN.items()]
+    }
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         keys = [key.value for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]

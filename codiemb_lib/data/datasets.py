@@ -172,7 +172,7 @@ def load_dataset(
         task, licence, provenance = _one_task(name, splits), "see source", f"local: {name}"
     else:
         message = unknown("data set", name, entries)
-        raise DatasetError(f"{message} The path of a file or folder is read too: data/README.md.")
+        raise DatasetError(f"{message} Paths are read too: data/README.md. There is no {local}.")
     named = {
         split: tuple(replace(record, dataset=name) for record in records)
         for split, records in splits.items()

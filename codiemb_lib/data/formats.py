@@ -16,7 +16,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from codiemb_lib.core import Task
+from codiemb_lib.core import Task, read_text
 from codiemb_lib.data.records import (
     REPEATED,
     Record,
@@ -28,7 +28,6 @@ from codiemb_lib.data.records import (
     is_text,
     read_jsonl,
     read_rows,
-    read_text,
     refuse,
 )
 
@@ -150,7 +149,7 @@ _HEADING = re.compile(
 
 def _read_cells(path: str | Path, columns: Columns, delimiter: str | None, *, rated: bool) -> Rows:
     """The cells of some columns, row by row, without the header."""
-    text = read_text(path)
+    text = read_text(path, RecordError)
     if delimiter is None:
         delimiter = "\t" if "\t" in text.split("\n", 1)[0] else ","
     rows = [*_split_cells(path, text, delimiter)]

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 import logging
 import math
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -15,7 +13,7 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar, get_args
 
-from codiemb_lib.core import CodiembError, Task, write_text
+from codiemb_lib.core import CodiembError, Task, parse_json, read_text, write_text
 
 logger = logging.getLogger(__name__)
 
@@ -240,12 +238,12 @@ def collect(
 
 def read_rows(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """The objects of a file of JSON lines, or of one JSON list, with their 1-based places."""
-    text = read_text(path)
+    text = read_text(path, RecordError)
     if text.lstrip().startswith("["):
-        values = enumerate(_json(path, 1, text), start=1)
+        values = enumerate(parse_json(text, path, error=RecordError), start=1)
     else:  # split at line feeds alone: JSON strings may hold the other separators that Python knows
         lines = enumerate(text.split("\n"), start=1)
-        values = ((number, _json(path, number, line)) for number, line in lines if line.strip())
+        values = ((n, parse_json(line, path, n, RecordError)) for n, line in lines if line.strip())
     number = 0
     for number, row in values:
         if not isinstance(row, dict):
@@ -253,29 +251,3 @@ def read_rows(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
         yield number, row
     if not number:
         raise RecordError(f"{path}: expected at least one record, found an empty file.")
-
-
-def _json(path: str | Path, number: int, text: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError as error:  # no JSON, or a number of more digits than Python converts
-        line = number + getattr(error, "lineno", 1) - 1
-        raise RecordError(f"{path}:{line}: expected JSON, found: {error}.") from error
-
-
-def read_text(path: str | Path) -> str:
-    """The text of a UTF-8 file, unpacked if its name ends in `.gz`."""
-    path = Path(path)
-    try:
-        data = path.read_bytes()
-        if path.suffix == ".gz":
-            data = gzip.decompress(data)
-    except (OSError, EOFError, zlib.error) as error:
-        found = getattr(error, "strerror", None) or error
-        raise RecordError(f"{path}: expected a file of records, found: {found}.") from error
-    data = data.removeprefix(b"\xef\xbb\xbf")  # the mark that some editors set before UTF-8
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        number, byte = data.count(b"\n", 0, error.start) + 1, data[error.start]
-        raise RecordError(f"{path}:{number}: expected UTF-8, found byte {byte:#04x}.") from error

@@ -240,12 +240,12 @@ def plot_geometry_scores(rows: pd.DataFrame, *, ax: np.ndarray | None = None) ->
 def _about_maps(rows: pd.DataFrame) -> dict[str, object]:
     models = rows.drop_duplicates(["map", "variant"]).set_index("map")
     trust = {m: f"{t.min():.2f} to {t.max():.2f}" for m, t in models["trust"].groupby(level=0)}
-    umap = models.loc[["umap"]]
-    return trust | {
-        "spread": f"{(umap['trust_high'] - umap['trust_low']).max():.3f}",
-        "agreement": f"{umap['agreement'].mean():.0%}",
-        "hash": space.coordinates_hash(rows)[:12],
-    }
+    if umap := trust.get("umap"):
+        spread = (models["trust_high"] - models["trust_low"]).max()  # of the PCA: zero
+        agreement = f"{models.loc[['umap'], 'agreement'].mean():.0%} of each text's neighbours"
+        another = f"{spread:.3f} another with another seed, of which a map shares {agreement}"
+        trust["umap"] = f"{umap} (by up to {another})"
+    return {"umap": "none, of so few texts", **trust, "hash": space.coordinates_hash(rows)[:12]}
 
 
 @figure("umap", facts=_about_maps)
@@ -258,13 +258,12 @@ def plot_umap(rows: pd.DataFrame, *, ax: np.ndarray | None = None) -> np.ndarray
     components, of all models together. Common axes in a row; the first seed of each model.
     Neighbourhoods can be read; distances, sizes of groups and empty space on a UMAP cannot: the
     projection distorts them. Trustworthiness (1: neighbours on the map are neighbours in the space;
-    0.5: chance), by model: UMAP {umap} (by up to {spread} another with another seed, of which a map
-    shares {agreement} of each text's neighbours); PCA {pca}. Coordinates: SHA-256 {hash}.
+    0.5: chance), by model: UMAP {umap}; PCA {pca}. Coordinates: SHA-256 {hash}.
     """
     rows, looks = frame.first_seed(rows), {}
     for task, role in TASK_ROLES.items():
         names = rows.loc[rows["task"] == task, "dataset"].unique()
-        for name, shade in zip(names, shades(ROLES[role].colour, len(names)), strict=True):
+        for name, shade in zip(names, shades(ROLES[role].colour, len(names)), strict=False):
             looks[name] = VariantStyle(shade, ROLES[role].marker, (), name)
     form = {"palette": {name: look.colour for name, look in looks.items()}, "legend": False}
     form |= {"markers": {name: look.marker for name, look in looks.items()}, "s": 2.5}

@@ -25,7 +25,7 @@ from codiemb_lib.core import (
     write_json,
     write_rows,
 )
-from codiemb_lib.data import load_dataset
+from codiemb_lib.data import list_datasets, load_dataset
 from codiemb_lib.evaluate import NUMERICS
 from codiemb_lib.evaluate.errors import BenchmarkError, EvaluationError
 from codiemb_lib.evaluate.scores import encode_dataset, score_dataset
@@ -101,12 +101,12 @@ def local_task(
     """The rows of one data set of ours, computed or kept.
 
     Settings say how much of its split and corpus counts; a lone split is scored whatever it is
-    called. `root`, and of a table `form`, go to `load_dataset`.
+    called. `root`, and of a path `form`, go to `load_dataset`.
     Without `prompts` the model's own are taken (`own_prompts`); what `sides` gives as
     `query_prompt` or `passage_prompt` goes before either.
     """
-    table = settings.name.removesuffix(".gz").endswith((".csv", ".tsv"))
-    dataset = load_dataset(settings.name, root=root, **(form if table else {}))
+    known = {entry.name for entry in list_datasets()}  # whose form the registry says
+    dataset = load_dataset(settings.name, root=root, **({} if settings.name in known else form))
     split = next(iter(dataset.splits)) if len(dataset.splits) == 1 else split
     limit = getattr(settings, split)
     records, corpus = dataset.split(split, limit=limit), dataset.sample_corpus(settings.corpus)

@@ -210,8 +210,6 @@ def with_kept(
 def fuse_recipe(path: str | Path, output: str | Path) -> list[str]:
     """Merge what a recipe in YAML names, by paths from its folder; return the ingredients kept."""
     path = Path(path)
-    if not path.is_file():
-        raise FusionError(f"{path}: expected a recipe in YAML, found no such file.")
     recipe = read_settings(path, Recipe, FusionError)
     if METHODS[recipe.method].scored != bool(recipe.dev):
         raise FusionError(

@@ -161,7 +161,7 @@ def read_places(file: Path) -> list[Place]:
                 if end - begin != math.prod(shape) * dtype.itemsize or 8 + length + end > size:
                     raise ValueError(f"bytes {begin} to {end} for {key}")
                 places.append(Place(file, key, 8 + length + begin, dtype, shape))
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise FusionError(
                 f"{file}: expected whole weights in safetensors, of the types {', '.join(DTYPES)}, "
                 f"found {error}. Copy or save the model again."

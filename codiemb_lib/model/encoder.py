@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -188,7 +188,7 @@ class Encoder(nn.Module):
     @torch.no_grad()  # inference mode would leave its mark on weights that are sharded
     def encode(
         self,
-        texts: Sequence[str],
+        texts: Iterable[str],
         *,
         prompt: str | None = None,
         tokens_per_forward: int = 2048,
@@ -198,7 +198,7 @@ class Encoder(nn.Module):
 
         Without a `prompt` the model's default one is taken, if it has one; "" is none.
         """
-        check_texts(texts)
+        texts = check_texts(texts)
         if prompt is None:
             prompt = self.prompts.get(self.default_prompt_name, "")
         training = self.training
@@ -242,10 +242,12 @@ def _chosen(output, middle: bool) -> list[Tensor]:
     return states
 
 
-def check_texts(texts: Sequence[str]) -> None:
-    """Refuse what is no list of texts, or has none."""
+def check_texts(texts: Iterable[str]) -> list[str]:
+    """The texts as a list; refuse one text alone, none, and what is no text."""
     refuse(isinstance(texts, str), "expected a list of texts, found one text: put it in brackets.")
-    refuse(not len(texts), "expected at least one text to encode, found none.")
+    texts = [*texts]
+    refuse(not texts, "expected at least one text to encode, found none.")
     for place, text in enumerate(texts):
         if not isinstance(text, str):
             raise EncoderError(f"expected texts, found {text!r} at place {place}. Leave it out.")
+    return texts

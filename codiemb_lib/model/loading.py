@@ -115,7 +115,7 @@ def read_model(settings: EncoderSettings, folder: Path):
                 folder, output_loading_info=True, **options
             )
     except Exception as error:  # of the library, of Rust below it, of code that is the model's own
-        remedy = "Copy or download its files again."
+        remedy = "Copy or download its files again: JSON in UTF-8 without a byte-order mark."
         if code and not settings.trust_remote_code:
             remedy = "If you trust its code, set `trust_remote_code: true` and its `revision`."
         raise EncoderError(

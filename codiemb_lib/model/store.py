@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -60,13 +60,13 @@ class Embedder:
         return self.prompts.get(self._saved["default_prompt_name"], "")
 
     def embed(
-        self, texts: Sequence[str], *, prompt: str | None = None, progress: bool = False
+        self, texts: Iterable[str], *, prompt: str | None = None, progress: bool = False
     ) -> np.ndarray:
         """Embeddings of texts, (n, D) float32 of unit length; as `Encoder.encode` has prompts.
 
         Beside the result, memory holds those of one chunk of texts, and its tokens.
         """
-        check_texts(texts)
+        texts = check_texts(texts)
         prompt = self.default_prompt if prompt is None else prompt
         rows: dict[str, int] = {}  # of distinct texts
         places = [rows.setdefault(text, len(rows)) for text in texts]

@@ -4,8 +4,10 @@ them."""
 from __future__ import annotations
 
 import hashlib
+import logging
 import warnings
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -14,6 +16,8 @@ from sklearn.manifold import trustworthiness
 from sklearn.neighbors import NearestNeighbors
 
 from codiemb_lib.space.measures import unit_rows
+
+logger = logging.getLogger(__name__)
 
 
 def aligned_umap(spaces: Sequence[np.ndarray], *, neighbours: int, seed: int = 0) -> np.ndarray:
@@ -47,7 +51,7 @@ def shared_pca(spaces: Sequence[np.ndarray]) -> np.ndarray:
 
     One linear map for all of them, so that distances are true but for what other directions hold.
     """
-    units = np.concatenate([unit_rows(x, rows=3) for x in spaces])
+    units = unit_rows(np.concatenate(spaces), rows=2)
     return PCA(2, svd_solver="full").fit_transform(units).reshape(len(spaces), -1, 2)
 
 
@@ -72,18 +76,22 @@ def maps_of(
     Kaski, 2001: 1 is best, chance is 0.5), the least and the greatest over the fits of all seeds,
     and `agreement`, the mean of `neighbours_kept` between the first seed's map and each other (1
     for a single seed, and for the PCA, which has none).
+
+    Neighbours are fewer than half of the texts, of few texts fewer than `neighbours`: it is logged.
+    Fewer than five texts have no UMAP, and the trust of fewer than three is 1: no map can err.
     """
-    fits = [aligned_umap(spaces, neighbours=neighbours, seed=seed) for seed in seeds]
+    n, fits = len(spaces[0]), {"pca": [shared_pca(spaces)]}
+    if (k := min(neighbours, (n - 1) // 2)) > 1:  # UMAP takes no fewer
+        fits = {"umap": [aligned_umap(spaces, neighbours=k, seed=seed) for seed in seeds]} | fits
+    if k < neighbours:
+        logger.warning("maps of %d texts: %d neighbours, not %d: %s", n, k, neighbours, [*fits])
     tables = []
     for number, space in enumerate(spaces):
-        parts = []
-        for name, of_seeds in {"umap": fits, "pca": [shared_pca(spaces)]}.items():
+        judge, parts = partial(trustworthiness, space, n_neighbors=k, metric="cosine"), []
+        for name, of_seeds in fits.items():
             mine = [np.asarray(fit[number], dtype=np.float64) for fit in of_seeds]
-            trusted = [
-                trustworthiness(space, plane, n_neighbors=neighbours, metric="cosine")
-                for plane in mine
-            ]
-            kept = [neighbours_kept(mine[0], p, neighbours=neighbours) for p in mine[1:]]
+            trusted = [judge(plane) if k else 1.0 for plane in mine]
+            kept = [neighbours_kept(mine[0], p, neighbours=k) for p in mine[1:]]
             rows = pd.DataFrame(mine[0], columns=["x", "y"]).assign(
                 trust=trusted[0],
                 trust_low=min(trusted),

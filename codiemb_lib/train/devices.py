@@ -17,7 +17,7 @@ from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import DistributedDataParallelKwargs
 
-from codiemb_lib.core import Preset, PresetError, preset_path
+from codiemb_lib.core import Preset, PresetError, preset_path, write_text
 
 
 def launch(preset: Preset, variant: str, seed: int, config: str) -> None:
@@ -35,7 +35,7 @@ def launch(preset: Preset, variant: str, seed: int, config: str) -> None:
         )
     with tempfile.TemporaryDirectory() as scratch:
         resolved = Path(scratch) / f"{preset.name}.yaml"  # as it is, not as its file says
-        resolved.write_text(yaml.safe_dump(preset.model_dump(mode="json")), encoding="utf-8")
+        write_text(resolved, yaml.safe_dump(preset.model_dump(mode="json"), default_style='"'))
         command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(file)]
         command += ["-m", "codiemb_lib.train", "--preset", str(resolved), "--variant", variant]
         command += ["--seed", str(seed), "--no-progress"]

@@ -93,7 +93,8 @@ def test_bad_input_takes_one_line_and_status_2(capsys, notebook, tmp_path):
     unknown = error_of(capsys, "execute", notebook, out, "-p", "wiat", "true")
     assert unknown.startswith("codiemb: ")
     assert "Did you mean 'wait'?" in unknown
-    assert "expected a notebook" in error_of(capsys, "execute", tmp_path / "none.ipynb", out)
+    missing = error_of(capsys, "execute", tmp_path / "none.ipynb", out)
+    assert "expected a file that can be read, found: No such file" in missing
     assert "Did you mean 'smoke'?" in error_of(capsys, "reproduce", "--preset", "smoek")
 
 
@@ -129,6 +130,13 @@ def test_a_reader_who_has_enough_is_no_error():
         process.stdout.close()  # before there is a line
         errors = process.stderr.read()
     assert (errors, process.returncode) == (b"", 1)
+
+
+def test_a_value_may_begin_with_a_minus(monkeypatch):
+    given = []
+    monkeypatch.setattr("codiemb_lib.app.notebooks.execute", lambda *a, **_: given.append(a[2]))
+    assert main(["execute", "a.ipynb", "b.ipynb", "-p", "x", "-1e-3", "-p", "y", "-p"]) == 0
+    assert given == [{"x": "-1e-3", "y": "-p"}]
 
 
 COMMANDS = ["execute", "reproduce", "draw", "gallery", "report", "fuse", "benchmark"]
@@ -423,14 +431,15 @@ def test_benchmark_scores_names_and_paths_without_a_network(
 ):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "rated.csv").write_text("a cat,the cat,5\na dog,a bus,1\na car,old car,3\n")
-    write_jsonl(tmp_path / "mine" / "dev.jsonl", [Record("ir", "a cat", ("old cat",), ("a bus",))])
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "dev.CSV").write_text("old cat,a cat,4\na bus,a dog,2\n")
     command = ["benchmark", "a model", "--scale", "0", "5", "--out", "out/scores.csv"]
-    command += ["--cache", "kept", "--tasks", "wordsim-353", "mine", "rated.csv"]
+    command += ["--cache", "kept", "--tasks", "wordsim-353", "mine/dev.CSV", "rated.csv"]
     assert main(command) == 0
     out = capsys.readouterr().out
     rows = pd.read_csv(tmp_path / "out" / "scores.csv")
-    assert list(dict.fromkeys(rows["dataset"])) == ["wordsim-353", "mine", "rated.csv"]
-    assert list(rows["n"]) == [89, 89, 1, 1, 1, 3, 3]
+    assert list(dict.fromkeys(rows["dataset"])) == ["wordsim-353", "mine/dev.CSV", "rated.csv"]
+    assert list(rows["n"]) == [89, 89, 2, 2, 3, 3]
     assert set(rows["model"]) == {"a model"}
     main_metrics = rows[rows["metric"].isin(["spearman", "ndcg@10"])]
     lines = out.splitlines()

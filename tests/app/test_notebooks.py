@@ -7,16 +7,16 @@ import threading
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import pytest
 
 from codiemb_lib.app.notebooks import (
     CellError,
     NotebookError,
-    alone,
     execute,
     read_parameters,
 )
-from codiemb_lib.core.files import UnwritableError
+from codiemb_lib.core.files import UnwritableError, alone
 
 ROOT = Path(__file__).parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -68,13 +68,14 @@ def test_parameters_reach_a_kernel_of_this_python_over_ipc(make_notebook, tmp_pa
         "here = [os.getcwd(), sys.executable, connection['transport'], connection['ip']]\n"
         "print(json.dumps([steps, rate, quick, name, *here]))"
     )
-    given = {"steps": "3", "rate": "2", "quick": "True", "name": "it's {x}"}
+    notebook.write_bytes(b"\xef\xbb\xbf" + notebook.read_bytes())  # some editors set a mark
+    given = {"steps": np.int64(3), "rate": "-2e-3", "quick": "True", "name": "it's {x}"}
     out = tmp_path / "with space {x}" / "copy.ipynb"
     assert execute(notebook, out, given) == out
 
     [text] = outputs(out)
     *values, folder, python, transport, socket = json.loads(text)
-    assert values == [3, 2.0, True, "it's {x}"]
+    assert values == [3, -0.002, True, "it's {x}"]
     assert Path(folder) == notebook.parent
     assert python == sys.executable
     assert transport == "ipc"
@@ -125,10 +126,15 @@ def test_a_kernel_that_ends_in_peace_before_its_last_cell_has_failed(make_notebo
     ("given", "message"),
     [
         ({"stepz": 1}, r"unknown parameter 'stepz'.*'quick', 'rate', 'steps'.*mean 'steps'\?"),
-        ({"steps": "many"}, "parameter 'steps': expected int, found 'many'"),
-        ({"steps": "1.5"}, "parameter 'steps': expected int, found '1.5'"),
-        ({"rate": "fast"}, "parameter 'rate': expected float, found 'fast'"),
-        ({"quick": "maybe"}, "parameter 'quick': expected bool, found 'maybe'"),
+        ({"steps": "many"}, "parameter 'steps': Input should be a valid integer.*, found 'many'"),
+        ({"steps": "1.5"}, "parameter 'steps': Input should be a valid integer.*, found '1.5'"),
+        ({"rate": "fast"}, "parameter 'rate': Input should be a valid number.*, found 'fast'"),
+        ({"rate": "nan"}, "parameter 'rate': Input should be a finite number, found 'nan'"),
+        (
+            {"rate": np.float32("inf")},
+            "parameter 'rate': Input should be a finite number, found .*inf",
+        ),
+        ({"quick": "maybe"}, "parameter 'quick': Input should be a valid boolean.*, found 'maybe'"),
     ],
 )
 def test_wrong_parameter_stops_before_a_kernel(make_notebook, tmp_path, given, message):
@@ -168,11 +174,16 @@ def test_two_parameters_cells_are_refused(make_notebook, tmp_path):
 @pytest.mark.usefixtures("no_kernel")
 def test_wrong_paths_stop_before_a_kernel(make_notebook, tmp_path):
     notebook = make_notebook()
-    with pytest.raises(NotebookError, match=r"none\.ipynb: expected a notebook"):
+    with pytest.raises(NotebookError, match=r"none\.ipynb: expected a file that can be"):
         execute(tmp_path / "none.ipynb", tmp_path / "copy.ipynb")
-    (tmp_path / "text.ipynb").write_text("text")
-    with pytest.raises(NotebookError, match=r"text\.ipynb: expected a notebook"):
-        execute(tmp_path / "text.ipynb", tmp_path / "copy.ipynb")
+    for content, message in [
+        (b"text", ": expected a notebook"),
+        (b"[" * 100_000, ": expected a notebook"),
+        (b'{\n"\xe9": 1}', ":2: expected UTF-8"),
+    ]:
+        (tmp_path / "text.ipynb").write_bytes(content)
+        with pytest.raises(NotebookError, match=rf"text\.ipynb{message}"):
+            execute(tmp_path / "text.ipynb", tmp_path / "copy.ipynb")
     for out in (notebook, tmp_path / "copy.html"):
         with pytest.raises(NotebookError, match="expected another path"):
             execute(notebook, out)

@@ -127,6 +127,30 @@ def test_broken_json_names_file_and_line(tmp_path):
         read_json(path)
 
 
+def test_a_byte_order_mark_is_no_content(tmp_path):
+    path = tmp_path / "marked.json"
+    path.write_bytes(b'\xef\xbb\xbf{"a": "\xc3\xbc"}')
+    assert read_json(path) == {"a": "ü"}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{\n"é": 1}'.encode("latin-1"), "2: expected UTF-8, found byte 0xe9. Save the file as"),
+        ("{}".encode("utf-16"), "1: expected UTF-8, found byte 0xff"),
+        (b"[" * 100_000, "1: expected JSON, found: maximum recursion depth"),
+        (b"1" * 5000, "1: expected JSON, found: Exceeds the limit"),
+    ],
+)
+def test_what_is_no_text_or_no_json_names_file_and_line(tmp_path, content, message):
+    path = tmp_path / "broken.json"
+    path.write_bytes(content)
+    with pytest.raises(CodiembError, match=rf"broken\.json:{message}"):
+        read_json(path)
+    with pytest.raises(CodiembError, match=r"none\.json: expected a file that can be read"):
+        read_json(tmp_path / "none.json")
+
+
 def test_an_unwritable_folder_is_refused(tmp_path):
     blocked = tmp_path / "file"
     blocked.write_text("I am no folder")

@@ -1,12 +1,17 @@
 """Presets: those that we ship load; those that cannot be run are refused with the remedy."""
 
+from typing import Any
+
+import numpy as np
 import pytest
 import yaml
 from accelerate.commands.config.config_args import ClusterConfig
+from pydantic import RootModel
 
 from codiemb_lib.core.files import data_root, project_root
 from codiemb_lib.core.merge import FusionStudy, Merge
-from codiemb_lib.core.preset import PresetError, load_preset, preset_path
+from codiemb_lib.core.preset import ObjectiveSettings, PresetError, load_preset, preset_path
+from codiemb_lib.core.settings import read_settings
 
 SHIPPED = sorted(path.stem for path in preset_path("x").parent.glob("*.yaml"))
 ACCELERATE = preset_path("x").parent / "accelerate"
@@ -185,6 +190,31 @@ def test_a_file_that_is_no_yaml_or_no_mapping_is_refused(tmp_path):
     path.write_text("- 1")
     with pytest.raises(PresetError, match="should be a valid dictionary"):
         load_preset(str(path))
+    path.write_bytes(b"name: broken\n\xe9: 1")
+    with pytest.raises(PresetError, match=r"broken\.yaml:2: expected UTF-8, found byte 0xe9"):
+        load_preset(str(path))
+    path.write_text("[" * 10_000)
+    with pytest.raises(PresetError, match="expected YAML, found: maximum recursion depth"):
+        load_preset(str(path))
+
+
+def test_numbers_of_numpy_pass_where_plain_ones_do():
+    given = {"matryoshka": np.array([32, 64]), "negatives": np.int64(3)}
+    found = ObjectiveSettings(temperature=np.float32(0.5), **given)
+    assert found == ObjectiveSettings(temperature=0.5, matryoshka=(32, 64), negatives=3)
+
+
+def test_numbers_are_those_of_yaml_1_2(tmp_path):
+    path = tmp_path / "merge.yaml"
+    numbers = "density: 1e-1\nseed: 010\nscale: -1E+3\nweights: [+.5, 1., 2.5e1]"
+    path.write_text(f"ingredients: [1:30, 2026-12-01, yes]\n{numbers}")
+    found = read_settings(path, RootModel[dict[str, Any]], PresetError).root
+    assert found == {
+        **{"ingredients": ["1:30", "2026-12-01", "yes"], "density": 0.1, "seed": 10},
+        **{"scale": -1000, "weights": [0.5, 1, 25]},
+    }
+    path.write_text("\ufeffingredients: [a]\nmethod: ties\ndensity: 1e-1\n", encoding="utf-8")
+    assert read_settings(path, Merge, PresetError).density == 0.1
 
 
 def test_the_variable_goes_before_the_data_root_of_a_preset(monkeypatch):

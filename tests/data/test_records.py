@@ -150,10 +150,14 @@ def test_a_packed_file_is_unpacked(tmp_path):
     path.write_bytes(gzip.compress((json.dumps(IR) + "\n").encode()))
     assert read_jsonl(path) == [Record(**IR)]
     path.write_bytes(path.read_bytes()[:-9])
-    with pytest.raises(RecordError, match="expected a file of records, found: Compressed file"):
+    with pytest.raises(
+        RecordError, match="expected a file that can be read, found: Compressed file"
+    ):
         read_jsonl(path)
     path.write_text("no gzip")
-    with pytest.raises(RecordError, match="expected a file of records, found: Not a gzipped file"):
+    with pytest.raises(
+        RecordError, match="expected a file that can be read, found: Not a gzipped file"
+    ):
         read_jsonl(path)
 
 

@@ -104,7 +104,7 @@ def test_a_wrong_hub_entry_is_refused(registry, change, message):
 
 
 def test_a_registry_that_is_missing_or_no_mapping(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"none\.yaml"):
+    with pytest.raises(DatasetError, match=r"none\.yaml: expected a file that can be read"):
         list_datasets(tmp_path / "none.yaml")
     (tmp_path / "list.yaml").write_text("- a\n- b\n")
     with pytest.raises(DatasetError, match="valid dictionary"):

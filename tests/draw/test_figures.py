@@ -550,10 +550,19 @@ def test_umap_colours_tell_task_by_hue_and_data_set_by_shade():
     assert {*legend_names(ax)} == {*rows["dataset"]}
 
 
+def test_umap_of_texts_of_one_task_or_of_the_pca_alone_has_panels():
+    rows = table("umap")
+    assert len(plot("umap", rows[rows["task"] == "sts"])) == 8
+    axes = plot("umap", rows[rows["map"] == "pca"].groupby(["variant", "task"]).head(1))
+    assert [ax.get_ylabel() for ax in axes] == ["PCA", "", "", ""]
+
+
 def test_umap_caption_says_how_far_to_trust_it_and_which_coordinates_it_shows():
     rows = table("umap")
     text = figures.caption("umap", rows)
     assert "UMAP 0.8" in text
     assert "of each text's neighbours" in text
+    alone = figures.caption("umap", rows[rows["map"] == "pca"])
+    assert "UMAP none, of so few texts; PCA 0." in alone
     other = figures.caption("umap", rows.assign(x=rows["x"] + 1))
     assert text.split("SHA-256 ")[1] != other.split("SHA-256 ")[1]

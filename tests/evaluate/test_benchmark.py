@@ -77,16 +77,26 @@ def test_a_value_that_is_no_score_fails_loudly_and_is_not_kept(store, task, valu
     assert store.once(["a task"], lambda: rows)[0]["value"] == -1
 
 
-def test_a_table_and_a_lone_split_are_scored_as_they_are(store, data):
-    table = data / "rated.tsv"
-    table.write_text(
-        "".join(f"{i}\ta {t}\ta dog\t{i}\n" for i, t in enumerate(["cat", "dog", "bus"]))
-    )
+@pytest.mark.parametrize("name", ["rated.tsv", "rated.CSV", "rated.txt", "folder/test.tsv"])
+def test_a_table_is_read_as_it_is_said_whatever_its_name(store, data, name):
+    rows = [f"{i}\ta {t}\ta dog\t{i}\n" for i, t in enumerate(["cat", "dog", "bus"])]
+    (table := data / name).parent.mkdir(exist_ok=True)
+    table.write_text("".join(rows))
+    path = table if table.parent == data else table.parent
     form = {"columns": (1, 2, 3), "scale": (0, 5)}
-    names = [(str(table), "train"), (str(data / "sts"), "test"), ("wordsim-353", "dev")]
-    for name, split in names:  # the form is the table's alone
-        rows = local_task(store, DatasetSettings(name=name), Prompts(), split="dev", **form)
-        assert {row["split"] for row in rows} == {split}
+    found = local_task(store, DatasetSettings(name=str(path)), Prompts(), **form)
+    assert {row["n"] for row in found} == {3}
+
+
+def test_columns_of_json_are_read_as_they_are_said_and_the_registry_says_its_own(store, data):
+    rows = [{"a": f"a {t}", "b": "a dog", "s": i} for i, t in enumerate(["cat", "dog", "bus"])]
+    (data / "rated.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    form = {"columns": ("a", "b", "s"), "scale": (0, 5)}
+    for name, split in [(str(data / "rated.jsonl"), "train"), ("wordsim-353", "dev")]:
+        found = local_task(store, DatasetSettings(name=name), Prompts(), split="dev", **form)
+        assert {row["split"] for row in found} == {split}
+    lone = local_task(store, DatasetSettings(name=str(data / "sts")), Prompts(), split="dev")
+    assert {row["split"] for row in lone} == {"test"}
 
 
 def test_a_beir_folder_is_searched_in_its_corpus_with_its_grades(store, tmp_path):

@@ -8,7 +8,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 
 from codiemb_lib.core import EncoderSettings
-from codiemb_lib.model import Encoder
+from codiemb_lib.model import Embedder, Encoder
 from codiemb_lib.model.errors import EncoderError
 from tests.model.conftest import edit_json
 
@@ -105,6 +105,13 @@ def test_prompts_count_as_asked_or_else_as_the_files_say(saved, stated, asked):
 def test_what_cannot_be_encoded_is_refused(make_encoder, texts, prompt, message):
     with pytest.raises(EncoderError, match=message):
         make_encoder().encode(texts, prompt=prompt)
+
+
+def test_any_iterable_of_texts_is_encoded(make_encoder, tmp_path):
+    encoder, texts = make_encoder(), ["a cat", "a dog"]
+    embedder = Embedder(encoder.save(tmp_path / "model"))
+    for vectors in (encoder.encode(iter(texts)), embedder.embed(text for text in texts)):
+        np.testing.assert_array_equal(vectors, encoder.encode(texts))
 
 
 def test_token_states_pooled_are_what_forward_gives(make_architecture):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
+from sklearn.manifold import trustworthiness
 
 from codiemb_lib.space import maps
 
@@ -33,6 +34,24 @@ def test_each_model_gets_both_maps_of_all_texts(models, monkeypatch):
         assert pca["trust"].iloc[0] > 0.9  # neighbours of clusters as clear as these are kept
         assert umap["trust_low"] <= umap["trust"] <= umap["trust_high"]
         assert 0 < umap["agreement"] < 1
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 5, 20, 30])
+def test_of_few_texts_fewer_neighbours_count_and_of_a_handful_the_pca_alone(models, caplog, n):
+    spaces = [space[:: 45 // n][:n] for space in models]
+    tables = maps.maps_of(spaces, neighbours=15, seeds=[0])
+    for number, table in enumerate(tables):
+        assert [*table["map"]] == ["umap"] * n * (n >= 5) + ["pca"] * n
+        assert table.notna().all(axis=None)
+        pca = table[table["map"] == "pca"]
+        np.testing.assert_array_equal(pca[["x", "y"]], maps.shared_pca(spaces)[number])
+        expected = 1.0
+        if k := (n - 1) // 2:
+            expected = trustworthiness(
+                spaces[number], pca[["x", "y"]].to_numpy(), n_neighbors=k, metric="cosine"
+            )
+        assert pca["trust"].iloc[0] == expected
+    assert f"maps of {n} texts: {(n - 1) // 2} neighbours, not 15: ['" in caplog.text
 
 
 def test_aligned_maps_keep_clusters_in_one_place(models):

@@ -21,6 +21,7 @@ from codiemb_lib.train.objectives import (
     pro_loss,
     rank_kl_loss,
 )
+from tests.memory import growth
 
 PAIR_LOSSES = [pearson_loss, rank_kl_loss, pro_loss, cosent_loss]
 SIDE_LOSSES = [angle_loss, middle_layer_info_nce]
@@ -176,6 +177,35 @@ def test_pro_in_float32_is_close_to_float64_on_a_large_batch():
     torch.testing.assert_close(results[1], results[0], rtol=1e-4, atol=1e-6)
 
 
+def looped_cosent(similarities, scores, temperature=0.05):
+    """All pairs at once, in differentiable form."""
+    differences = (similarities - similarities[:, None])[scores[:, None] > scores]
+    return torch.cat((differences.new_zeros(1), differences / temperature)).logsumexp(0)
+
+
+@pytest.mark.parametrize("temperature", [0.05, 1e-4])
+@pytest.mark.parametrize("scores", [*SCORES.values(), SCORES["tied"][:1], SCORES["tied"][1:3]])
+def test_cosent_and_its_gradient_equal_all_pairs(scores, temperature):
+    leaf = normal(len(scores)).tanh().requires_grad_()
+    values = [loss(leaf, scores, temperature=temperature) for loss in (cosent_loss, looped_cosent)]
+    torch.testing.assert_close(*values, rtol=1e-12, atol=1e-12)
+    gradients = [torch.autograd.grad(value, leaf)[0] for value in values]
+    torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-12)
+
+
+def test_losses_of_pairs_hold_no_pair_of_pairs():
+    """4,096 pairs squared would be 67 MB and more; pro_loss has one block of fixed size."""
+    before = """
+import torch
+from codiemb_lib.train.objectives import angle_loss, cosent_loss
+def step(n):
+    left, right, scores = torch.rand(n, 2, requires_grad=True), torch.rand(n, 2), torch.rand(n)
+    (cosent_loss(left[:, 0], scores) + angle_loss(left, right, scores)).backward()
+step(8)
+"""
+    assert growth(before, "step(4096)") < 20_000
+
+
 def test_angle_is_cosent_on_the_complex_quotient():
     left, right = normal(7, 6), normal(7, 6, seed=1)
     scores = SCORES["tied"][:7]
@@ -187,7 +217,7 @@ def test_angle_is_cosent_on_the_complex_quotient():
 
 
 def test_cosent_and_angle_equal_sentence_transformers():
-    losses = pytest.importorskip("sentence_transformers.losses")
+    losses = pytest.importorskip("sentence_transformers.sentence_transformer.losses")
     left, right = normal(11, 6, dtype=torch.float32), normal(11, 6, seed=1, dtype=torch.float32)
     scores = SCORES["tied"].float()
     cosines = cosine_similarity(left, right)
