@@ -55,19 +55,21 @@ lint: $(READY)
 lab: $(READY)
 	$(RUN) jupyterlab notebooks $(ARGS)
 
-$(READY): requirements.lock pyproject.toml
+$(READY): requirements.lock requirements-torch.lock pyproject.toml
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || { echo 'expected Python 3.11, found "$(PYTHON)", which is another. Name one: make PYTHON=/path/to/python3.11' >&2; exit 1; }
 	@if test "$$(cat $(READY) 2>/dev/null)" != '$(CURDIR)'; then "$(PYTHON)" -m venv --clear .venv; fi
 	@rm -f $(READY)
 	@echo 'installing requirements.lock in .venv: a few minutes'
-	@$(PIP) install -qq --requirement requirements.lock
+	@$(PIP) install -qq --no-deps --require-hashes --requirement requirements.lock
+	@$(PIP) install -qq --requirement requirements-torch.lock
 	@$(PIP) install -qq --no-deps --no-build-isolation --editable .
 	@printf '%s' '$(CURDIR)' > $(READY)
 
 lock:
 	"$(PYTHON)" -m venv --clear .venv-lock
-	.venv-lock/bin/python -m pip install --quiet 'torch==2.13.0' '.[dev]'
+	.venv-lock/bin/python -m pip install --quiet --requirement requirements-torch.lock uv '.[dev]'
 	sed '/^[^#]/d' requirements.lock > .venv-lock/lock
-	.venv-lock/bin/python -m pip freeze --all --exclude codiemb_lib --exclude pip | sed 's/+cpu$$//' >> .venv-lock/lock
+	.venv-lock/bin/python -m pip freeze --all $(patsubst %,--exclude %,codiemb_lib pip torch uv) > .venv-lock/pins
+	.venv-lock/bin/uv pip compile --quiet --no-deps --generate-hashes --no-header --no-annotate .venv-lock/pins >> .venv-lock/lock
 	mv .venv-lock/lock requirements.lock
 	rm -rf .venv-lock build

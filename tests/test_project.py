@@ -36,15 +36,21 @@ def bounds() -> dict[str, Requirement]:
 
 @pytest.fixture(scope="module")
 def locked() -> dict[str, str]:
-    """The lock's versions by canonical name."""
-    lines = (ROOT / "requirements.lock").read_text().splitlines()
-    pins = [line.split("==") for line in lines if not line.startswith("#")]
+    """The locks' versions by canonical name."""
+    text = "".join((ROOT / f"requirements{name}.lock").read_text() for name in ("", "-torch"))
+    pins = re.findall(r"^([\w.-]+)==(\S+)", text, re.MULTILINE)
     return {canonicalize_name(name): version for name, version in pins}
 
 
 def test_lock_pins_everything_within_the_bounds(bounds, locked):
     for name, requirement in bounds.items():
         assert requirement.specifier.contains(locked[name]), name
+
+
+def test_lock_has_a_hash_of_every_package_but_torch(locked):
+    text = (ROOT / "requirements.lock").read_text()
+    hashed = re.findall(r"^([\w.-]+)==\S+ \\\n    --hash=sha256:[0-9a-f]{64}", text, re.MULTILINE)
+    assert {*map(canonicalize_name, hashed)} == locked.keys() - {"torch"}
 
 
 def test_lock_takes_a_torch_that_an_index_of_cpu_builds_has(locked):
@@ -77,7 +83,14 @@ def test_notebooks_are_stored_without_outputs():
 
 def test_files_name_no_package_registry():
     names = re.compile(r"--(extra-)?index-url|--find-links|pythonhosted|pypi\.org/simple")
-    files = ["Makefile", "requirements.lock", "environment.yml", "pyproject.toml", ".ci/run"]
+    files = [
+        "Makefile",
+        "requirements.lock",
+        "requirements-torch.lock",
+        "environment.yml",
+        "pyproject.toml",
+        ".ci/run",
+    ]
     assert not [name for name in files if names.search((ROOT / name).read_text())]
 
 
