@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import json
 import logging
@@ -14,6 +15,7 @@ from itertools import compress
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar, get_args
+from unicodedata import category
 
 from codiemb_lib.core import CodiembError, Task, write_text
 
@@ -93,10 +95,16 @@ def refuse(field: str, expected: str, found: Any, remedy: str = "Correct the fie
 
 def is_text(value: Any) -> bool:
     """Whether it is a string that says something, and that a file takes."""
-    if not isinstance(value, str) or not value.strip():
+    if not isinstance(value, str) or not stripped(value):
         return False
     # Half a surrogate pair passes JSON, but neither a tokeniser nor a file takes it.
     return value.isascii() or not any("\ud800" <= character <= "\udfff" for character in value)
+
+
+def stripped(text: str) -> str:
+    """The text without blanks around it; empty if no character can be seen, as of NUL or U+200B."""
+    seen = any(category(c) not in ("Cc", "Cf", "Zl", "Zp", "Zs") for c in text)
+    return text.strip() if seen else ""
 
 
 def is_number(value: Any) -> bool:
@@ -134,12 +142,14 @@ def read_jsonl(path: str | Path, *, task: Task | None = None) -> list[Record]:
       the data set, as the `query_prompt` of a preset.
     - `pos`, `neg`, `pos_scores`, `neg_scores`: FlagEmbedding's. Its rows name no task; `task` does.
 
-    A negative that is also a positive of its row is left out. An STS row becomes a pair for each of
-    its texts, positive or negative, with the text's score; without scores it is refused.
+    A key whose value is null counts as absent. A negative that is also a positive of its row is
+    left out. An STS row becomes a pair for each of its texts, positive or negative, with the text's
+    score; without scores it is refused.
     """
     counts: Counter[str] = Counter()
 
     def convert(row: dict[str, Any]) -> list[Record]:
+        row = {key: value for key, value in row.items() if value is not None}
         if "task" in row:
             if not {"query", "positives"} <= row.keys() <= set(Record.__slots__):
                 expected = f"{', '.join(Record.__slots__)}, the first three at least"
@@ -197,8 +207,10 @@ def _join_instruction(field: str, text: Any) -> str:
 
 
 def write_jsonl(path: str | Path, records: Iterable[Record]) -> None:
-    """Write records so that `read_jsonl` gives them back."""
-    write_text(path, "".join(f"{to_json(record)}\n" for record in records))
+    """Write records, at least one, so that `read_jsonl` gives them back."""
+    if not (text := "".join(f"{to_json(record)}\n" for record in records)):
+        raise RecordError(f"{path}: expected at least one record to write, found none.")
+    write_text(path, text)
 
 
 def to_json(record: Record) -> str:
@@ -238,44 +250,76 @@ def collect(
     return records
 
 
+FORMS = dict.fromkeys((".jsonl", ".ndjson", ".json"), "JSON") | {".parquet": "Parquet"}
+FORMS |= dict.fromkeys((".csv", ".tsv", ".txt"), "table")
+PACKED = {"": bytes, ".gz": gzip.decompress, ".bz2": bz2.decompress}
+
+
+def form_of(path: str | Path) -> str:
+    """What a file holds by its name, packed or not: "JSON", "Parquet" or a "table"."""
+    name = Path(path).name.lower()
+    suffix = Path(Path(name).stem if Path(name).suffix in PACKED else name).suffix
+    if suffix not in FORMS:
+        raise RecordError(
+            f"{path}: expected a name in {', '.join(FORMS)}, behind it perhaps .gz or .bz2, found "
+            f"{suffix!r}. Export a workbook as .csv, unpack what is packed otherwise."
+        )
+    return FORMS[suffix]
+
+
 def read_rows(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The objects of a file of JSON lines, or of one JSON list, with their 1-based places."""
-    text = read_text(path)
-    if text.lstrip().startswith("["):
+    """The rows of a file of JSON lines, of one JSON list, or of Parquet, with 1-based places."""
+    if form_of(path) == "Parquet":
+        values = enumerate(_parquet(path), start=1)
+    elif (text := read_text(path)).lstrip().startswith("["):
         values = enumerate(_json(path, 1, text), start=1)
     else:  # split at line feeds alone: JSON strings may hold the other separators that Python knows
         lines = enumerate(text.split("\n"), start=1)
         values = ((number, _json(path, number, line)) for number, line in lines if line.strip())
-    number = 0
     for number, row in values:
         if not isinstance(row, dict):
             raise RecordError(f"{path}:{number}: expected a JSON object, found {row!r:.120}.")
         yield number, row
-    if not number:
-        raise RecordError(f"{path}: expected at least one record, found an empty file.")
 
 
 def _json(path: str | Path, number: int, text: str) -> Any:
     try:
         return json.loads(text)
-    except ValueError as error:  # no JSON, or a number of more digits than Python converts
+    except (ValueError, RecursionError) as error:  # too many digits, or lists in lists, too
         line = number + getattr(error, "lineno", 1) - 1
         raise RecordError(f"{path}:{line}: expected JSON, found: {error}.") from error
 
 
-def read_text(path: str | Path) -> str:
-    """The text of a UTF-8 file, unpacked if its name ends in `.gz`."""
-    path = Path(path)
+def _parquet(path: str | Path) -> list[dict[str, Any]]:
     try:
-        data = path.read_bytes()
-        if path.suffix == ".gz":
-            data = gzip.decompress(data)
-    except (OSError, EOFError, zlib.error) as error:
+        from pyarrow import BufferReader, parquet
+
+        return parquet.ParquetFile(BufferReader(_read_bytes(path))).read().to_pylist()
+    except ImportError as error:
+        raise SourceError(f"{path}: expected a package: pip install pyarrow") from error
+    except (OSError, ValueError) as error:
+        raise RecordError(f"{path}: expected Parquet, found: {error}.") from error
+
+
+def read_text(path: str | Path) -> str:
+    """The text of a UTF-8 file, unpacked if its name says so; an empty one is refused."""
+    data = _read_bytes(path).removeprefix(b"\xef\xbb\xbf")  # which some editors set before UTF-8
+    try:
+        text, place = data.decode("utf-8"), data.find(0)  # UTF-16 has NUL, or what a crash has cut
+    except UnicodeDecodeError as error:
+        place = error.start
+    if place >= 0:
+        number, byte = data.count(b"\n", 0, place) + 1, data[place]
+        remedy = "Convert it: iconv -f UTF-16 -t UTF-8 FILE > NEW, or from what it is in."
+        raise RecordError(f"{path}:{number}: expected UTF-8, found byte {byte:#04x}. {remedy}")
+    if not text.strip():
+        raise RecordError(f"{path}: expected at least one record, found an empty file.")
+    return text
+
+
+def _read_bytes(path: str | Path) -> bytes:
+    try:
+        return PACKED.get(Path(path).suffix.lower(), bytes)(Path(path).read_bytes())
+    except (OSError, EOFError, ValueError, zlib.error) as error:
         found = getattr(error, "strerror", None) or error
         raise RecordError(f"{path}: expected a file of records, found: {found}.") from error
-    data = data.removeprefix(b"\xef\xbb\xbf")  # the mark that some editors set before UTF-8
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        number, byte = data.count(b"\n", 0, error.start) + 1, data[error.start]
-        raise RecordError(f"{path}:{number}: expected UTF-8, found byte {byte:#04x}.") from error
