@@ -121,28 +121,27 @@ def read_file(
             raise RecordError(f"{path}: expected no delimiter and no quoting, for it is {form}.")
         if not columns and scale is None:
             return read_jsonl(path, task=task)
-    guessed, task = task is None, task or ("sts" if scale else "ir")
-    wanted = check_columns(path, task, columns or ((0, 1, 2) if task == "sts" else ()), scale)
+    inferred = task or ("sts" if scale else "ir")
+    wanted = check_columns(path, inferred, columns or ((0, 1, 2) if scale else ()), scale)
     counts: Counter[str] = Counter()
     if form == "table":
-        rows = _read_cells(path, columns, (delimiter, quoting), counts, rated=task == "sts")
+        rows = _read_cells(path, columns, (delimiter, quoting), counts, rated=inferred == "sts")
         wanted = [*rows[0][1]] if rows else wanted  # by the names of the header
     else:
         rows = [*read_rows(path)]
     last = [row.get(wanted[-1]) for _, row in rows]
-    if guessed and task == "ir" and wanted[2:] and rows and all(map(is_number, last)):
+    if not (task or scale) and wanted[2:] and last and all(map(is_number, last)):
         raise RecordError(
             f"{path}: expected texts in the column {wanted[-1]!r}, found numbers alone. Say what "
             "they are: --scale LOW HIGH for ratings, or --task ir."
         )
-    return _from_rows(path, rows, task, wanted, scale, counts)
+    return _from_rows(path, rows, wanted, scale, counts)
 
 
 def check_columns(source: str | Path, task: Task, columns: Columns, scale: Scale | None) -> Columns:
     """The columns, if they and the scale say how a row becomes a record of the task."""
     if task == "sts":
-        valid = len(columns) == 3 and scale is not None and len(scale) == 2
-        valid = valid and -math.inf < scale[0] < scale[1] < math.inf
+        valid = len(columns) == 3 and scale and -math.inf < scale[0] < scale[1] < math.inf
     else:
         valid = len(columns) in (2, 3) and scale is None
     if not valid or len(set(map(type, columns))) > 1 or len(set(columns)) < len(columns):
@@ -186,22 +185,20 @@ def _read_cells(
         tabbed = "\t" in text.lstrip("\r\n").split("\n", 1)[0]
         delimiter = told[1] if told else "\t" if tabbed else ","
     tables, found = {}, {}
-    for way in [quoting] if quoting else ["yes", "no"] if '"' in text else ["no"]:
+    for way in [quoting] if quoting else ["yes", "no"][: 1 + ('"' in text)]:
         try:
-            tables[way] = _split_cells(path, text, columns, delimiter, way, rated=rated)
-            found[way] = f"{len(tables[way])} rows."
+            tables[way] = rows = _split_cells(path, text, columns, delimiter, way, rated=rated)
+            said = (
+                f"{path}: expected one way to read it, found {len(rows)} rows by --quoting {way}."
+            )
         except RecordError as error:
-            found[way] = str(error)
-    if not tables and len({*found.values()}) == 1:
-        raise RecordError(found[way])
+            said = str(error)
+        found[said] = way
     opened = [c for _, row in tables.get("no", ()) for c in row.values() if c.startswith('"')]
     closed = sum(bool(_QUOTED.fullmatch(cell)) for cell in opened)
-    doubtful = len(found) > len(tables) and 2 * closed > len(opened)
+    doubtful = {*found.values()} - {*tables} and 2 * closed > len(opened)
     if doubtful or len({*map(len, tables.values())}) != 1:
-        raise RecordError(
-            f"{path}: expected one way to read its quotation marks, found, if they enclose cells "
-            f"(--quoting yes): {found['yes']} If they are text (--quoting no): {found['no']}"
-        )
+        raise RecordError(" Or: ".join(found))
     way, rows = next(iter(tables.items()))
     taken = "taken off; --quoting no keeps them" if way == "yes" else "kept as text"
     counts[f"cells open with quotation marks, which were {taken}"] += len(opened)
@@ -246,8 +243,7 @@ def _split_cells(
         if len(row) < len(first) or (len(row) > len(first) and not notes):
             raise RecordError(
                 f"{path}:{line}: expected {len(first)} cells separated by {delimiter!r}, as in the "
-                f"first row, found {len(row)}. Look in both for {delimiter!r} inside a text: such "
-                "a text stands in quotation marks."
+                f"first row, found {len(row)}. A text that holds one stands in quotation marks."
             )
     words = [all(_LABEL.fullmatch(row[place].strip()) for place in places) for _, row in rows]
     if not (rated or headed) and words[0] and 10 * sum(words[1:]) < len(rows) - 1:
@@ -266,14 +262,9 @@ Judged = tuple[str, str, list[tuple[str, float]]]  # id, query, graded texts: ab
 
 
 def _from_rows(
-    source: str | Path,
-    rows: Rows,
-    task: Task,
-    columns: Columns,
-    scale: Scale | None,
-    counts: Counter[str],
+    source: str | Path, rows: Rows, columns: Columns, scale: Scale | None, counts: Counter[str]
 ) -> list[Record]:
-    if task == "sts":
+    if scale:
         return collect(source, rows, lambda row: _rated(row, columns, scale, counts), counts)
     judged = convert_rows(source, rows, lambda row: _answered(row, columns, counts))
     return _grouped(source, judged, counts)
@@ -383,10 +374,8 @@ def _beir_texts(folder: Path, stem: str) -> dict[str, str]:
             expected = "the keys _id and text, and perhaps title"
             raise RecordError(f"expected {expected}, found {', '.join(row)}. Rename them.")
         name, *parts = row["_id"], row.get("title") or "", row["text"] or ""
-        if not isinstance(name, (str, int)) or name == "":
-            refuse("_id", "a string or a whole number", name)
-        if str(name) in texts:
-            refuse("_id", "an id that no other line has", name)
+        if not isinstance(name, (str, int)) or name == "" or str(name) in texts:
+            refuse("_id", "a string or whole number that no other line has", name)
         joined = stripped(" ".join(map(str, parts)))
         if not all(isinstance(part, str) for part in parts) or (joined and not is_text(joined)):
             refuse("text", "a string without half a surrogate pair", joined)
@@ -454,4 +443,4 @@ def read_hub(
             f"{source}: expected a data set of the Hub or a local folder, found: "
             f"{' '.join(str(error).split())}. Check name, split, revision and connection."
         ) from error
-    return _from_rows(source, enumerate(table, start=1), task, columns, scale, Counter())
+    return _from_rows(source, enumerate(table, start=1), columns, scale, Counter())

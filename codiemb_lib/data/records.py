@@ -292,9 +292,9 @@ def _json(path: str | Path, number: int, text: str) -> Any:
 
 def _parquet(path: str | Path) -> list[dict[str, Any]]:
     try:
-        from pyarrow import BufferReader, parquet
+        from pyarrow import parquet
 
-        return parquet.ParquetFile(BufferReader(_read_bytes(path))).read().to_pylist()
+        return parquet.read_table(path, partitioning=None).to_pylist()
     except ImportError as error:
         raise SourceError(f"{path}: expected a package: pip install pyarrow") from error
     except (OSError, ValueError) as error:
@@ -303,7 +303,13 @@ def _parquet(path: str | Path) -> list[dict[str, Any]]:
 
 def read_text(path: str | Path) -> str:
     """The text of a UTF-8 file, unpacked if its name says so; an empty one is refused."""
-    data = _read_bytes(path).removeprefix(b"\xef\xbb\xbf")  # which some editors set before UTF-8
+    path = Path(path)
+    try:
+        data = PACKED.get(path.suffix.lower(), bytes)(path.read_bytes())
+    except (OSError, EOFError, ValueError, zlib.error) as error:
+        found = getattr(error, "strerror", None) or error
+        raise RecordError(f"{path}: expected a file of records, found: {found}.") from error
+    data = data.removeprefix(b"\xef\xbb\xbf")  # the mark that some editors set before UTF-8
     try:
         text, place = data.decode("utf-8"), data.find(0)  # UTF-16 has NUL, or what a crash has cut
     except UnicodeDecodeError as error:
@@ -315,11 +321,3 @@ def read_text(path: str | Path) -> str:
     if not text.strip():
         raise RecordError(f"{path}: expected at least one record, found an empty file.")
     return text
-
-
-def _read_bytes(path: str | Path) -> bytes:
-    try:
-        return PACKED.get(Path(path).suffix.lower(), bytes)(Path(path).read_bytes())
-    except (OSError, EOFError, ValueError, zlib.error) as error:
-        found = getattr(error, "strerror", None) or error
-        raise RecordError(f"{path}: expected a file of records, found: {found}.") from error

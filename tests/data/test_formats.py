@@ -274,7 +274,7 @@ def test_what_csv_and_pandas_write_is_read_back(tmp_path, writer, delimiter, quo
 
 def test_quotation_marks_that_are_text(tmp_path, said):
     path = write(tmp_path / "sts.csv", '"No, he" said.,b,1', 'c "x",d,2', "e,f,3", 'g,"h" i,4')
-    with pytest.raises(RecordError, match=r"yes\): .*:1: .*after.* no\): .*:1: .*'\"No', ' he"):
+    with pytest.raises(RecordError, match=r":1: .* expected after.* Or: .*:1: .*'\"No', ' he"):
         pairs(path)
     path = write(tmp_path / "sts.csv", '"No" he said.,b,1', 'c "x",d,2', "e,f,3", 'g,"h" i,4')
     assert pairs(path) == [
@@ -299,13 +299,15 @@ def test_quotation_marks_of_tsv(tmp_path, said):
 
 def test_a_table_that_reads_two_ways_is_refused_with_both(tmp_path, said):
     path = write(tmp_path / "sts.csv", "a,b,1", '"c,d,2', 'e",f,3', "g,h,4")
-    with pytest.raises(RecordError, match=r"quoting yes\): 3 rows.*quoting no\): 4 rows"):
+    with pytest.raises(
+        RecordError, match=r"3 rows by --quoting yes.* Or: .*4 rows by --quoting no"
+    ):
         pairs(path)
     assert pairs(path, quoting="no")[1:3] == [('"c', "d", 2), ('e"', "f", 3)]
     assert pairs(path, quoting="yes")[1] == ("c,d,2\ne", "f", 3)
     assert said()[-1] == "1 cells hold line breaks, the first in line 2"
     cut = write(tmp_path / "cut.csv", '"a","b","1"', '"c","d","2"', '"e","f","3')
-    with pytest.raises(RecordError, match=r"cut\.csv:3: .*unexpected end.*quoting no\): 3 rows"):
+    with pytest.raises(RecordError, match=r"cut\.csv:3: .*unexpected end.* Or: .*3 rows by"):
         pairs(cut)
 
 
@@ -550,9 +552,9 @@ def test_a_bad_first_judgement_is_no_header(beir):
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"_id": "d2", "text": "twice"}, "field '_id': expected an id that no other line has"),
-        ({"_id": None, "text": "none"}, "field '_id': expected a string or a whole number"),
-        ({"_id": 1.0, "text": "none"}, "field '_id': expected a string or a whole number"),
+        ({"_id": "d2", "text": "twice"}, "field '_id': expected a string .* no other line has"),
+        ({"_id": None, "text": "none"}, "field '_id': expected a string or whole number"),
+        ({"_id": 1.0, "text": "none"}, "field '_id': expected a string or whole number"),
         ({"id": "d3", "text": "none"}, "expected the keys _id and text, .*found id, text"),
         ({"_id": "d3", "title": "Mean", "contents": "x"}, "expected the keys .*, title, contents"),
     ],
