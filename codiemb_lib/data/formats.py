@@ -107,11 +107,10 @@ def read_file(
     Args:
         path: The file, whose suffix says its form: data/README.md has a table of them.
         task: What the records are for; None: what the file says, of a table STS if it has a scale.
-        columns: Two texts and their rating (STS; by default the first three, if there are no more
-            or a header names them), or query, positive and, optionally, negative (IR): names of a
-            header, or positions from 0. With positions, the first row is taken for a header if its
-            rating is called score, rating, label or the like, or all its texts query, question,
-            answer or the like.
+        columns: Two texts and their rating (STS; by default the only three, or those of a
+            header), or query, positive and, optionally, negative (IR): names of a header, or
+            positions from 0. With positions, the first row is taken for a header if its rating is
+            called score, label or the like, or all its texts query, answer or the like.
         scale: The lowest and the highest rating (STS).
         delimiter: None: of a line `sep=;` above the table, a tab if the first row has one, a comma.
         quoting: "yes": quotation marks enclose cells; "no": they are text; None: as the file shows.
@@ -177,10 +176,8 @@ def _read_cells(
     are as wide as each other then. Otherwise they are text, unless most of them are closed.
     """
     text, (delimiter, quoting) = read_text(path), dialect
-    if told := re.match(
-        r'"?sep=(.)"?\r?(?=\n\s*\S)', text
-    ):  # as Excel has it; the line still counts
-        text = text[told.end() :]
+    if told := re.match(r'"?sep=(.)"?\r?(?=\n\s*\S)', text):  # as Excel has it
+        text = text[told.end() :]  # so that the line still counts
     if delimiter is None:
         tabbed = "\t" in text.lstrip("\r\n").split("\n", 1)[0]
         delimiter = told[1] if told else "\t" if tabbed else ","
@@ -188,9 +185,7 @@ def _read_cells(
     for way in [quoting] if quoting else ["yes", "no"][: 1 + ('"' in text)]:
         try:
             tables[way] = rows = _split_cells(path, text, columns, delimiter, way, rated=rated)
-            said = (
-                f"{path}: expected one way to read it, found {len(rows)} rows by --quoting {way}."
-            )
+            said = f"{path}: expected one reading, found {len(rows)} rows by --quoting {way}."
         except RecordError as error:
             said = str(error)
         found[said] = way
@@ -229,8 +224,8 @@ def _split_cells(
     keys = first if isinstance(wanted[0], str) else range(len(first))
     places = [keys.index(column) for column in wanted if keys.count(column) == 1]
     cells = [first[place] for place in places]
-    telling = cells[2:] if rated else cells
-    headed = keys is first or all(_HEADING.fullmatch(cell.strip()) for cell in telling)
+    telling = [cell.strip(' "') for cell in cells[2 if rated else 0 :]]
+    headed = keys is first or all(map(_HEADING.fullmatch, telling))
     if len(places) < len(wanted) or not (columns or headed or len(first) == 3):
         raise RecordError(
             f"{path}:{number}: expected each of the columns {list(wanted)} once, found "
@@ -245,8 +240,8 @@ def _split_cells(
                 f"{path}:{line}: expected {len(first)} cells separated by {delimiter!r}, as in the "
                 f"first row, found {len(row)}. A text that holds one stands in quotation marks."
             )
-    words = [all(_LABEL.fullmatch(row[place].strip()) for place in places) for _, row in rows]
-    if not (rated or headed) and words[0] and 10 * sum(words[1:]) < len(rows) - 1:
+    words = (all(_LABEL.fullmatch(row[place].strip()) for place in places) for _, row in rows)
+    if not (rated or headed) and next(words) and 10 * sum(words) < len(rows) - 1:
         raise RecordError(
             f"{path}:{number}: expected a header or a record, found {first!r:.120}, single words "
             "unlike the other rows. Name them as columns, or set a header query,positive above."

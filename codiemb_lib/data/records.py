@@ -7,6 +7,7 @@ import gzip
 import json
 import logging
 import math
+import re
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -15,13 +16,14 @@ from itertools import compress
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar, get_args
-from unicodedata import category
 
 from codiemb_lib.core import CodiembError, Task, write_text
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+# Neither a blank nor of Unicode's categories Cc and Cf: NUL, zero-width spaces, marks of direction.
+_SEEN = re.compile(r"[^\s\0-\x1f\x7f-\x9f\xad\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff]")
 REPEATED = "negatives left out, for they are positives of the same query"
 
 
@@ -103,8 +105,7 @@ def is_text(value: Any) -> bool:
 
 def stripped(text: str) -> str:
     """The text without blanks around it; empty if no character can be seen, as of NUL or U+200B."""
-    seen = any(category(c) not in ("Cc", "Cf", "Zl", "Zp", "Zs") for c in text)
-    return text.strip() if seen else ""
+    return text.strip() if _SEEN.search(text) else ""
 
 
 def is_number(value: Any) -> bool:

@@ -287,7 +287,7 @@ def test_quotation_marks_that_are_text(tmp_path, said):
 
 
 def test_quotation_marks_of_tsv(tmp_path, said):
-    path = write(tmp_path / "sts.tsv", "a\tb\tscore", '"a ""b"""\t"c"\t1', "d\te\t2")
+    path = write(tmp_path / "sts.tsv", '"a"\t"b"\t"score"', '"a ""b"""\t"c"\t1', "d\te\t2")
     assert pairs(path) == [('a "b"', "c", 1), ("d", "e", 2)]
     kept = [('"a ""b"""', '"c"', 1), ("d", "e", 2)]
     assert pairs(path, quoting="no") == kept
