@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from codiemb_lib.core import Task
 from codiemb_lib.data.records import (
@@ -93,7 +93,7 @@ def read_file(
     columns: Columns = (),
     scale: Scale | None = None,
     delimiter: str | None = None,
-    quoting: str | None = None,
+    quoting: Literal["yes", "no"] | None = None,
 ) -> list[Record]:
     """Read JSON of records as `read_jsonl`; with `columns` or `scale`, rows of a table.
 
