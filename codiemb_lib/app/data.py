@@ -86,18 +86,19 @@ def prepare(
     logging.getLogger("codiemb_lib.data").setLevel(logging.INFO)  # what is left out
     sizes = {name: n for name in ("dev", "test") if (n := form.pop(name))}
     place = {name: form.pop(name) for name in ("config", "revision")}
+    dialect = {name: form.pop(name) for name in ("delimiter", "quoting")}
     corpus = ()
-    if (any(place.values()) and not hub) or (hub and form["delimiter"] is not None):
-        raise click.UsageError("--config and --revision need --hub; --delimiter is for files.")
+    if (any(place.values()) and not hub) or (hub and {*dialect.values()} != {None}):
+        wrong = "--config and --revision need --hub; --delimiter is for files, as is --quoting."
+        raise click.UsageError(wrong)
     if hub:
         form["task"] = form["task"] or ("sts" if form["scale"] else "ir")
-        del form["delimiter"]
         splits = {
             ours: sets.read_hub(source, split=theirs, **place, **form)
             for ours, theirs in _splits_of_hub(hub).items()
         }
     else:
-        dataset = sets.load_dataset(source, **form)
+        dataset = sets.load_dataset(source, **form, **dialect)
         splits, corpus = dict(dataset.splits), dataset.corpus
     if split:
         if len(splits) > 1:

@@ -13,7 +13,14 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submod_attrs={
         "errors": ["CodiembError"],
         "files": [
-            *["alone", "atomic_path", "check_writable", "clear_scratch", "scratch_beside"],
+            *[
+                "PACKED",
+                "alone",
+                "atomic_path",
+                "check_writable",
+                "clear_scratch",
+                "scratch_beside",
+            ],
             *["data_root", "project_root", "UnwritableError"],
             *["parse_json", "read_json", "read_text", "write_json", "write_text"],
             *["sha256_file", "sha256_folder", "sha256_text"],

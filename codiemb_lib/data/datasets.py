@@ -151,7 +151,7 @@ def load_dataset(
             variable `CODIEMB_DATA` goes before it. What is not there is fetched.
         cache: Where lies what scripts made and what was fetched; by default `data/cache`.
         registry: Another registry than `data/registry.yaml`.
-        **form: `task`, `columns`, `scale` and `delimiter` of a path's files, as in `read_file`.
+        **form: `task`, `columns`, `scale`, `delimiter` and `quoting` of a path, as in `read_file`.
 
     Raises:
         DatasetError: Neither the registry nor the disk knows the name.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -13,11 +14,13 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar, get_args
 
-from codiemb_lib.core import CodiembError, Task, parse_json, read_text, write_text
+from codiemb_lib.core import PACKED, CodiembError, Task, parse_json, read_text, write_text
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+# Neither a blank nor of Unicode's categories Cc and Cf: NUL, zero-width spaces, marks of direction.
+_SEEN = re.compile(r"[^\s\0-\x1f\x7f-\x9f\xad\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff]")
 REPEATED = "negatives left out, for they are positives of the same query"
 
 
@@ -91,10 +94,15 @@ def refuse(field: str, expected: str, found: Any, remedy: str = "Correct the fie
 
 def is_text(value: Any) -> bool:
     """Whether it is a string that says something, and that a file takes."""
-    if not isinstance(value, str) or not value.strip():
+    if not isinstance(value, str) or not stripped(value):
         return False
     # Half a surrogate pair passes JSON, but neither a tokeniser nor a file takes it.
     return value.isascii() or not any("\ud800" <= character <= "\udfff" for character in value)
+
+
+def stripped(text: str) -> str:
+    """The text without blanks around it; empty if no character can be seen, as of NUL or U+200B."""
+    return text.strip() if _SEEN.search(text) else ""
 
 
 def is_number(value: Any) -> bool:
@@ -132,12 +140,14 @@ def read_jsonl(path: str | Path, *, task: Task | None = None) -> list[Record]:
       the data set, as the `query_prompt` of a preset.
     - `pos`, `neg`, `pos_scores`, `neg_scores`: FlagEmbedding's. Its rows name no task; `task` does.
 
-    A negative that is also a positive of its row is left out. An STS row becomes a pair for each of
-    its texts, positive or negative, with the text's score; without scores it is refused.
+    A key whose value is null counts as absent. A negative that is also a positive of its row is
+    left out. An STS row becomes a pair for each of its texts, positive or negative, with the text's
+    score; without scores it is refused.
     """
     counts: Counter[str] = Counter()
 
     def convert(row: dict[str, Any]) -> list[Record]:
+        row = {key: value for key, value in row.items() if value is not None}
         if "task" in row:
             if not {"query", "positives"} <= row.keys() <= set(Record.__slots__):
                 expected = f"{', '.join(Record.__slots__)}, the first three at least"
@@ -195,8 +205,10 @@ def _join_instruction(field: str, text: Any) -> str:
 
 
 def write_jsonl(path: str | Path, records: Iterable[Record]) -> None:
-    """Write records so that `read_jsonl` gives them back."""
-    write_text(path, "".join(f"{to_json(record)}\n" for record in records))
+    """Write records, at least one, so that `read_jsonl` gives them back."""
+    if not (text := "".join(f"{to_json(record)}\n" for record in records)):
+        raise RecordError(f"{path}: expected at least one record to write, found none.")
+    write_text(path, text)
 
 
 def to_json(record: Record) -> str:
@@ -236,18 +248,43 @@ def collect(
     return records
 
 
+FORMS = dict.fromkeys((".jsonl", ".ndjson", ".json"), "JSON") | {".parquet": "Parquet"}
+FORMS |= dict.fromkeys((".csv", ".tsv", ".txt"), "table")
+
+
+def form_of(path: str | Path) -> str:
+    """What a file holds by its name, packed or not: "JSON", "Parquet" or a "table"."""
+    name = Path(path).name.lower()
+    suffix = Path(Path(name).stem if Path(name).suffix in PACKED else name).suffix
+    if suffix not in FORMS:
+        raise RecordError(
+            f"{path}: expected a name in {', '.join(FORMS)}, behind it perhaps .gz or .bz2, found "
+            f"{suffix!r}. Export a workbook as .csv, unpack what is packed otherwise."
+        )
+    return FORMS[suffix]
+
+
 def read_rows(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The objects of a file of JSON lines, or of one JSON list, with their 1-based places."""
-    text = read_text(path, RecordError)
-    if text.lstrip().startswith("["):
+    """The rows of a file of JSON lines, of one JSON list, or of Parquet, with 1-based places."""
+    if form_of(path) == "Parquet":
+        values = enumerate(_parquet(path), start=1)
+    elif (text := read_text(path, RecordError)).lstrip().startswith("["):
         values = enumerate(parse_json(text, path, error=RecordError), start=1)
     else:  # split at line feeds alone: JSON strings may hold the other separators that Python knows
         lines = enumerate(text.split("\n"), start=1)
         values = ((n, parse_json(line, path, n, RecordError)) for n, line in lines if line.strip())
-    number = 0
     for number, row in values:
         if not isinstance(row, dict):
             raise RecordError(f"{path}:{number}: expected a JSON object, found {row!r:.120}.")
         yield number, row
-    if not number:
-        raise RecordError(f"{path}: expected at least one record, found an empty file.")
+
+
+def _parquet(path: str | Path) -> list[dict[str, Any]]:
+    try:
+        from pyarrow import parquet
+
+        return parquet.read_table(path, partitioning=None).to_pylist()
+    except ImportError as error:
+        raise SourceError(f"{path}: expected a package: pip install pyarrow") from error
+    except (OSError, ValueError) as error:
+        raise RecordError(f"{path}: expected Parquet, found: {error}.") from error

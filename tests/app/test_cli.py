@@ -280,6 +280,19 @@ def test_data_prepare_reads_a_table_with_semicolons(capsys, tmp_path):
     assert "one character" in error_of(capsys, *command, *form, "--delimiter", "")
     of_hub = error_of(capsys, *command, *form, "--delimiter", ";", "--hub", "train")
     assert "--delimiter is for files" in of_hub
+    of_hub = error_of(capsys, *command, *form, "--quoting", "no", "--hub", "train")
+    assert "--delimiter is for files, as is --quoting" in of_hub
+
+
+def test_data_prepare_is_told_what_quotation_marks_are(capsys, tmp_path):
+    (tmp_path / "qa.csv").write_text('"a,b\nc",d\n')
+    command = ["data", "prepare", str(tmp_path / "qa.csv")]
+    form = ["--columns", "0", "1"]
+    assert "1 rows by --quoting yes" in error_of(capsys, *command, str(tmp_path / "out"), *form)
+    for quoting, queries in (("yes", ["a,b\nc"]), ("no", ['"a', 'c"'])):
+        assert main([*command, str(tmp_path / quoting), *form, "--quoting", quoting]) == 0
+        written = read_jsonl(tmp_path / quoting / "train.jsonl")
+        assert [record.query for record in written] == queries
 
 
 def test_data_prepare_reads_a_data_set_of_the_hub(capsys, tmp_path, monkeypatch):
@@ -302,7 +315,7 @@ def test_data_prepare_reads_a_data_set_of_the_hub(capsys, tmp_path, monkeypatch)
     expected = Record("sts", "a 5", ("b 5",), positive_scores=(1.0,))
     assert read_jsonl("out/dev.jsonl")[1] == expected
     untold = error_of(capsys, *command, "--hub", "train")
-    assert "expected the columns of query, positive" in untold
+    assert "the columns of query, positive" in untold
     assert "Write OURS=THEIRS" in error_of(capsys, *command, *form, "--hub", "validation")
     other = error_of(capsys, *command, *form, "--hub", "dev=best")
     assert "expected a data set of the Hub" in other
