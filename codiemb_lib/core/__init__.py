@@ -11,7 +11,7 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "errors": ["CodiembError"],
+        "errors": ["CodiembError", "say_once"],
         "files": [
             *["alone", "atomic_path", "check_writable", "clear_scratch", "scratch_beside"],
             *["data_root", "project_root", "UnwritableError"],

@@ -9,17 +9,22 @@ needs neither the encoder nor its device: it runs ahead of training, in worker p
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
+from types import MappingProxyType
 
 import numpy as np
 from torch.utils.data import Dataset
 
-from codiemb_lib.core import DatasetSettings, ObjectiveSettings, Preset
-from codiemb_lib.data import Record
+from codiemb_lib.core import DatasetSettings, ObjectiveSettings, Preset, normalise, say_once
+from codiemb_lib.data import Record, relevant_texts
 from codiemb_lib.model import Encoder, Packing, Padded, TextTokenizer, forward_passes
 from codiemb_lib.train.sampling import MixedTaskPlan, PlannedBatch, SingleTaskPlan
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -34,6 +39,7 @@ class Batch:
         queries: (B,)
         positives: (B, P)
         negatives: (K,)
+        answers: (B, B) bool, true where a query is answered by a positive of another row, too.
         scores: (B,) float32, gold, of a similarity batch; else (0,).
     """
 
@@ -42,6 +48,7 @@ class Batch:
     queries: np.ndarray
     positives: np.ndarray
     negatives: np.ndarray
+    answers: np.ndarray
     scores: np.ndarray
 
 
@@ -51,13 +58,15 @@ def make_batch(
     prompts: Mapping[str, DatasetSettings],
     settings: ObjectiveSettings,
     generator: np.random.Generator,
+    known: Mapping[str, set[str]] = MappingProxyType({}),
 ) -> Batch:
     """Draw the texts of a planned batch.
 
     A retrieval record gives `settings.positives` positives and, where it has any,
     `settings.negatives` hard negatives; where it has too few, they are drawn again. A record
-    without negatives adds none to the pool, and nobody's hard negative is a positive of the batch,
-    for the pool is everybody's.
+    without negatives adds none to the pool. The pool is everybody's, so it has nothing that answers
+    a query of the batch: neither a positive of its own records nor what else is `known` to
+    (`relevant_texts`).
 
     In a mixed batch, a similarity pair counts as query and positive from
     `settings.mixed_anchor_score` on; of a pair below it, the second text joins the pool. This use
@@ -67,6 +76,7 @@ def make_batch(
     """
     members = [records[i] for i in planned.indices]
     pool: list[tuple[str, str]] = []
+    answers: list[list[bool]] = []
     if planned.task == "sts":
         anchors, per_query = members, 1
         positives = [record.positives for record in members]
@@ -74,15 +84,19 @@ def make_batch(
         anchors = [r for r in members if r.task == "ir" or r.score >= settings.mixed_anchor_score]
         per_query = settings.positives
         positives = [_draw(r.positives, per_query, generator) for r in anchors]
-        taken = {text for record in anchors for text in record.positives}
+        own = relevant_texts(anchors)
+        names = [normalise(record.query) for record in anchors]
+        relevant = [own[name] | known.get(name, own[name]) for name in names]
+        taken = set().union(*relevant)
         for record in anchors:
-            if hard := [text for text in record.negatives if text not in taken]:
-                prompt = _passage_prompt(prompts, record)
-                pool += [(prompt, text) for text in _draw(hard, settings.negatives, generator)]
+            hard = _draw(record.negatives, settings.negatives, generator, taken)
+            pool += [(_passage_prompt(prompts, record), text) for text in hard]
         for record in members:
             low = record.task == "sts" and record.score < settings.mixed_anchor_score
-            if low and record.positives[0] not in taken:
+            if low and normalise(record.positives[0]) not in taken:
                 pool.append((_passage_prompt(prompts, record), record.positives[0]))
+        drawn = [{*map(normalise, texts)} for texts in positives]
+        answers = [[not texts.isdisjoint(of) for texts in drawn] for of in relevant]
     keys = [(prompts[record.dataset].query_prompt, record.query) for record in anchors]
     for record, texts in zip(anchors, positives, strict=True):
         keys += [(_passage_prompt(prompts, record), text) for text in texts]
@@ -94,7 +108,8 @@ def make_batch(
     positives, negatives = np.split(others, [len(anchors) * per_query])
     positives = positives.reshape(len(anchors), per_query)
     scores = [record.score for record in members] if planned.task == "sts" else []
-    return Batch(planned, texts, queries, positives, negatives, np.array(scores, np.float32))
+    values = np.array(answers, bool), np.array(scores, np.float32)
+    return Batch(planned, texts, queries, positives, negatives, *values)
 
 
 def _passage_prompt(prompts: Mapping[str, DatasetSettings], record: Record) -> str:
@@ -102,12 +117,19 @@ def _passage_prompt(prompts: Mapping[str, DatasetSettings], record: Record) -> s
     return carried.passage_prompt if record.task == "ir" else carried.query_prompt
 
 
-def _draw(texts: Sequence[str], count: int, generator: np.random.Generator) -> list[str]:
-    """`count` texts at random; all of them once before any is drawn again."""
-    drawn: list[int] = []
+def _draw(
+    texts: Sequence[str], count: int, generator: np.random.Generator, taken: Collection[str] = ()
+) -> list[str]:
+    """`count` texts at random; all of them once before any is drawn again, and none that reads like
+    one of `taken`."""
+    drawn: list[str] = []
     while len(drawn) < count:
-        drawn += generator.permutation(len(texts))[: count - len(drawn)].tolist()
-    return [texts[i] for i in drawn]
+        order = (texts[i] for i in generator.permutation(len(texts)))
+        free = (text for text in order if normalise(text) not in taken)
+        if not (found := [*islice(free, count - len(drawn))]):
+            break
+        drawn += found
+    return drawn
 
 
 @dataclass(frozen=True)
@@ -174,6 +196,12 @@ class OptimizerSteps(Dataset):
         self.records, self.plan, self.seed, self.world_size = records, plan, seed, world_size
         self.prompts = {dataset.name: dataset for dataset in preset.datasets}
         self.objective, self.settings = preset.objective, preset.training
+        searches = [record for record in records if record.task == "ir"]
+        self.known = known = relevant_texts(searches)
+        of = [normalise(t) in known[normalise(r.query)] for r in searches for t in r.negatives]
+        says = f"training: {len(of)} hard negatives, {sum(of)} of them left out as positives of the"
+        says += f" same query; a step draws at most {self.objective.negatives} of a record's"
+        (say_once if any(of) else logger.info)(says)
         self._share_of = partial(
             make_share,
             tokenizer=encoder.tokenizer,
@@ -209,6 +237,7 @@ class OptimizerSteps(Dataset):
         for place, planned in enumerate(self.planned(number)):
             seed = [self.seed, number, place]
             generator = np.random.default_rng(seed)
-            batch = make_batch(planned, self.records, self.prompts, self.objective, generator)
+            given = self.records, self.prompts, self.objective, generator, self.known
+            batch = make_batch(planned, *given)
             shares.append(self._share_of(batch, seed=seed))
         return shares
