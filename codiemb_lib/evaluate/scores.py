@@ -89,8 +89,7 @@ def encode_dataset(
         row_of = {text: row for row, text in enumerate(passages)}
         gold = _grades(records, row_of)
         if settings.ignore_identical_ids:
-            found = [(i, r.same_id) for i, r in enumerate(records) if r.same_id in row_of]
-            ignored = {i: row_of[text] for i, text in found}
+            ignored = {i: row_of[r.same_id] for i, r in enumerate(records) if r.same_id in row_of}
         passage_prompt = settings.passage_prompt
     else:
         passages = [record.positives[0] for record in records]
@@ -151,13 +150,13 @@ def save_encoded(path: str | Path, datasets: Iterable[EncodedDataset]) -> None:
     texts: dict[str, str] = {}
     for dataset in datasets:
         gold = dataset.gold
-        if dataset.task == "ir":  # ragged: (query, row, grade) of relevant passages, 0: ignored
-            graded = [(i, *of) for i, grades in enumerate(gold) for of in grades.items()]
-            gold = np.array(graded + [(*of, 0) for of in dataset.ignored.items()])
+        if dataset.task == "ir":  # ragged: (query, row, grade) of every relevant passage
+            gold = np.array([(i, *of) for i, grades in enumerate(gold) for of in grades.items()])
         stem = f"{dataset.task}/{dataset.name}"
         tensors |= {f"{stem}/queries": dataset.queries, f"{stem}/passages": dataset.passages}
         tensors[f"{stem}/gold"] = gold
-        texts[stem] = json.dumps([dataset.query_texts, dataset.passage_texts])
+        ignored = [*dataset.ignored.items()]
+        texts[stem] = json.dumps([dataset.query_texts, dataset.passage_texts, ignored])
     arrays = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
     with atomic_path(path) as temporary:
         save_file(arrays, temporary, metadata=texts)
@@ -170,15 +169,13 @@ def load_encoded(path: str | Path) -> list[EncodedDataset]:
         for stem, texts in file.metadata().items():
             task, name = stem.split("/", 1)
             arrays = [file.get_tensor(f"{stem}/{part}") for part in ("queries", "passages", "gold")]
-            (queries, passages, gold), ignored = arrays, {}
+            queries, passages, gold = arrays
             if task == "ir":
                 judged, gold = gold.tolist(), [{} for _ in queries]
                 for query, row, *grade in judged:
-                    if grade == [0]:
-                        ignored[query] = row
-                    else:
-                        gold[query][row] = grade[0] if grade else 1
-            parts = [*json.loads(texts), queries, passages, gold, ignored]
+                    gold[query][row] = grade[0] if grade else 1
+            query_texts, passage_texts, *ignored = json.loads(texts)
+            parts = query_texts, passage_texts, queries, passages, gold, dict(*ignored)
             datasets.append(EncodedDataset(name, task, *parts))
     return sorted(datasets, key=lambda dataset: (dataset.task, dataset.name))
 

@@ -9,12 +9,9 @@ needs neither the encoder nor its device: it runs ahead of training, in worker p
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
-from types import MappingProxyType
 
 import numpy as np
 from torch.utils.data import Dataset
@@ -23,8 +20,6 @@ from codiemb_lib.core import DatasetSettings, ObjectiveSettings, Preset, normali
 from codiemb_lib.data import Record, relevant_texts
 from codiemb_lib.model import Encoder, Packing, Padded, TextTokenizer, forward_passes
 from codiemb_lib.train.sampling import MixedTaskPlan, PlannedBatch, SingleTaskPlan
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -58,15 +53,14 @@ def make_batch(
     prompts: Mapping[str, DatasetSettings],
     settings: ObjectiveSettings,
     generator: np.random.Generator,
-    known: Mapping[str, set[str]] = MappingProxyType({}),
+    known: Mapping[str, set[str]] | None = None,
 ) -> Batch:
     """Draw the texts of a planned batch.
 
     A retrieval record gives `settings.positives` positives and, where it has any,
     `settings.negatives` hard negatives; where it has too few, they are drawn again. A record
-    without negatives adds none to the pool. The pool is everybody's, so it has nothing that answers
-    a query of the batch: neither a positive of its own records nor what else is `known` to
-    (`relevant_texts`).
+    without negatives adds none to the pool. The pool is everybody's, so it has nothing that is
+    known to answer a query of the batch: `relevant_texts`, by default of its records.
 
     In a mixed batch, a similarity pair counts as query and positive from
     `settings.mixed_anchor_score` on; of a pair below it, the second text joins the pool. This use
@@ -84,13 +78,13 @@ def make_batch(
         anchors = [r for r in members if r.task == "ir" or r.score >= settings.mixed_anchor_score]
         per_query = settings.positives
         positives = [_draw(r.positives, per_query, generator) for r in anchors]
-        own = relevant_texts(anchors)
-        names = [normalise(record.query) for record in anchors]
-        relevant = [own[name] | known.get(name, own[name]) for name in names]
+        known = known or relevant_texts(anchors)
+        relevant = [known[normalise(record.query)] for record in anchors]
         taken = set().union(*relevant)
         for record in anchors:
-            hard = _draw(record.negatives, settings.negatives, generator, taken)
-            pool += [(_passage_prompt(prompts, record), text) for text in hard]
+            if hard := [text for text in record.negatives if normalise(text) not in taken]:
+                prompt = _passage_prompt(prompts, record)
+                pool += [(prompt, text) for text in _draw(hard, settings.negatives, generator)]
         for record in members:
             low = record.task == "sts" and record.score < settings.mixed_anchor_score
             if low and normalise(record.positives[0]) not in taken:
@@ -117,19 +111,12 @@ def _passage_prompt(prompts: Mapping[str, DatasetSettings], record: Record) -> s
     return carried.passage_prompt if record.task == "ir" else carried.query_prompt
 
 
-def _draw(
-    texts: Sequence[str], count: int, generator: np.random.Generator, taken: Collection[str] = ()
-) -> list[str]:
-    """`count` texts at random; all of them once before any is drawn again, and none that reads like
-    one of `taken`."""
-    drawn: list[str] = []
+def _draw(texts: Sequence[str], count: int, generator: np.random.Generator) -> list[str]:
+    """`count` texts at random; all of them once before any is drawn again."""
+    drawn: list[int] = []
     while len(drawn) < count:
-        order = (texts[i] for i in generator.permutation(len(texts)))
-        free = (text for text in order if normalise(text) not in taken)
-        if not (found := [*islice(free, count - len(drawn))]):
-            break
-        drawn += found
-    return drawn
+        drawn += generator.permutation(len(texts))[: count - len(drawn)].tolist()
+    return [texts[i] for i in drawn]
 
 
 @dataclass(frozen=True)
@@ -196,12 +183,13 @@ class OptimizerSteps(Dataset):
         self.records, self.plan, self.seed, self.world_size = records, plan, seed, world_size
         self.prompts = {dataset.name: dataset for dataset in preset.datasets}
         self.objective, self.settings = preset.objective, preset.training
-        searches = [record for record in records if record.task == "ir"]
-        self.known = known = relevant_texts(searches)
-        of = [normalise(t) in known[normalise(r.query)] for r in searches for t in r.negatives]
-        says = f"training: {len(of)} hard negatives, {sum(of)} of them left out as positives of the"
-        says += f" same query; a step draws at most {self.objective.negatives} of a record's"
-        (say_once if any(of) else logger.info)(says)
+        least, most = preset.objective.mixed_anchor_score, preset.objective.negatives
+        self.known = relevant_texts(r for r in records if r.task == "ir" or r.score >= least)
+        given = [(normalise(r.query), normalise(text)) for r in records for text in r.negatives]
+        if given:
+            out = sum(text in self.known[query] for query, text in given)
+            says = f"{out} left out, for they read like a positive of the same query"
+            say_once(f"training: {len(given)} hard negatives, {says}; {most} a record in a step")
         self._share_of = partial(
             make_share,
             tokenizer=encoder.tokenizer,
@@ -237,7 +225,7 @@ class OptimizerSteps(Dataset):
         for place, planned in enumerate(self.planned(number)):
             seed = [self.seed, number, place]
             generator = np.random.default_rng(seed)
-            given = self.records, self.prompts, self.objective, generator, self.known
-            batch = make_batch(planned, *given)
+            how = self.prompts, self.objective, generator, self.known
+            batch = make_batch(planned, self.records, *how)
             shares.append(self._share_of(batch, seed=seed))
         return shares

@@ -103,7 +103,7 @@ def test_no_negative_reads_like_what_is_known_to_answer_a_query_of_the_batch(mak
     sizes = {"batch_sizes": {"ir": 3, "sts": 4, "mixed": 4}}
     steps = OptimizerSteps(records, plan, make_encoder(), Preset(**PRESET, training=sizes), seed=0)
     assert {*texts(steps[0][0].batch, steps[0][0].batch.negatives)} == {"Nice", "Oslo"}
-    assert "training: 4 hard negatives, 2 of them left out" in caplog.text
+    assert "training: 4 hard negatives, 2 left out" in caplog.text
 
 
 def test_records_without_negatives_and_batches_without_any_are_fine():
