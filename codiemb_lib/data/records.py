@@ -266,7 +266,7 @@ def _joined(members: Sequence[Record], counts: Counter[str]) -> Record:
     return replace(members[0], **fields)
 
 
-def relevant_texts(records: Iterable[Record]) -> dict[str, set[str]]:
+def answers_of(records: Iterable[Record]) -> dict[str, set[str]]:
     """The positives of each query, over all records, by `normalise`: none is a negative of it."""
     known: dict[str, set[str]] = defaultdict(set)
     for record in records:

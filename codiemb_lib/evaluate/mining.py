@@ -8,7 +8,7 @@ from itertools import chain, islice
 from typing import TYPE_CHECKING
 
 from codiemb_lib.core import normalise
-from codiemb_lib.data import Record, relevant_texts
+from codiemb_lib.data import Record, answers_of
 from codiemb_lib.evaluate.errors import EvaluationError
 from codiemb_lib.evaluate.search import top_k
 
@@ -33,7 +33,7 @@ def mine(
     Candidates are the distinct passages of all records, positives and negatives alike, and the
     texts of `corpus`. Of the `depth` passages of largest cosine with the query, in falling order, a
     record gets the first `negatives` that read neither like the query itself nor like a positive of
-    any record of it (`relevant_texts`), are not the document of its id, and whose cosine satisfies
+    any record of it (`answers_of`), are not the document of its id, and whose cosine satisfies
 
     .. math:: \cos(q, d^-) \le \min_{d^+} \cos(q, d^+) - \mathrm{margin}.
 
@@ -61,7 +61,7 @@ def mine(
     own = (text for record in records for text in (*record.positives, *record.negatives))
     row_of = {text: row for row, text in enumerate(dict.fromkeys(chain(own, corpus)))}
     passages = list(row_of)
-    plain, known = [*map(normalise, passages)], relevant_texts(records)
+    plain, known = [*map(normalise, passages)], answers_of(records)
     texts = dict.fromkeys(record.query for record in records)
     queries = {query: row for row, query in enumerate(texts)}
     q = encoder.embed(list(queries), prompt=query_prompt, progress=progress)

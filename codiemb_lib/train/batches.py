@@ -17,7 +17,7 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from codiemb_lib.core import DatasetSettings, ObjectiveSettings, Preset, normalise, say_once
-from codiemb_lib.data import Record, relevant_texts
+from codiemb_lib.data import Record, answers_of
 from codiemb_lib.model import Encoder, Packing, Padded, TextTokenizer, forward_passes
 from codiemb_lib.train.sampling import MixedTaskPlan, PlannedBatch, SingleTaskPlan
 
@@ -60,7 +60,7 @@ def make_batch(
     A retrieval record gives `settings.positives` positives and, where it has any,
     `settings.negatives` hard negatives; where it has too few, they are drawn again. A record
     without negatives adds none to the pool. The pool is everybody's, so it has nothing that is
-    known to answer a query of the batch: `relevant_texts`, by default of its records.
+    known to answer a query of the batch: `answers_of`, by default of its records.
 
     In a mixed batch, a similarity pair counts as query and positive from
     `settings.mixed_anchor_score` on; of a pair below it, the second text joins the pool. This use
@@ -78,7 +78,7 @@ def make_batch(
         anchors = [r for r in members if r.task == "ir" or r.score >= settings.mixed_anchor_score]
         per_query = settings.positives
         positives = [_draw(r.positives, per_query, generator) for r in anchors]
-        known = known or relevant_texts(anchors)
+        known = known or answers_of(anchors)
         relevant = [known[normalise(record.query)] for record in anchors]
         taken = set().union(*relevant)
         for record in anchors:
@@ -102,8 +102,8 @@ def make_batch(
     positives, negatives = np.split(others, [len(anchors) * per_query])
     positives = positives.reshape(len(anchors), per_query)
     scores = [record.score for record in members] if planned.task == "sts" else []
-    values = np.array(answers, bool), np.array(scores, np.float32)
-    return Batch(planned, texts, queries, positives, negatives, *values)
+    others = negatives, np.array(answers, bool), np.array(scores, np.float32)
+    return Batch(planned, texts, queries, positives, *others)
 
 
 def _passage_prompt(prompts: Mapping[str, DatasetSettings], record: Record) -> str:
@@ -184,7 +184,7 @@ class OptimizerSteps(Dataset):
         self.prompts = {dataset.name: dataset for dataset in preset.datasets}
         self.objective, self.settings = preset.objective, preset.training
         least, most = preset.objective.mixed_anchor_score, preset.objective.negatives
-        self.known = relevant_texts(r for r in records if r.task == "ir" or r.score >= least)
+        self.known = answers_of(r for r in records if r.task == "ir" or r.score >= least)
         given = [(normalise(r.query), normalise(text)) for r in records for text in r.negatives]
         if given:
             out = sum(text in self.known[query] for query, text in given)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from codiemb_lib.core import DatasetSettings, ObjectiveSettings, Preset
-from codiemb_lib.data import Record, relevant_texts
+from codiemb_lib.data import Record, answers_of
 from codiemb_lib.model import Packing
 from codiemb_lib.train import batches
 from codiemb_lib.train.batches import OptimizerSteps, make_batch, make_share
@@ -94,7 +94,7 @@ def test_no_negative_reads_like_what_is_known_to_answer_a_query_of_the_batch(mak
         Record("ir", "Who?", ("I",), dataset="ir"),
     ]
     planned = PlannedBatch("ir", "ir", ((0, 2, 3),))
-    known = relevant_texts(records)
+    known = answers_of(records)
     batch = make_batch(planned, records, PROMPTS, SETTINGS, np.random.default_rng(0), known)
     assert {*texts(batch, batch.negatives)} == {"Nice", "Oslo"}
     # The third record's answers have the first's among them, so they are no negatives of it.
