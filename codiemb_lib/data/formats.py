@@ -10,7 +10,7 @@ import csv
 import io
 import math
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import product
 from pathlib import Path
@@ -326,17 +326,17 @@ def _judged(file: Path, corpus: dict[str, str], queries: dict[str, str]) -> list
         scores = tuple(positives.values()) if set(positives.values()) != {1.0} else ()
         return [Record("ir", query, tuple(positives), negatives, scores, id=name, same_id=same)]
 
-    found: dict[str, tuple[int, dict[str, float]]] = {}  # first line, grades of texts
+    found: dict[str, dict[str, float]] = defaultdict(dict)  # by query the grades of texts
     rows = _read_cells(file, (0, 1, 2), "\t", rated=True)
-    for number, (query, text, grade) in convert_rows(file, rows, convert):
+    for _, (query, text, grade) in convert_rows(file, rows, convert):
         if not queries[query] or not text:
             counts["judgements left out, for a text is empty"] += 1
             continue
-        _, grades = found.setdefault(query, (number, {}))
-        counts[_DIFFER] += grades.get(text, grade) != grade
-        grades[text] = max(grade, grades.get(text, grade))
-    lined = ((number, (query, grades)) for query, (number, grades) in found.items())
-    return collect(file, lined, build, counts, join=False)  # ids name the queries, as MTEB counts
+        earlier = found[query].get(text, grade)
+        counts[_DIFFER] += earlier != grade
+        found[query][text] = max(grade, earlier)
+    # Ids name the queries here, as MTEB counts them.
+    return collect(file, enumerate(found.items()), build, counts, join=False)
 
 
 # --- The Hub --------------------------------------------------------------------------------------
