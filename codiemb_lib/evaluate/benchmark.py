@@ -37,8 +37,7 @@ logger = logging.getLogger(__name__)
 
 COLUMNS = ["model", "task", "dataset", "split", "metric", "value", "n", "passages"]
 COLUMNS += ["query_prompt", "passage_prompt", "ignore_identical_ids"]
-COLUMNS += ["by", "seconds", "hardware"]
-COLUMNS += ["model_hash", "data_hash"]
+COLUMNS += ["by", "seconds", "hardware", "model_hash", "data_hash"]
 
 Row = dict[str, Any]
 
@@ -103,7 +102,8 @@ def local_task(
     """The rows of one data set of ours, computed or kept.
 
     Settings say how much of its split and corpus counts; a lone split is scored whatever it is
-    called. `root`, and of a table `form`, go to `load_dataset`.
+    called. `root`, and of a table `form`, go to `load_dataset`. `ignore_identical_ids`, here or in
+    the settings, ranks no document that has the query's id.
     Without `prompts` the model's own are taken (`own_prompts`); what `sides` gives as
     `query_prompt` or `passage_prompt` goes before either.
     """
