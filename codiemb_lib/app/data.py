@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -53,7 +52,7 @@ def describe(name_or_path: str) -> None:
     click.echo("\nlengths and counts: least / median / most\n")
     for field in ("task", "licence", "provenance", "content_hash"):
         click.echo(f"{field.replace('_', ' '):13} {getattr(dataset, field)}")
-    example = sets.to_json(next(iter(dataset.splits.values()))[0])
+    example = sets.to_json(next(record for of in dataset.splits.values() for record in of))
     click.echo(f"{'example':13} {example[:400]}{'...' if len(example) > 400 else ''}")
 
 
@@ -83,7 +82,6 @@ def prepare(
 
     SOURCE is a name of the registry, or a file or folder of any form that can be read.
     """
-    logging.getLogger("codiemb_lib.data").setLevel(logging.INFO)  # what is left out
     sizes = {name: n for name in ("dev", "test") if (n := form.pop(name))}
     place = {name: form.pop(name) for name in ("config", "revision")}
     dialect = {name: form.pop(name) for name in ("delimiter", "quoting")}

@@ -1,7 +1,7 @@
 """Records from files as users have them: JSON of three forms, tables, BEIR folders, the Hub.
 
 A line that cannot be used is a RecordError that names it; what is not there is a SourceError. What
-is left out of a file, and what is merged, is logged.
+is left out of a file, and what is merged, is said once.
 """
 
 from __future__ import annotations
@@ -10,16 +10,15 @@ import csv
 import io
 import math
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
-from codiemb_lib.core import PACKED, Task, read_text
+from codiemb_lib.core import PACKED, Task, read_text, say_once
 from codiemb_lib.data.records import (
     FORMS,
-    REPEATED,
     Record,
     RecordError,
     SourceError,
@@ -31,13 +30,15 @@ from codiemb_lib.data.records import (
     read_jsonl,
     read_rows,
     refuse,
+    scored_texts,
     stripped,
 )
 
 SPLITS = ("train", "dev", "test")
 _STEMS = {"dev": ("dev", "validation", "valid", "val")}
 _NO_TEXT = "rows left out, for they lack a text"
-_MERGED = "rows merged with an earlier one of the same query"
+_DIFFER = "judgements of a text that is judged otherwise too: the highest grade counts"
+_ITSELF = "queries that are documents of the same id: ignore_identical_ids ranks without these"
 
 Scale = tuple[float, float]
 Columns = Sequence[str | int]
@@ -251,16 +252,13 @@ def _split_cells(
 
 # --- Rows of columns, whatever they were read from ------------------------------------------------
 
-Judged = tuple[str, str, list[tuple[str, float]]]  # id, query, graded texts: above 0 is relevant
-
 
 def _from_rows(
     source: str | Path, rows: Rows, columns: Columns, scale: Scale | None, counts: Counter[str]
 ) -> list[Record]:
     if scale:
         return collect(source, rows, lambda row: _rated(row, columns, scale, counts), counts)
-    judged = convert_rows(source, rows, lambda row: _answered(row, columns, counts))
-    return _grouped(source, judged, counts)
+    return collect(source, rows, lambda row: _answered(row, columns, counts), counts)
 
 
 def _rated(row: Mapping, columns: Columns, scale: Scale, counts: Counter[str]) -> list[Record]:
@@ -277,43 +275,15 @@ def _rated(row: Mapping, columns: Columns, scale: Scale, counts: Counter[str]) -
     return [Record("sts", first, (second,), positive_scores=(mapped,))]
 
 
-def _answered(row: Mapping, columns: Columns, counts: Counter[str]) -> Judged | None:
+def _answered(row: Mapping, columns: Columns, counts: Counter[str]) -> list[Record]:
     query, *sides = _cells(row, columns)
     query = _texts(columns[0], query, most=1)
-    positives, *negatives = map(_texts, columns[1:], sides)
-    if not query or not positives:
+    texts = ([*dict.fromkeys(_texts(*of))] for of in zip(columns[1:], sides, strict=True))
+    row = dict(zip(("pos", "neg"), texts, strict=False))
+    if not query or not row["pos"]:
         counts[_NO_TEXT] += 1
-        return None
-    graded = [(t, 1.0) for t in positives] + [(t, 0.0) for ts in negatives for t in ts]
-    return "", query[0], graded
-
-
-def _grouped(
-    source: str | Path, rows: Iterable[tuple[int, Judged | None]], counts: Counter[str]
-) -> list[Record]:
-    """An IR record for each query, of the graded texts of all its rows; a text's best counts."""
-    groups: dict[tuple[str, str], tuple[int, dict[str, float]]] = {}  # first line, grades of texts
-    for number, judged in rows:
-        if judged:
-            name, query, texts = judged
-            counts[_MERGED] += (name, query) in groups and not name  # BEIR has a row for each text
-            _, grades = groups.setdefault((name, query), (number, {}))
-            for text, grade in texts:
-                counts[REPEATED] += (grades.get(text, grade) > 0) != (grade > 0)
-                grades[text] = max(grade, grades.get(text, grade))
-
-    def build(group: tuple[str, str, dict[str, float]]) -> list[Record]:
-        name, query, grades = group
-        positives = {text: grade for text, grade in grades.items() if grade > 0}
-        if not positives:
-            counts["queries left out, for nothing is relevant to them"] += 1
-            return []
-        negatives = tuple(text for text in grades if text not in positives)
-        scores = tuple(positives.values()) if set(positives.values()) != {1.0} else ()
-        return [Record("ir", query, tuple(positives), negatives, scores, id=name)]
-
-    lined = ((number, (*key, grades)) for key, (number, grades) in groups.items())
-    return collect(source, lined, build, counts)
+        return []
+    return scored_texts(row | {"query": query[0]}, "ir", counts)
 
 
 def _cells(row: Mapping, columns: Columns) -> list[Any]:
@@ -339,7 +309,8 @@ def read_beir(folder: str | Path) -> dict[str, list[Record]]:
     A record is a query of one file of judgements (`train`, `dev` or `validation`, `test`), in their
     order: what is judged above 0 is a positive, what is judged 0 or lower a hard negative.
     Positives carry their grades unless all are 1. Title and text of a document are joined by a
-    space. Left out are judgements of empty documents, and queries without a positive.
+    space. Left out are judgements of empty documents, and queries without a positive. Two queries
+    of one text stay two, for here ids name them. `same_id` is the document of the query's id.
     """
     folder = Path(folder)
     corpus, queries = _beir_texts(folder, "corpus"), _beir_texts(folder, "queries")
@@ -353,7 +324,10 @@ def read_beir(folder: str | Path) -> dict[str, list[Record]]:
 
 def read_beir_corpus(path: str | Path) -> dict[str, str]:
     """The texts of a corpus by their ids, of a folder or of a file; empty ones are left out."""
-    return {name: text for name, text in _beir_texts(Path(path), "corpus").items() if text}
+    texts = _beir_texts(Path(path), "corpus")
+    if n := len(texts) - len({*texts.values()} - {""}):
+        say_once(f"{path}: {n} documents left out, for they are empty or repeat another")
+    return {name: text for name, text in texts.items() if text}
 
 
 def _beir_texts(folder: Path, stem: str) -> dict[str, str]:
@@ -382,26 +356,45 @@ def _beir_texts(folder: Path, stem: str) -> dict[str, str]:
 def _judged(file: Path, corpus: dict[str, str], queries: dict[str, str]) -> list[Record]:
     counts: Counter[str] = Counter()
 
-    def convert(row: Mapping) -> Judged | None:
+    def convert(row: Mapping) -> tuple[str, str, float]:
         query, document, grade, *unused = row.values()
         if {*unused} - {"0", "Q0"}:
             refuse("iteration", "0 or Q0, as TREC has it", unused[0], "Set BEIR's header above")
         for kind, name, known in (("query-id", query, queries), ("corpus-id", document, corpus)):
             if name not in known:
                 refuse(kind, f"one of the {len(known)} ids there are", name)
-        if not is_number(grade):
-            refuse("score", "a number", grade)
-        if not queries[query] or not corpus[document]:
-            counts["judgements left out, for a text is empty"] += 1
-            return None
-        return query, queries[query], [(corpus[document], float(grade))]
+        if not is_number(grade) or not float(grade).is_integer():
+            remedy = "Multiply all grades by the number that makes them whole: nDCG stays the same"
+            refuse("score", "a whole number, as trec_eval takes them", grade, remedy)
+        return query, corpus[document], float(grade)
 
+    def build(judged: tuple[str, dict[str, float]]) -> list[Record]:
+        name, grades = judged
+        query, same = queries[name], corpus.get(name, "")
+        positives = {text: grade for text, grade in grades.items() if grade > 0}
+        if not positives:
+            counts["queries left out, for nothing is relevant to them"] += 1
+            return []
+        counts[_ITSELF] += same not in positives and same.endswith(query)  # behind a title
+        negatives = tuple(text for text in grades if text not in positives)
+        scores = tuple(positives.values()) if set(positives.values()) != {1.0} else ()
+        return [Record("ir", query, tuple(positives), negatives, scores, id=name, same_id=same)]
+
+    found: dict[str, dict[str, float]] = defaultdict(dict)  # by query the grades of texts
     first = read_text(file, RecordError).split("\n", 1)[0].rstrip("\r").split("\t")
     columns = ("query-id", "corpus-id", "score")
     if any(map(is_number, first)):
         columns = (0, 2, 3, 1) if len(first) == 4 else ()  # of TREC, or the three of BEIR
     rows = _read_cells(file, columns, ("\t", None), counts, rated=False)
-    return _grouped(file, convert_rows(file, rows, convert), counts)
+    for _, (query, text, grade) in convert_rows(file, rows, convert):
+        if not queries[query] or not text:
+            counts["judgements left out, for a text is empty"] += 1
+            continue
+        earlier = found[query].get(text, grade)
+        counts[_DIFFER] += earlier != grade
+        found[query][text] = max(grade, earlier)
+    # Ids name the queries here, as MTEB counts them.
+    return collect(file, enumerate(found.items()), build, counts, join=False)
 
 
 # --- The Hub --------------------------------------------------------------------------------------

@@ -3,25 +3,34 @@
 from __future__ import annotations
 
 import json
-import logging
 import math
 import re
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from itertools import compress
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import compress, zip_longest
 from numbers import Integral, Real
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar, get_args
 
-from codiemb_lib.core import PACKED, CodiembError, Task, parse_json, read_text, write_text
-
-logger = logging.getLogger(__name__)
+from codiemb_lib.core import (
+    PACKED,
+    CodiembError,
+    Task,
+    normalise,
+    parse_json,
+    read_text,
+    say_once,
+    write_text,
+)
 
 T = TypeVar("T")
 # Neither a blank nor of Unicode's categories Cc and Cf: NUL, zero-width spaces, marks of direction.
 _SEEN = re.compile(r"[^\s\0-\x1f\x7f-\x9f\xad\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff]")
-REPEATED = "negatives left out, for they are positives of the same query"
+_REPEATED = "negatives left out, for they are positives of the same query"
+_MERGED = "rows merged with an earlier one of the same query"
+_UNSCORED = "lists of scores left out, for not all rows of their query have one"
 
 
 class RecordError(CodiembError, ValueError):
@@ -50,13 +59,14 @@ class Record:
     negative_scores: tuple[float, ...] = ()
     dataset: str = ""  # a training step never mixes two of them
     id: str = ""  # within the data set
+    same_id: str = ""  # the document of the query's id: see `ignore_identical_ids`
 
     def __post_init__(self) -> None:
         if self.task not in get_args(Task):
             refuse("task", "'ir' or 'sts'", self.task)
         if not is_text(self.query):
             refuse("query", "a string that is not empty", self.query)
-        for name in ("dataset", "id"):
+        for name in ("dataset", "id", "same_id"):
             if not isinstance(getattr(self, name), str):
                 refuse(name, "a string", getattr(self, name))
         for name in ("positives", "negatives"):
@@ -140,9 +150,9 @@ def read_jsonl(path: str | Path, *, task: Task | None = None) -> list[Record]:
       the data set, as the `query_prompt` of a preset.
     - `pos`, `neg`, `pos_scores`, `neg_scores`: FlagEmbedding's. Its rows name no task; `task` does.
 
-    A key whose value is null counts as absent. A negative that is also a positive of its row is
-    left out. An STS row becomes a pair for each of its texts, positive or negative, with the text's
-    score; without scores it is refused.
+    A key whose value is null counts as absent. IR rows of one query become one record (`collect`).
+    An STS row becomes a pair for each of its texts, positive or negative, with the text's score;
+    without scores it is refused.
     """
     counts: Counter[str] = Counter()
 
@@ -162,12 +172,12 @@ def read_jsonl(path: str | Path, *, task: Task | None = None) -> list[Record]:
         if row_task is None:
             remedy = f"Name the task: codiemb data prepare {path} FOLDER --task ir"
             refuse("task_type", "'ir' or 'sts'", None, remedy)
-        return _scored_texts(row, row_task, counts)
+        return scored_texts(row, row_task, counts)
 
     return collect(path, read_rows(path), convert, counts)
 
 
-def _scored_texts(row: dict[str, Any], task: Task, counts: Counter[str]) -> list[Record]:
+def scored_texts(row: dict[str, Any], task: Task, counts: Counter[str]) -> list[Record]:
     """The records of a row of the authors' code or of FlagEmbedding."""
     query = _join_instruction("query", row.get("query"))
     positives, positive_scores = _side(row, "positive")
@@ -180,7 +190,7 @@ def _scored_texts(row: dict[str, Any], task: Task, counts: Counter[str]) -> list
         pairs = zip(texts, scores, strict=True)
         return [Record("sts", query, (text,), positive_scores=(score,)) for text, score in pairs]
     kept = [text not in positives for text in negatives]
-    counts[REPEATED] += kept.count(False)
+    counts[_REPEATED] += kept.count(False)
     negatives, negative_scores = ([*compress(s, kept)] for s in (negatives, negative_scores))
     return [Record(task, query, positives, negatives, positive_scores, negative_scores)]
 
@@ -237,15 +247,50 @@ def collect(
     rows: Iterable[tuple[int, Any]],
     convert: Callable[[Any], list[Record]],
     counts: Counter[str],
+    *,
+    join: bool = True,
 ) -> list[Record]:
-    """The records of rows, at least one in all; what became of the others is logged."""
+    """The records of rows, at least one in all; what became of the others is said.
+
+    Here is decided what one query is: with `join`, all IR rows of the same text, blanks around it
+    aside, whatever they are called. They become one record at the place of the first: its id, all
+    positives, and the negatives that are no positives. A text that comes again has its best score.
+    """
     records = [record for _, found in convert_rows(source, rows, convert) for record in found]
+    if join:
+        queries: dict[Any, list[Record]] = defaultdict(list)
+        for place, record in enumerate(records):
+            queries[record.query.strip() if record.task == "ir" else place].append(record)
+        counts[_MERGED] += len(records) - len(queries)
+        records = [_joined(of, counts) if len(of) > 1 else of[0] for of in queries.values()]
     for what, n in counts.items():
         if n:
-            logger.info("%s: %d %s", source, n, what)
+            say_once(f"{source}: {n} {what}")
     if not records:
         raise RecordError(f"{source}: expected at least one record, found none.")
     return records
+
+
+def _joined(members: Sequence[Record], counts: Counter[str]) -> Record:
+    fields: dict[str, tuple] = {"positives": ()}
+    for side in ("positive", "negative"):
+        given = [(getattr(m, f"{side}s"), getattr(m, f"{side}_scores")) for m in members]
+        scored = all(len(texts) == len(scores) for texts, scores in given)
+        counts[_UNSCORED] += not scored and any(scores for _, scores in given)
+        pairs = [pair for ts, ss in given for pair in zip_longest(ts, ss if scored else ())]
+        texts = dict.fromkeys(text for text, _ in pairs if text not in fields["positives"])
+        counts[_REPEATED] += len({text for text, _ in pairs}) - len(texts)
+        best = dict(sorted(pairs, key=itemgetter(1))) if scored else {}  # the last one stays
+        fields |= {f"{side}s": tuple(texts), f"{side}_scores": (*map(best.get, texts),) * scored}
+    return replace(members[0], **fields)
+
+
+def answers_of(records: Iterable[Record]) -> dict[str, set[str]]:
+    """The positives of each query, over all records, by `normalise`: none is a negative of it."""
+    known: dict[str, set[str]] = defaultdict(set)
+    for record in records:
+        known[normalise(record.query)].update(map(normalise, record.positives))
+    return known
 
 
 FORMS = dict.fromkeys((".jsonl", ".ndjson", ".json"), "JSON") | {".parquet": "Parquet"}

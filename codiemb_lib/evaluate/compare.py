@@ -69,10 +69,10 @@ def text_scores(datasets: Iterable[EncodedDataset]) -> list[TextScores]:
     found = []
     for d in datasets:
         if d.task == "ir":
-            values = ranking_metrics(d.queries, d.passages, d.gold)[MAIN_METRIC["ir"]]
+            values = ranking_metrics(d.queries, d.passages, d.gold, d.ignored)[MAIN_METRIC["ir"]]
         else:
             values = np.einsum("nd,nd->n", d.queries, d.passages)
-        material = [d.query_texts, d.passage_texts, [*d.gold]]
+        material = [d.query_texts, d.passage_texts, [*d.gold], d.ignored]
         gold = d.gold if d.task == "sts" else None
         found.append(TextScores(d.task, d.name, values, gold, material))
     return found

@@ -75,6 +75,7 @@ def mteb_task(
         partial(_score, store, task, used, progress),
     )
     labels = {"by": f"mteb {__version__}", "data_hash": revision}
+    labels["ignore_identical_ids"] = getattr(task, "ignore_identical_ids", False)
     return [row | labels | used for row in rows]
 
 

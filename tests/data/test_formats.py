@@ -6,7 +6,6 @@ import bz2
 import csv
 import gzip
 import json
-import logging
 import sys
 from pathlib import Path
 
@@ -39,7 +38,6 @@ def write(path: Path, *rows, pack: bool = False) -> Path:
 @pytest.fixture
 def said(caplog):
     """What the readers log, without the path."""
-    caplog.set_level(logging.INFO, logger="codiemb_lib.data")
     return lambda: [message.split(": ", 1)[1] for message in caplog.messages]
 
 
@@ -85,14 +83,55 @@ def test_graded_texts_become_pairs_whichever_side_they_stand_on(tmp_path):
 def test_the_layout_of_flagembedding(tmp_path, said):
     row = {"query": "q", "pos": ["p"], "neg": ["n", "p", "m"], "prompt": "Retrieve"}
     row |= {"pos_scores": [98.6], "neg_scores": [85.5, 98.6, 86.25]}
-    path = write(tmp_path / "nq.jsonl", row, {"query": "q", "pos": ["p"], "neg": []})
+    path = write(tmp_path / "nq.jsonl", row, {"query": "r", "pos": ["p"], "neg": []})
     assert read_jsonl(path, task="ir") == [
         Record("ir", "q", ("p",), ("n", "m"), (98.6,), (85.5, 86.25)),
-        Record("ir", "q", ("p",)),
+        Record("ir", "r", ("p",)),
     ]
     assert said() == ["1 negatives left out, for they are positives of the same query"]
     with pytest.raises(RecordError, match=r"nq\.jsonl:1: field 'task_type'.*prepare .*--task ir"):
         read_jsonl(path)
+
+
+@pytest.mark.parametrize("form", ["unified", "authors", "FlagEmbedding", "table"])
+def test_rows_of_one_query_are_one_record_in_every_form(tmp_path, said, form):
+    rows = [("q", "p", "n"), ("r", "p", "m"), (" q", "o", "p")]
+    made = {
+        "unified": lambda q, p, n: {"task": "ir", "query": q, "positives": [p], "negatives": [n]},
+        "authors": lambda q, p, n: {
+            "task_type": "ir",
+            "query": q,
+            "positives": [p],
+            "negatives": [n],
+        },
+        "FlagEmbedding": lambda q, p, n: {"query": q, "pos": [p], "neg": [n]},
+        "table": lambda q, p, n: {"q": q, "p": p, "n": n},
+    }[form]
+    path = write(tmp_path / "rows.jsonl", *(made(*row) for row in rows))
+    columns = ("q", "p", "n") if form == "table" else ()
+    assert read_file(path, task="ir", columns=columns) == [
+        Record("ir", "q", ("p", "o"), ("n",)),
+        Record("ir", "r", ("p",), ("m",)),
+    ]
+    assert {*said()} == {
+        "1 rows merged with an earlier one of the same query",
+        "1 negatives left out, for they are positives of the same query",
+    }
+
+
+def test_merged_rows_keep_their_first_id_and_the_best_scores_or_none(tmp_path, said):
+    row = {"task": "ir", "query": "q", "positives": ["a", "b"], "positive_scores": [1, 2]}
+    row |= {"negatives": ["n"], "negative_scores": [0.1], "id": "first"}
+    other = row | {"positives": ["c", "a"], "positive_scores": [1, 3], "id": "second"}
+    other |= {"negatives": ["n", "m"], "negative_scores": [0.3, 0.2]}
+    assert read_jsonl(write(tmp_path / "a.jsonl", row, other)) == [
+        Record("ir", "q", ("a", "b", "c"), ("n", "m"), (3, 2, 1), (0.3, 0.2), id="first")
+    ]
+    bare = {"task": "ir", "query": "q", "positives": ["c"]}
+    assert read_jsonl(write(tmp_path / "b.jsonl", row, bare)) == [
+        Record("ir", "q", ("a", "b", "c"), ("n",), (), (0.1,), id="first")
+    ]
+    assert said()[-1] == "1 lists of scores left out, for not all rows of their query have one"
 
 
 @pytest.mark.parametrize("scores", [{}, {"pos_scores": [1.0]}])
@@ -493,7 +532,8 @@ def test_a_beir_folder(beir, said):
     [
         ("q9\td1\t1", r"field 'query-id': expected one of the 3 ids there are, found 'q9'"),
         ("q1\td9\t1", r"field 'corpus-id': expected one of the 4 ids there are, found 'd9'"),
-        ("q1\td1\tyes", "field 'score': expected a number, found 'yes'"),
+        ("q1\td1\tyes", "field 'score': expected a whole number, .* found 'yes'"),
+        ("q1\td1\t0.5", ".*expected a whole number, .* found '0.5'. Multiply all grades"),
         ("q1 d1 1", r"expected 3 cells separated by '\\t', .*found 1"),
     ],
 )
@@ -569,6 +609,30 @@ def test_half_a_surrogate_pair_in_a_corpus_is_refused_with_its_line(beir):
     write(beir / "corpus.jsonl", {"_id": "1", "text": "once"}, {"_id": "2", "text": "x \ud83d"})
     with pytest.raises(RecordError, match=r"corpus\.jsonl:2: field 'text': .* without"):
         read_beir_corpus(beir)
+
+
+def test_what_documents_and_judgements_share_is_said(tmp_path, said):
+    """Two documents of one text, judged otherwise; a query that is a document of its own id."""
+    texts = {"d1": "same", "d2": "same", "d3": "", "q1": "claim", "q2": "an answer"}
+    documents = [{"_id": name, "text": text} for name, text in texts.items()]
+    write(tmp_path / "corpus.jsonl", *documents, {"_id": "q3", "title": "On", "text": "claim"})
+    write(tmp_path / "queries.jsonl", *({"_id": f"q{i}", "text": "claim"} for i in (1, 2, 3)))
+    judgements = [f"q{i}\t{d}\t{grade}" for i in (1, 2, 3) for d, grade in (("d1", 1), ("d2", 2))]
+    write(tmp_path / "qrels" / "test.tsv", *judgements)
+    records = read_beir(tmp_path)["test"]
+    # Ids name the queries of a BEIR folder, so three of one text stay three.
+    assert records == [
+        Record("ir", "claim", ("same",), (), (2,), id=name, same_id=text)
+        for name, text in (("q1", "claim"), ("q2", "an answer"), ("q3", "On claim"))
+    ]
+    assert len(read_beir_corpus(tmp_path)) == 5
+    assert said() == [
+        "3 judgements of a text that is judged otherwise too: the highest grade counts",
+        "2 queries that are documents of the same id: ignore_identical_ids ranks without these",
+        "2 documents left out, for they are empty or repeat another",
+    ]
+    read_beir(tmp_path)
+    assert len(said()) == 3  # once
 
 
 def test_a_beir_folder_that_lacks_a_file(beir):

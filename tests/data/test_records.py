@@ -39,7 +39,7 @@ def write_lines(path, *rows):
     return path
 
 
-@given(st.lists(records, min_size=1, max_size=5))
+@given(st.lists(records, min_size=1, max_size=5, unique_by=lambda record: record.query.strip()))
 def test_a_file_gives_back_what_it_got(tmp_path_factory, batch):
     path = tmp_path_factory.mktemp("records") / "records.jsonl"
     write_jsonl(path, batch)

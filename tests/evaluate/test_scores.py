@@ -189,6 +189,14 @@ def test_of_a_positive_that_stands_twice_the_higher_grade_counts(make_encoder):
     assert encode_dataset(make_encoder(), DatasetSettings(name="d"), [record]).gold == [{0: 3}]
 
 
+def test_scores_that_are_no_grades_are_said(make_encoder, caplog):
+    record = Record("ir", "a cat", ("a dog", "a bus"), positive_scores=(0.5, 1.5), dataset="halves")
+    assert encode_dataset(make_encoder(), DatasetSettings(name="d"), [record]).gold == [
+        {0: 1, 1: 1}
+    ]
+    assert "halves: scores of positives are not all whole numbers from 1" in caplog.text
+
+
 def test_prompts_go_where_they_belong(make_encoder):
     encoder = make_encoder()
     settings = DatasetSettings(name="d", query_prompt="query: ", passage_prompt="find ")
