@@ -174,9 +174,8 @@ def run_tasks(
         try:
             scored = tasks[name]()
         except Exception as error:
-            # What the user can mend needs no traceback.
-            known = isinstance(error, OSError | CodiembError)
-            logger.error("%s failed: %s", name, error, exc_info=None if known else error)
+            if not isinstance(error, OSError | CodiembError):  # else the end says what to mend
+                logger.error("%s failed:", name, exc_info=error)
             failures[name] = error
             continue
         labels = {"model": model, "model_hash": store.embedder.model_hash}

@@ -248,6 +248,23 @@ def ranking_metrics(
     return dict(zip(("ndcg@10", "recall@100", "mrr@10"), np.array(parts).T, strict=True))
 
 
+def is_constant(values: np.ndarray) -> bool:
+    """Whether numbers (n,), or vectors (n, D), are alike up to the rounding of float32, or NaN."""
+    low, high = np.min(values, axis=0), np.max(values, axis=0)
+    size = np.linalg.norm(np.maximum(np.abs(low), np.abs(high)))
+    return not np.linalg.norm(high - low) > 16 * np.finfo(np.float32).eps * size
+
+
+def check_differ(name: str, values: np.ndarray) -> None:
+    """Refuse what is constant (`is_constant`) or infinite, such as a collapsed encoder gives."""
+    if is_constant(values):
+        raise EvaluationError(
+            f"expected two or more finite {name} that differ, found {values[:4]}, alike up to "
+            "rounding: no score is defined. If the data set's own scores differ, the encoder's "
+            "training diverged or collapsed: take another checkpoint."
+        )
+
+
 def sts_metrics(similarities: np.ndarray, scores: np.ndarray) -> dict[str, float]:
     """Spearman's rho (average ranks for ties) and Pearson's r of predicted similarities (n,) with
     gold scores (n,), by SciPy, both in [-1, 1].
@@ -256,36 +273,47 @@ def sts_metrics(similarities: np.ndarray, scores: np.ndarray) -> dict[str, float
         EvaluationError: A side is constant, or has NaN or Inf: no correlation is defined.
     """
     similarities, scores = np.asarray(similarities, float), np.asarray(scores, float)
-    for name, values in {"similarities": similarities, "scores": scores}.items():
-        if not np.isfinite(values).all() or np.ptp(values) == 0:
-            raise EvaluationError(
-                f"expected two pairs or more with finite {name} that differ, found {values[:4]}: "
-                "no correlation is defined. If the data set's scores differ, the encoder's "
-                "training diverged or collapsed."
-            )
+    check_differ("similarities", similarities)
+    check_differ("scores", scores)
     return {
         "spearman": float(stats.spearmanr(similarities, scores).statistic),
         "pearson": float(stats.pearsonr(similarities, scores).statistic),
     }
 
 
+def by_text(encoded: EncodedDataset, *, progress: bool = False) -> dict[str, np.ndarray]:
+    """What the scores of a data set are made of: `ranking_metrics`, or the `cosine` of pairs (n,).
+
+    Raises:
+        EvaluationError: A vector has no finite length, or the similarities are all alike.
+    """
+    queries, passages = encoded.queries, encoded.passages  # of unit length
+    if encoded.task == "sts":
+        found = {"cosine": np.einsum("nd,nd->n", queries, passages)}
+    else:
+        judged = encoded.gold, encoded.ignored
+        found = ranking_metrics(queries, passages, *judged, progress=progress)
+    if len(passages) > 1:
+        similarities = found["cosine"] if encoded.task == "sts" else passages @ queries[:8].T
+        check_differ("similarities", similarities)
+    return found
+
+
 def score_dataset(encoded: EncodedDataset, *, progress: bool = False) -> pd.DataFrame:
     """Rows (task, dataset, metric, value, n) of one encoded data set; retrieval is averaged.
 
     Raises:
-        EvaluationError: No score is defined (`ranking_metrics`, `sts_metrics`).
+        EvaluationError: No score is defined (`by_text`, `sts_metrics`).
     """
-    queries, passages = encoded.queries, encoded.passages  # of unit length
     try:
-        if encoded.task == "ir":
-            judged = encoded.gold, encoded.ignored
-            by_query = ranking_metrics(queries, passages, *judged, progress=progress)
-            metrics = {metric: float(values.mean()) for metric, values in by_query.items()}
+        found = by_text(encoded, progress=progress)
+        if encoded.task == "sts":
+            metrics = sts_metrics(found["cosine"], encoded.gold)
         else:
-            metrics = sts_metrics(np.einsum("nd,nd->n", queries, passages), encoded.gold)
+            metrics = {metric: float(values.mean()) for metric, values in found.items()}
     except EvaluationError as error:
         raise EvaluationError(f"{encoded.name}: {error}") from error
-    columns = {"metric": [*metrics], "value": [*metrics.values()], "n": len(queries)}
+    columns = {"metric": [*metrics], "value": [*metrics.values()], "n": len(encoded.queries)}
     return pd.DataFrame({"task": encoded.task, "dataset": encoded.name, **columns})
 
 

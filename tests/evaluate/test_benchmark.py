@@ -53,7 +53,7 @@ def data(tmp_path):
 
 def test_scores_and_ties_are_those_of_the_runs_tables(store, data):
     """Upper case is another text with the same tokens."""
-    texts = [f"a {'CAT'[:i]}{'cat'[i:]}" for i in range(4)]
+    texts = [f"a {'CAT'[:i]}{'cat'[i:]}" for i in range(4)] + ["a red dog"]
     ties = [Record("ir", x, (x,), tuple(t for t in texts if t != x)) for x in texts]
     write_jsonl(data / "ties" / "test.jsonl", ties)
     prompts = Prompts(query_prompt="find ", passage_prompt="the ")
@@ -229,6 +229,7 @@ def test_failing_tasks_are_named_at_the_end_and_the_others_are_done(store, data,
     assert "unknown data set 'nowhere'" in message
     assert isinstance(caught.value.__cause__, ZeroDivisionError)
     assert "Traceback" in caplog.text  # of what nobody expected
+    assert "nowhere" not in caplog.text  # the end of the command says it, once
     rows = pd.read_csv(out)
     assert list(rows.columns) == COLUMNS
     assert set(rows["dataset"]) == set(caught.value.scores["dataset"]) == {"mine"}

@@ -198,6 +198,19 @@ def test_a_task_that_mteb_goes_on_without_is_a_failure(mteb, store, similarity, 
         mteb_task(store, similarity("wordsim-353"), Prompts())
 
 
+@pytest.mark.parametrize("kind", ["retrieval", "similarity"])
+def test_a_collapsed_encoder_has_no_score_of_mteb_either(
+    request, make_encoder, tmp_path, no_network, kind
+):
+    encoder = make_encoder()
+    encoder.backbone.encoder.layer[-1].output.LayerNorm.weight.data.zero_()
+    encoder.backbone.encoder.layer[-1].output.LayerNorm.bias.data.fill_(0.1)
+    store = Store(Embedder(encoder.save(tmp_path / "model")), tmp_path / "kept")
+    name = {"retrieval": "lee-news", "similarity": "wordsim-353"}[kind]
+    with pytest.raises(EvaluationError, match="similarities that differ"):
+        mteb_task(store, request.getfixturevalue(kind)(name), PROMPTS)
+
+
 def test_benchmarks_are_found_by_name(mteb):
     papers = [task.metadata for task in mteb_tasks(["cmteb15"])]
     assert [task.name for task in papers] == [*load_preset("cmteb-bge").benchmark]
