@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 @table_options
 @click.option("--query-prompt", help="By default the preset's, or the model's own.")
 @click.option("--passage-prompt", help="Likewise.")
+@click.option("--ignore-identical-ids", is_flag=True, help="Rank no document of the query's id.")
 @click.option("--out", type=FILE, help="By default data/benchmark/MODEL.csv.")
 @click.option("--cache", type=FILE, help="By default data/cache/benchmark.")
 def benchmark(

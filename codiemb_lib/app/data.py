@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -53,7 +52,7 @@ def describe(name_or_path: str) -> None:
     click.echo("\nlengths and counts: least / median / most\n")
     for field in ("task", "licence", "provenance", "content_hash"):
         click.echo(f"{field.replace('_', ' '):13} {getattr(dataset, field)}")
-    example = sets.to_json(next(iter(dataset.splits.values()))[0])
+    example = sets.to_json(next(record for of in dataset.splits.values() for record in of))
     click.echo(f"{'example':13} {example[:400]}{'...' if len(example) > 400 else ''}")
 
 
@@ -83,21 +82,21 @@ def prepare(
 
     SOURCE is a name of the registry, or a file or folder of any form that can be read.
     """
-    logging.getLogger("codiemb_lib.data").setLevel(logging.INFO)  # what is left out
     sizes = {name: n for name in ("dev", "test") if (n := form.pop(name))}
     place = {name: form.pop(name) for name in ("config", "revision")}
+    dialect = {name: form.pop(name) for name in ("delimiter", "quoting")}
     corpus = ()
-    if (any(place.values()) and not hub) or (hub and form["delimiter"] is not None):
-        raise click.UsageError("--config and --revision need --hub; --delimiter is for files.")
+    if (any(place.values()) and not hub) or (hub and {*dialect.values()} != {None}):
+        wrong = "--config and --revision need --hub; --delimiter is for files, as is --quoting."
+        raise click.UsageError(wrong)
     if hub:
         form["task"] = form["task"] or ("sts" if form["scale"] else "ir")
-        del form["delimiter"]
         splits = {
             ours: sets.read_hub(source, split=theirs, **place, **form)
             for ours, theirs in _splits_of_hub(hub).items()
         }
     else:
-        dataset = sets.load_dataset(source, **form)
+        dataset = sets.load_dataset(source, **form, **dialect)
         splits, corpus = dict(dataset.splits), dataset.corpus
     if split:
         if len(splits) > 1:

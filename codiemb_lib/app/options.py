@@ -49,14 +49,16 @@ def preset_option(default: str | None = "mini") -> Callable:
 
 
 def table_options(command: Callable) -> Callable:
-    """The options `--columns`, `--scale` and `--delimiter`: how a table is to be read."""
+    """The options `--columns`, `--scale`, `--delimiter` and `--quoting`: how to read a table."""
 
     def column(name: str) -> str | int:
         return int(name) if name.isdecimal() else name
 
     columns = "By name or position: two texts, their score; or query, positive, any negative."
-    delimiter = "Of CSV; by default a tab if the first line has one, else a comma."
+    delimiter = "Of a table; by default a tab if the first line has one, else a comma."
+    quoting = "Whether quotation marks enclose cells or are text; by default as the file shows."
     for option in (
+        click.option("--quoting", type=click.Choice(["yes", "no"]), help=quoting),
         click.option("--delimiter", help=delimiter),
         click.option("--scale", nargs=2, type=float, help="Of scores: LOW HIGH."),
         click.option("--columns", multiple=True, type=column, metavar="COLUMN...", help=columns),

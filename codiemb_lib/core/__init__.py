@@ -11,9 +11,9 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "errors": ["CodiembError"],
+        "errors": ["CodiembError", "say_once"],
         "files": [
-            *["alone", "atomic_path", "check_writable", "scratch_beside"],
+            *["PACKED", "alone", "atomic_path", "check_writable", "scratch_beside"],
             *["data_root", "project_root", "UnwritableError"],
             *["parse_json", "read_json", "read_text", "write_json", "write_text"],
             *["sha256_file", "sha256_folder", "sha256_text"],

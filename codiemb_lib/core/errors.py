@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+from functools import cache
+
 
 class CodiembError(Exception):
     """The base of all our errors: the message says what was expected, found, and what to do.
@@ -12,3 +15,9 @@ class CodiembError(Exception):
     """
 
     status = 2
+
+
+@cache
+def say_once(message: str) -> None:
+    """Warn of what happened to the user's data, at every door and once a process."""
+    logging.getLogger(__name__).warning(message)

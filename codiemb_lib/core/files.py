@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bz2
 import fcntl
 import glob
 import gzip
@@ -22,6 +23,7 @@ from typing import Any
 from codiemb_lib.core.errors import CodiembError
 
 logger = logging.getLogger(__name__)
+PACKED = {"": bytes, ".gz": gzip.decompress, ".bz2": bz2.decompress}  # by the end of a name
 Error = type[CodiembError]
 
 
@@ -193,25 +195,31 @@ def write_json(path: str | Path, value: Any) -> None:
 
 
 def read_text(path: str | Path, error: Error = CodiembError) -> str:
-    """The text of a UTF-8 file, with or without a byte-order mark, unpacked if it ends in `.gz`.
+    """The text of a UTF-8 file, with or without a byte-order mark, unpacked if its name says so.
 
-    What cannot be read is raised as an `error`, which names the file and the line.
+    What cannot be read, and an empty file, is raised as an `error`, which names file and line.
     """
     path = Path(path)
     try:
-        data = path.read_bytes()
-        if path.suffix == ".gz":
-            data = gzip.decompress(data)
-    except (OSError, EOFError, zlib.error) as wrong:
+        data = PACKED.get(path.suffix.lower(), bytes)(path.read_bytes())
+    except (OSError, EOFError, ValueError, zlib.error) as wrong:
         found = getattr(wrong, "strerror", None) or wrong
         raise error(f"{path}: expected a file that can be read, found: {found}.") from wrong
     data = data.removeprefix(b"\xef\xbb\xbf")  # the mark that some editors set before UTF-8
     try:
-        return data.decode("utf-8")
+        text, place = data.decode("utf-8"), data.find(0)  # UTF-16 has NUL, or what a crash has cut
     except UnicodeDecodeError as wrong:
-        line, byte = data.count(b"\n", 0, wrong.start) + 1, data[wrong.start]
-        found = f"{path}:{line}: expected UTF-8, found byte {byte:#04x}"
-        raise error(f"{found}. Save the file as UTF-8.") from wrong
+        place = wrong.start
+    if place >= 0:
+        found = (
+            f"{path}:{data.count(10, 0, place) + 1}: expected UTF-8, found byte {data[place]:#04x}"
+        )
+        raise error(
+            f"{found}. Save it as UTF-8: iconv -f UTF-16 -t UTF-8 FILE > NEW, or -f of what it is."
+        )
+    if not text.strip():
+        raise error(f"{path}: expected content, found an empty file.")
+    return text
 
 
 def read_json(path: str | Path) -> Any:

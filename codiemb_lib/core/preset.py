@@ -70,6 +70,7 @@ class DatasetSettings(Prompts):
     dev: NonNegativeInt | None = None
     test: NonNegativeInt | None = None
     corpus: NonNegativeInt | None = None  # passages of the test beyond its records'
+    ignore_identical_ids: bool = False  # BEIR: no document with the query's own id is ranked
 
 
 class ObjectiveSettings(Settings):

@@ -29,8 +29,8 @@ def layer_of(name: str) -> int | None:
 
 
 def normalise(text: str) -> str:
-    """Lower-case letters and digits in single spaces: texts that read alike become equal."""
-    return " ".join(re.findall(r"[^\W_]+", text.lower()))
+    """Lower-case letters and digits in single spaces, or signs alone: what reads alike is equal."""
+    return " ".join(re.findall(r"[^\W_]+", text.lower())) or text.strip()
 
 
 def unknown(kind: str, name: str, choices: Iterable[str], where: str = "") -> str:

@@ -9,7 +9,8 @@ set of its own kind stands here too.
 import lazy_loader
 
 # Raised when numbers are meant to change (CONTRIBUTING.md). 1: those of the first golden values.
-NUMERICS = 1
+# 2: 2026-12-01: rows of one query are one record in JSON too: squad-sentences has fewer records.
+NUMERICS = 2
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
@@ -20,7 +21,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         ],
         "formats": ["read_beir", "read_beir_corpus", "read_file", "read_hub"],
         "leaks": ["NearDuplicates", "find_leaks", "leak_counts", "remove_leaks"],
-        "records": ["Record", "RecordError", "SourceError", "to_json", "write_jsonl"],
+        "records": ["Record", "RecordError", "SourceError", "answers_of", "to_json", "write_jsonl"],
         "registry": ["DatasetError", "list_datasets", "public_files"],
     },
 )

@@ -118,7 +118,7 @@ def _content_hash(splits: Mapping[str, Iterable[Record]], corpus: Iterable[str])
 def load_datasets(preset: Preset) -> dict[str, Dataset]:
     """The data sets of a preset by name; with `remove_leaks`, train is cleared of dev and test.
 
-    Dev and test are always those that `load_dataset` gives. What is taken out is logged.
+    Dev and test are always those that `load_dataset` gives. What is taken out is said.
     """
     datasets = {d.name: load_dataset(d.name, root=preset.data_root) for d in preset.datasets}
     check_tasks(preset, {name: dataset.task for name, dataset in datasets.items()})
@@ -150,7 +150,7 @@ def load_dataset(
             variable `CODIEMB_DATA` goes before it. What is not there is fetched.
         cache: Where lies what scripts made and what was fetched; by default `data/cache`.
         registry: Another registry than `data/registry.yaml`.
-        **form: `task`, `columns`, `scale` and `delimiter` of a path's files, as in `read_file`.
+        **form: `task`, `columns`, `scale`, `delimiter` and `quoting` of a path, as in `read_file`.
 
     Raises:
         DatasetError: Neither the registry nor the disk knows the name.
@@ -354,6 +354,8 @@ def describe(records: Sequence[Record]) -> dict[str, str]:
 
     Lengths are those of distinct texts; an IR passage is a positive or a hard negative.
     """
+    if not records:
+        return {"records": "0"}
     queries = {record.query for record in records}
     passages = {text for record in records for text in (*record.positives, *record.negatives)}
     rows = {"records": f"{len(records):,}", "distinct texts": f"{len(queries | passages):,}"}

@@ -1,7 +1,7 @@
 """Records from files as users have them: JSON of three forms, tables, BEIR folders, the Hub.
 
 A line that cannot be used is a RecordError that names it; what is not there is a SourceError. What
-is left out of a file, and what is merged, is logged.
+is left out of a file, and what is merged, is said once.
 """
 
 from __future__ import annotations
@@ -10,52 +10,55 @@ import csv
 import io
 import math
 import re
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from codiemb_lib.core import Task, read_text
+from codiemb_lib.core import PACKED, Task, read_text, say_once
 from codiemb_lib.data.records import (
-    REPEATED,
+    FORMS,
     Record,
     RecordError,
     SourceError,
     collect,
     convert_rows,
+    form_of,
     is_number,
     is_text,
     read_jsonl,
     read_rows,
     refuse,
+    scored_texts,
+    stripped,
 )
 
 SPLITS = ("train", "dev", "test")
-_STEMS = {"train": ("train",), "dev": ("dev", "validation"), "test": ("test",)}
-_JSON = (".jsonl", ".json")
-_TABLES = (".csv", ".tsv")
+_STEMS = {"dev": ("dev", "validation", "valid", "val")}
 _NO_TEXT = "rows left out, for they lack a text"
-_MERGED = "rows merged with an earlier one of the same query"
+_DIFFER = "judgements of a text that is judged otherwise too: the highest grade counts"
+_ITSELF = "queries that are documents of the same id: ignore_identical_ids ranks without these"
 
 Scale = tuple[float, float]
 Columns = Sequence[str | int]
+Dialect = tuple[str | None, str | None]  # delimiter, quoting
 Rows = Iterable[tuple[int, Mapping[str | int, Any]]]  # with their lines
 
 
 def read_path(
     path: str | Path, *, task: Task | None = None, **form: Any
 ) -> dict[str, list[Record]]:
-    """The splits of a file, a folder of `{train,dev,test}.{jsonl,json,csv,tsv}`, or a BEIR folder.
+    """The splits of a file, a folder of `train`, `dev` and `test` in any form, or a BEIR folder.
 
-    Beside the files of splits, a folder may have a corpus, which `read_beir_corpus` reads. Files
-    may end in `.gz`, and `validation` counts as `dev`. A lone file is the split that it is
-    named after, else `train`. `task` and `form` go to `read_file`.
+    Beside the files of splits, a folder may have a corpus, which `read_beir_corpus` reads.
+    `validation`, `valid` and `val` count as `dev`. A lone file is the split that it is named
+    after, else `train`. `task` and `form` go to `read_file`.
     """
     path = Path(path)
     if path.is_file():
-        stem = path.name.split(".")[0]
-        split = next((split for split, stems in _STEMS.items() if stem in stems), "train")
+        stem = path.name.lower().split(".")[0]
+        split = next((split for split in SPLITS if stem in _STEMS.get(split, (split,))), "train")
         return {split: read_file(path, task=task, **form)}
     files = {split: file for split in SPLITS if (file := find_part(path, split))}
     judged = (path / "qrels").is_dir() or not files
@@ -63,17 +66,18 @@ def read_path(
         return read_beir(path)
     if not files:
         raise SourceError(
-            f"{path}: expected a file, or a folder of train, dev or test as .jsonl, .json, .csv or "
-            ".tsv, or a BEIR folder and no word of its form, found none."
+            f"{path}: expected a file, or a folder of train, dev or test in {', '.join(FORMS)}, or "
+            "a BEIR folder and no word of its form, found none. What save_to_disk of datasets has "
+            "written, write with to_parquet."
         )
     return {split: read_file(file, task=task, **form) for split, file in files.items()}
 
 
-def find_part(folder: str | Path, part: str, forms: Sequence[str] = ()) -> Path | None:
+def find_part(folder: str | Path, part: str) -> Path | None:
     """The one file of a folder that a split, "corpus" or "queries" is read from, packed or not."""
-    forms = forms or (_JSON + _TABLES if part in SPLITS else _JSON)
-    names = product(_STEMS.get(part, (part,)), forms, ("", ".gz"))
-    found = [file for name in names if (file := Path(folder, "".join(name))).is_file()]
+    names = {*map("".join, product(_STEMS.get(part, (part,)), FORMS, PACKED))}
+    files = sorted(Path(folder).glob("*.*"))
+    found = [file for file in files if file.name.lower() in names and file.is_file()]
     if len(found) > 1:
         raise RecordError(
             f"{folder}: expected one file, found {found[0].name} and {found[1].name}. Remove one."
@@ -88,49 +92,62 @@ def read_file(
     columns: Columns = (),
     scale: Scale | None = None,
     delimiter: str | None = None,
+    quoting: Literal["yes", "no"] | None = None,
 ) -> list[Record]:
     """Read JSON of records as `read_jsonl`; with `columns` or `scale`, rows of a table.
 
-    Such rows stand in CSV, TSV or JSON lines, and are rated pairs (STS), or queries and their
-    answers (IR). Ratings are mapped from `scale` to [0, 1]. Rows of one query become one IR record
-    with several positives, in the order of the file; in JSON, a positive or negative may be a list
-    of texts. Left out are rows that lack a text, and negatives that are positives of the same
-    query. All rows of CSV have as many cells as the first. In TSV a quotation mark is a plain
-    character, and a row may have more cells, which are notes, as in the STS Benchmark's own files.
+    Such rows stand in CSV, TSV, JSON lines or Parquet, and are rated pairs (STS), or queries and
+    their answers (IR). Ratings are mapped from `scale` to [0, 1]. Rows of one query become one IR
+    record with several positives, in the order of the file; in JSON, a positive or negative may be
+    a list of texts. Left out are rows that lack a text, and negatives that are positives of the
+    same query. All rows of a table have as many cells as the first; those of rated pairs in TSV
+    without a header may have more, which are notes, as in the STS Benchmark's own files.
 
     Args:
-        path: The file, which may end in `.gz`.
+        path: The file, whose suffix says its form: data/README.md has a table of them.
         task: What the records are for; None: what the file says, of a table STS if it has a scale.
-        columns: Two texts and their rating (STS; by default the first three), or query, positive
-            and, optionally, negative (IR): names of a header, or positions from 0. With positions,
-            the first row is taken for a header if its rating is called score, rating, label or the
-            like, or all its texts query, question, answer or the like.
+        columns: Two texts and their rating (STS; by default the only three, or those of a
+            header), or query, positive and, optionally, negative (IR): names of a header, or
+            positions from 0. With positions, the first row is taken for a header if its rating is
+            called score, label or the like, or all its texts query, answer or the like.
         scale: The lowest and the highest rating (STS).
-        delimiter: Of CSV; None: a tab if the first line has one, else a comma.
+        delimiter: None: of a line `sep=;` above the table, a tab if the first row has one, a comma.
+        quoting: "yes": quotation marks enclose cells; "no": they are text; None: as the file shows.
     """
-    json = Path(path).name.removesuffix(".gz").endswith(_JSON)
-    if json and not columns and scale is None:
-        return read_jsonl(path, task=task)
-    task = task or ("sts" if scale else "ir")
-    columns = check_columns(path, task, columns or ((0, 1, 2) if task == "sts" else ()), scale)
-    rated = task == "sts"
-    rows = read_rows(path) if json else _read_cells(path, columns, delimiter, rated=rated)
-    return _from_rows(path, rows, task, columns, scale)
+    if (form := form_of(path)) != "table":
+        if delimiter is not None or quoting:
+            raise RecordError(f"{path}: expected no delimiter and no quoting, for it is {form}.")
+        if not columns and scale is None:
+            return read_jsonl(path, task=task)
+    inferred = task or ("sts" if scale else "ir")
+    wanted = check_columns(path, inferred, columns or ((0, 1, 2) if scale else ()), scale)
+    counts: Counter[str] = Counter()
+    if form == "table":
+        rows = _read_cells(path, columns, (delimiter, quoting), counts, rated=inferred == "sts")
+        wanted = [*rows[0][1]] if rows else wanted  # by the names of the header
+    else:
+        rows = [*read_rows(path)]
+    last = [row.get(wanted[-1]) for _, row in rows]
+    if not (task or scale) and wanted[2:] and last and all(map(is_number, last)):
+        raise RecordError(
+            f"{path}: expected texts in the column {wanted[-1]!r}, found numbers alone. Say what "
+            "they are: --scale LOW HIGH for ratings, or --task ir."
+        )
+    return _from_rows(path, rows, wanted, scale, counts)
 
 
 def check_columns(source: str | Path, task: Task, columns: Columns, scale: Scale | None) -> Columns:
     """The columns, if they and the scale say how a row becomes a record of the task."""
     if task == "sts":
-        shape = "the columns of two texts and their score, and a scale (LOW, HIGH) with LOW < HIGH"
-        valid = len(columns) == 3 and scale is not None and len(scale) == 2
-        valid = valid and -math.inf < scale[0] < scale[1] < math.inf
+        valid = len(columns) == 3 and scale and -math.inf < scale[0] < scale[1] < math.inf
     else:
-        shape = "the columns of query, positive and, optionally, negative, and no scale"
         valid = len(columns) in (2, 3) and scale is None
     if not valid or len(set(map(type, columns))) > 1 or len(set(columns)) < len(columns):
         raise RecordError(
-            f"{source}: expected {shape}, all names or all positions, none of them twice, found "
-            f"columns {list(columns)} and scale {scale}. Say what they are: codiemb data prepare "
+            f"{source}: expected the columns of two texts and their score, and a scale (LOW, HIGH) "
+            "with LOW < HIGH; or the columns of query, positive and, optionally, negative, and no "
+            "scale; all names or all positions, none of them twice; found columns "
+            f"{list(columns)}, scale {scale} and task {task}. Say them: codiemb data prepare "
             f"{source} FOLDER --columns A B SCORE --scale LOW HIGH, or --columns QUERY POSITIVE."
         )
     return columns
@@ -142,75 +159,106 @@ def check_columns(source: str | Path, task: Task, columns: Columns, scale: Scale
 # What headers call a rating or a text. Anything else in the first row counts as a row's own.
 _HEADING = re.compile(
     r"[\w.-]*(score|rating|label|grade|gold|similarity|relatedness|relevance|quer(y|ie)|question"
-    r"|answer|passage|document|positive|negative|text|pos|neg)s?[_\d]*",
+    r"|answer|passage|document|positive|negative|text|pos|neg|anchor|sentence)s?[_\d]*",
     re.IGNORECASE,
 )
+_LABEL = re.compile(r"[^\W\d][\w.-]{,29}")  # a single word, as headers have it in any language
+_QUOTED = re.compile(r'"[^"]*(""[^"]*)*"')
 
 
-def _read_cells(path: str | Path, columns: Columns, delimiter: str | None, *, rated: bool) -> Rows:
-    """The cells of some columns, row by row, without the header."""
-    text = read_text(path, RecordError)
+def _read_cells(
+    path: str | Path, columns: Columns, dialect: Dialect, counts: Counter[str], *, rated: bool
+) -> list[tuple[int, dict[str | int, str]]]:
+    """The cells of some columns, row by row, without the header.
+
+    Quotation marks enclose cells if each that opens a cell closes it, doubled inside, and the rows
+    are as wide as each other then. Otherwise they are text, unless most of them are closed.
+    """
+    text, (delimiter, quoting) = read_text(path, RecordError), dialect
+    if told := re.match(r'"?sep=(.)"?\r?(?=\n\s*\S)', text):  # as Excel has it
+        text = text[told.end() :]  # so that the line still counts
     if delimiter is None:
-        delimiter = "\t" if "\t" in text.split("\n", 1)[0] else ","
-    rows = [*_split_cells(path, text, delimiter)]
-    if not text.strip():
-        raise RecordError(f"{path}: expected at least one record, found an empty file.")
-    number, first = rows[0]
-    for line, row in rows:
-        # A separator inside a text moves the cells behind it, in this row or in the first.
-        if len(row) < len(first) or (len(row) > len(first) and delimiter != "\t"):
-            raise RecordError(
-                f"{path}:{line}: expected {len(first)} cells separated by {delimiter!r}, as in the "
-                f"first row, found {len(row)}. Look in both for {delimiter!r} inside a text: CSV "
-                "has such a text in quotation marks, TSV has none."
-            )
-    named = isinstance(columns[0], str)
-    known = first if named else range(len(first))
-    if wrong := [column for column in columns if known.count(column) != 1]:
-        raise RecordError(
-            f"{path}:{number}: expected each of the columns {list(columns)} once, found "
-            f"{first!r:.120} separated by {delimiter!r}. Correct {wrong[0]!r}, give positions from "
-            "0 if there is no header, or name another delimiter: --delimiter ';'."
-        )
-    places = [first.index(column) for column in columns] if named else columns
-    telling = places[2:] if rated else places
-    headed = named or all(_HEADING.fullmatch(first[place].strip()) for place in telling)
-    for number, row in rows[headed:]:
-        yield number, {column: row[place] for column, place in zip(columns, places, strict=True)}
+        tabbed = "\t" in text.lstrip("\r\n").split("\n", 1)[0]
+        delimiter = told[1] if told else "\t" if tabbed else ","
+    tables, found = {}, {}
+    for way in [quoting] if quoting else ["yes", "no"][: 1 + ('"' in text)]:
+        try:
+            tables[way] = rows = _split_cells(path, text, columns, delimiter, way, rated=rated)
+            said = f"{path}: expected one reading, found {len(rows)} rows by --quoting {way}."
+        except RecordError as error:
+            said = str(error)
+        found[said] = way
+    opened = [c for _, row in tables.get("no", ()) for c in row.values() if c.startswith('"')]
+    closed = sum(bool(_QUOTED.fullmatch(cell)) for cell in opened)
+    doubtful = {*found.values()} - {*tables} and 2 * closed > len(opened)
+    if doubtful or len({*map(len, tables.values())}) != 1:
+        raise RecordError(" Or: ".join(found))
+    way, rows = next(iter(tables.items()))
+    taken = "taken off; --quoting no keeps them" if way == "yes" else "kept as text"
+    counts[f"cells open with quotation marks, which were {taken}"] += len(opened)
+    if broken := [line for line, row in rows for cell in row.values() if "\n" in cell]:
+        counts[f"cells hold line breaks, the first in line {broken[0]}"] += len(broken)
+    return rows
 
 
-def _split_cells(path: str | Path, text: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
+def _split_cells(
+    path: str | Path, text: str, columns: Columns, delimiter: str, quoting: str, *, rated: bool
+) -> list[tuple[int, dict[str | int, str]]]:
     # By the module csv: pandas fills rows that are too short, and knows no line of a row.
-    quoting = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
-    number = 1
+    csv.field_size_limit(2**31 - 1)  # a cell may hold a whole document
+    marks = {"yes": csv.QUOTE_MINIMAL, "no": csv.QUOTE_NONE}[quoting]
+    lines, rows, number = io.StringIO(text, newline=""), [], 1
     try:
-        reader = csv.reader(
-            io.StringIO(text, newline=""), delimiter=delimiter, quoting=quoting, strict=True
-        )
+        reader = csv.reader(lines, delimiter=delimiter, quoting=marks, strict=True)
         for row in reader:
-            if row:
-                yield number, row
+            rows += [(number, row)] if row else []
             number = reader.line_num + 1  # a quoted cell may hold several lines
     except (csv.Error, TypeError) as error:  # TypeError: of a delimiter of no or several characters
         raise RecordError(
             f"{path}:{number}: expected cells separated by one character, {delimiter!r}, found: "
             f"{error}. Look for a quotation mark that is not closed; a tab is $'\\t' in a shell."
         ) from error
+    number, first = rows[0]
+    wanted = columns or (0, 1, 2)
+    keys = first if isinstance(wanted[0], str) else range(len(first))
+    places = [keys.index(column) for column in wanted if keys.count(column) == 1]
+    cells = [first[place] for place in places]
+    telling = [cell.strip(' "') for cell in cells[2 if rated else 0 :]]
+    headed = keys is first or all(map(_HEADING.fullmatch, telling))
+    if len(places) < len(wanted) or not (columns or headed or len(first) == 3):
+        raise RecordError(
+            f"{path}:{number}: expected each of the columns {list(wanted)} once, found "
+            f"{first!r:.120} separated by {delimiter!r}. Name the columns of its header, "
+            "positions from 0 where there is none, or name another delimiter: --delimiter ';'."
+        )
+    notes = rated and not headed and delimiter == "\t"
+    for line, row in rows:
+        # A separator inside a text moves the cells behind it, in this row or in the first.
+        if len(row) < len(first) or (len(row) > len(first) and not notes):
+            raise RecordError(
+                f"{path}:{line}: expected {len(first)} cells separated by {delimiter!r}, as in the "
+                f"first row, found {len(row)}. A text that holds one stands in quotation marks."
+            )
+    words = (all(_LABEL.fullmatch(row[place].strip()) for place in places) for _, row in rows)
+    if not (rated or headed) and next(words) and 10 * sum(words) < len(rows) - 1:
+        raise RecordError(
+            f"{path}:{number}: expected a header or a record, found {first!r:.120}, single words "
+            "unlike the other rows. Name them as columns, or set a header query,positive above."
+        )
+    labels = cells if headed and len({*cells}) == len(cells) else wanted
+    kept = ((line, [row[place] for place in places]) for line, row in rows[headed:])
+    return [(line, dict(zip(labels, row, strict=True))) for line, row in kept]
 
 
 # --- Rows of columns, whatever they were read from ------------------------------------------------
 
-Judged = tuple[str, str, list[tuple[str, float]]]  # id, query, graded texts: above 0 is relevant
-
 
 def _from_rows(
-    source: str | Path, rows: Rows, task: Task, columns: Columns, scale: Scale | None
+    source: str | Path, rows: Rows, columns: Columns, scale: Scale | None, counts: Counter[str]
 ) -> list[Record]:
-    counts: Counter[str] = Counter()
-    if task == "sts":
+    if scale:
         return collect(source, rows, lambda row: _rated(row, columns, scale, counts), counts)
-    judged = convert_rows(source, rows, lambda row: _answered(row, columns, counts))
-    return _grouped(source, judged, counts)
+    return collect(source, rows, lambda row: _answered(row, columns, counts), counts)
 
 
 def _rated(row: Mapping, columns: Columns, scale: Scale, counts: Counter[str]) -> list[Record]:
@@ -220,50 +268,22 @@ def _rated(row: Mapping, columns: Columns, scale: Scale, counts: Counter[str]) -
         counts[_NO_TEXT] += 1
         return []
     if not is_number(score) or not low <= float(score) <= high:
-        remedy = "Correct it or the scale; below a header, give the columns by name"
+        remedy = "Correct it (decimals have a point) or the scale; name columns below a header"
         refuse(str(columns[2]), f"a score in [{low:g}, {high:g}]", score, remedy)
     mapped = round((float(score) - low) / (high - low), 6)
     [[first], [second]] = texts
     return [Record("sts", first, (second,), positive_scores=(mapped,))]
 
 
-def _answered(row: Mapping, columns: Columns, counts: Counter[str]) -> Judged | None:
+def _answered(row: Mapping, columns: Columns, counts: Counter[str]) -> list[Record]:
     query, *sides = _cells(row, columns)
     query = _texts(columns[0], query, most=1)
-    positives, *negatives = map(_texts, columns[1:], sides)
-    if not query or not positives:
+    texts = ([*dict.fromkeys(_texts(*of))] for of in zip(columns[1:], sides, strict=True))
+    row = dict(zip(("pos", "neg"), texts, strict=False))
+    if not query or not row["pos"]:
         counts[_NO_TEXT] += 1
-        return None
-    graded = [(t, 1.0) for t in positives] + [(t, 0.0) for ts in negatives for t in ts]
-    return "", query[0], graded
-
-
-def _grouped(
-    source: str | Path, rows: Iterable[tuple[int, Judged | None]], counts: Counter[str]
-) -> list[Record]:
-    """An IR record for each query, of the graded texts of all its rows; a text's best counts."""
-    groups: dict[tuple[str, str], tuple[int, dict[str, float]]] = {}  # first line, grades of texts
-    for number, judged in rows:
-        if judged:
-            name, query, texts = judged
-            counts[_MERGED] += (name, query) in groups and not name  # BEIR has a row for each text
-            _, grades = groups.setdefault((name, query), (number, {}))
-            for text, grade in texts:
-                counts[REPEATED] += (grades.get(text, grade) > 0) != (grade > 0)
-                grades[text] = max(grade, grades.get(text, grade))
-
-    def build(group: tuple[str, str, dict[str, float]]) -> list[Record]:
-        name, query, grades = group
-        positives = {text: grade for text, grade in grades.items() if grade > 0}
-        if not positives:
-            counts["queries left out, for nothing is relevant to them"] += 1
-            return []
-        negatives = tuple(text for text in grades if text not in positives)
-        scores = tuple(positives.values()) if set(positives.values()) != {1.0} else ()
-        return [Record("ir", query, tuple(positives), negatives, scores, id=name)]
-
-    lined = ((number, (*key, grades)) for key, (number, grades) in groups.items())
-    return collect(source, lined, build, counts)
+        return []
+    return scored_texts(row | {"query": query[0]}, "ir", counts)
 
 
 def _cells(row: Mapping, columns: Columns) -> list[Any]:
@@ -277,7 +297,7 @@ def _texts(column: str | int, cell: Any, most: float = math.inf) -> list[str]:
     texts = cell if isinstance(cell, list) else [cell]
     if len(texts) > most or not all(text is None or isinstance(text, str) for text in texts):
         refuse(str(column), "one text" if most == 1 else "a text, or a list of texts", cell)
-    return [stripped for text in texts if text and (stripped := text.strip())]
+    return [seen for text in texts if text and (seen := stripped(text))]
 
 
 # --- BEIR -----------------------------------------------------------------------------------------
@@ -289,11 +309,12 @@ def read_beir(folder: str | Path) -> dict[str, list[Record]]:
     A record is a query of one file of judgements (`train`, `dev` or `validation`, `test`), in their
     order: what is judged above 0 is a positive, what is judged 0 or lower a hard negative.
     Positives carry their grades unless all are 1. Title and text of a document are joined by a
-    space. Left out are judgements of empty documents, and queries without a positive.
+    space. Left out are judgements of empty documents, and queries without a positive. Two queries
+    of one text stay two, for here ids name them. `same_id` is the document of the query's id.
     """
     folder = Path(folder)
     corpus, queries = _beir_texts(folder, "corpus"), _beir_texts(folder, "queries")
-    found = {split: find_part(folder / "qrels", split, (".tsv",)) for split in SPLITS}
+    found = {split: find_part(folder / "qrels", split) for split in SPLITS}
     if not any(found.values()):
         raise SourceError(
             f"{folder / 'qrels'}: expected train.tsv, dev.tsv or test.tsv, found none."
@@ -303,7 +324,10 @@ def read_beir(folder: str | Path) -> dict[str, list[Record]]:
 
 def read_beir_corpus(path: str | Path) -> dict[str, str]:
     """The texts of a corpus by their ids, of a folder or of a file; empty ones are left out."""
-    return {name: text for name, text in _beir_texts(Path(path), "corpus").items() if text}
+    texts = _beir_texts(Path(path), "corpus")
+    if n := len(texts) - len({*texts.values()} - {""}):
+        say_once(f"{path}: {n} documents left out, for they are empty or repeat another")
+    return {name: text for name, text in texts.items() if text}
 
 
 def _beir_texts(folder: Path, stem: str) -> dict[str, str]:
@@ -313,10 +337,13 @@ def _beir_texts(folder: Path, stem: str) -> dict[str, str]:
     texts: dict[str, str] = {}
 
     def convert(row: dict[str, Any]) -> tuple[str, str]:
-        name, *parts = row.get("_id", ""), row.get("title") or "", row.get("text") or ""
+        if not {"_id", "text"} <= row.keys():
+            expected = "the keys _id and text, and perhaps title"
+            raise RecordError(f"expected {expected}, found {', '.join(row)}. Rename them.")
+        name, *parts = row["_id"], row.get("title") or "", row["text"] or ""
         if not isinstance(name, (str, int)) or name == "" or str(name) in texts:
-            refuse("_id", "an id that no other line has", name)
-        joined = " ".join(map(str, parts)).strip()
+            refuse("_id", "a string or whole number that no other line has", name)
+        joined = stripped(" ".join(map(str, parts)))
         if not all(isinstance(part, str) for part in parts) or (joined and not is_text(joined)):
             refuse("text", "a string without half a surrogate pair", joined)
         return str(name), joined
@@ -329,20 +356,45 @@ def _beir_texts(folder: Path, stem: str) -> dict[str, str]:
 def _judged(file: Path, corpus: dict[str, str], queries: dict[str, str]) -> list[Record]:
     counts: Counter[str] = Counter()
 
-    def convert(row: Mapping) -> Judged | None:
-        query, document, grade = row.values()
+    def convert(row: Mapping) -> tuple[str, str, float]:
+        query, document, grade, *unused = row.values()
+        if {*unused} - {"0", "Q0"}:
+            refuse("iteration", "0 or Q0, as TREC has it", unused[0], "Set BEIR's header above")
         for kind, name, known in (("query-id", query, queries), ("corpus-id", document, corpus)):
             if name not in known:
                 refuse(kind, f"one of the {len(known)} ids there are", name)
-        if not is_number(grade):
-            refuse("score", "a number", grade)
-        if not queries[query] or not corpus[document]:
-            counts["judgements left out, for a text is empty"] += 1
-            return None
-        return query, queries[query], [(corpus[document], float(grade))]
+        if not is_number(grade) or not float(grade).is_integer():
+            remedy = "Multiply all grades by the number that makes them whole: nDCG stays the same"
+            refuse("score", "a whole number, as trec_eval takes them", grade, remedy)
+        return query, corpus[document], float(grade)
 
-    rows = _read_cells(file, (0, 1, 2), "\t", rated=True)
-    return _grouped(file, convert_rows(file, rows, convert), counts)
+    def build(judged: tuple[str, dict[str, float]]) -> list[Record]:
+        name, grades = judged
+        query, same = queries[name], corpus.get(name, "")
+        positives = {text: grade for text, grade in grades.items() if grade > 0}
+        if not positives:
+            counts["queries left out, for nothing is relevant to them"] += 1
+            return []
+        counts[_ITSELF] += same not in positives and same.endswith(query)  # behind a title
+        negatives = tuple(text for text in grades if text not in positives)
+        scores = tuple(positives.values()) if set(positives.values()) != {1.0} else ()
+        return [Record("ir", query, tuple(positives), negatives, scores, id=name, same_id=same)]
+
+    found: dict[str, dict[str, float]] = defaultdict(dict)  # by query the grades of texts
+    first = read_text(file, RecordError).split("\n", 1)[0].rstrip("\r").split("\t")
+    columns = ("query-id", "corpus-id", "score")
+    if any(map(is_number, first)):
+        columns = (0, 2, 3, 1) if len(first) == 4 else ()  # of TREC, or the three of BEIR
+    rows = _read_cells(file, columns, ("\t", None), counts, rated=False)
+    for _, (query, text, grade) in convert_rows(file, rows, convert):
+        if not queries[query] or not text:
+            counts["judgements left out, for a text is empty"] += 1
+            continue
+        earlier = found[query].get(text, grade)
+        counts[_DIFFER] += earlier != grade
+        found[query][text] = max(grade, earlier)
+    # Ids name the queries here, as MTEB counts them.
+    return collect(file, enumerate(found.items()), build, counts, join=False)
 
 
 # --- The Hub --------------------------------------------------------------------------------------
@@ -377,4 +429,4 @@ def read_hub(
             f"{source}: expected a data set of the Hub or a local folder, found: "
             f"{' '.join(str(error).split())}. Check name, split, revision and connection."
         ) from error
-    return _from_rows(source, enumerate(table, start=1), task, columns, scale)
+    return _from_rows(source, enumerate(table, start=1), columns, scale, Counter())

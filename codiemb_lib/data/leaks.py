@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import chain, product
@@ -14,13 +13,11 @@ from rapidfuzz import process
 from rapidfuzz.distance import Indel
 from scipy.spatial.distance import cdist
 
-from codiemb_lib.core import normalise
+from codiemb_lib.core import normalise, say_once
 from codiemb_lib.data.records import Record
 
 if TYPE_CHECKING:
     from codiemb_lib.data.datasets import Dataset
-
-logger = logging.getLogger(__name__)
 
 NEAR = 0.95
 
@@ -34,17 +31,16 @@ _BLOCK = 256
 
 
 def remove_leaks(datasets: Mapping[str, Dataset], leaks: pd.DataFrame) -> dict[str, Dataset]:
-    """The data sets without the training records that `find_leaks` names; each count is logged."""
+    """The data sets without the training records that `find_leaks` names; each count is said."""
     cleared = dict(datasets)
     for name, rows in leaks[leaks["split"] == "train"].groupby("dataset", sort=False):
         places, by = set(rows["place"]), ["kind", "found_in", "found_in_split"]
         cleared[name] = datasets[name].without("train", places)
         counts = rows.groupby(by, sort=False)["place"].nunique().items()
         reasons = (f"{n} by a {kind} of {where} {split}" for (kind, where, split), n in counts)
-        logger.info(
-            "%s: %d of %d training records left out, for they stand in dev or test: %s",
-            *(name, len(places), len(datasets[name].splits["train"]), ", ".join(reasons)),
-        )
+        share = f"{len(places)} of {len(datasets[name].splits['train'])} training records"
+        why = f"for they stand in dev or test: {', '.join(reasons)}"
+        say_once(f"{name}: {share} left out, {why}")
     return cleared
 
 
@@ -143,7 +139,7 @@ def _likeness(
     def like(item: Item) -> list[Item]:
         kind, *texts = item
         if kind == "query":
-            return [item] if texts[0] else []  # "", of signs alone, is like no other
+            return [item]
         if kind == "passage":
             return [(kind, other) for other in alike[texts[0]]]
         one, two = (alike[text] for text in texts)

@@ -3,22 +3,34 @@
 from __future__ import annotations
 
 import json
-import logging
 import math
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from itertools import compress
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import compress, zip_longest
 from numbers import Integral, Real
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar, get_args
 
-from codiemb_lib.core import CodiembError, Task, parse_json, read_text, write_text
-
-logger = logging.getLogger(__name__)
+from codiemb_lib.core import (
+    PACKED,
+    CodiembError,
+    Task,
+    normalise,
+    parse_json,
+    read_text,
+    say_once,
+    write_text,
+)
 
 T = TypeVar("T")
-REPEATED = "negatives left out, for they are positives of the same query"
+# Neither a blank nor of Unicode's categories Cc and Cf: NUL, zero-width spaces, marks of direction.
+_SEEN = re.compile(r"[^\s\0-\x1f\x7f-\x9f\xad\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff]")
+_REPEATED = "negatives left out, for they are positives of the same query"
+_MERGED = "rows merged with an earlier one of the same query"
+_UNSCORED = "lists of scores left out, for not all rows of their query have one"
 
 
 class RecordError(CodiembError, ValueError):
@@ -47,13 +59,14 @@ class Record:
     negative_scores: tuple[float, ...] = ()
     dataset: str = ""  # a training step never mixes two of them
     id: str = ""  # within the data set
+    same_id: str = ""  # the document of the query's id: see `ignore_identical_ids`
 
     def __post_init__(self) -> None:
         if self.task not in get_args(Task):
             refuse("task", "'ir' or 'sts'", self.task)
         if not is_text(self.query):
             refuse("query", "a string that is not empty", self.query)
-        for name in ("dataset", "id"):
+        for name in ("dataset", "id", "same_id"):
             if not isinstance(getattr(self, name), str):
                 refuse(name, "a string", getattr(self, name))
         for name in ("positives", "negatives"):
@@ -91,10 +104,15 @@ def refuse(field: str, expected: str, found: Any, remedy: str = "Correct the fie
 
 def is_text(value: Any) -> bool:
     """Whether it is a string that says something, and that a file takes."""
-    if not isinstance(value, str) or not value.strip():
+    if not isinstance(value, str) or not stripped(value):
         return False
     # Half a surrogate pair passes JSON, but neither a tokeniser nor a file takes it.
     return value.isascii() or not any("\ud800" <= character <= "\udfff" for character in value)
+
+
+def stripped(text: str) -> str:
+    """The text without blanks around it; empty if no character can be seen, as of NUL or U+200B."""
+    return text.strip() if _SEEN.search(text) else ""
 
 
 def is_number(value: Any) -> bool:
@@ -132,12 +150,14 @@ def read_jsonl(path: str | Path, *, task: Task | None = None) -> list[Record]:
       the data set, as the `query_prompt` of a preset.
     - `pos`, `neg`, `pos_scores`, `neg_scores`: FlagEmbedding's. Its rows name no task; `task` does.
 
-    A negative that is also a positive of its row is left out. An STS row becomes a pair for each of
-    its texts, positive or negative, with the text's score; without scores it is refused.
+    A key whose value is null counts as absent. IR rows of one query become one record (`collect`).
+    An STS row becomes a pair for each of its texts, positive or negative, with the text's score;
+    without scores it is refused.
     """
     counts: Counter[str] = Counter()
 
     def convert(row: dict[str, Any]) -> list[Record]:
+        row = {key: value for key, value in row.items() if value is not None}
         if "task" in row:
             if not {"query", "positives"} <= row.keys() <= set(Record.__slots__):
                 expected = f"{', '.join(Record.__slots__)}, the first three at least"
@@ -152,12 +172,12 @@ def read_jsonl(path: str | Path, *, task: Task | None = None) -> list[Record]:
         if row_task is None:
             remedy = f"Name the task: codiemb data prepare {path} FOLDER --task ir"
             refuse("task_type", "'ir' or 'sts'", None, remedy)
-        return _scored_texts(row, row_task, counts)
+        return scored_texts(row, row_task, counts)
 
     return collect(path, read_rows(path), convert, counts)
 
 
-def _scored_texts(row: dict[str, Any], task: Task, counts: Counter[str]) -> list[Record]:
+def scored_texts(row: dict[str, Any], task: Task, counts: Counter[str]) -> list[Record]:
     """The records of a row of the authors' code or of FlagEmbedding."""
     query = _join_instruction("query", row.get("query"))
     positives, positive_scores = _side(row, "positive")
@@ -170,7 +190,7 @@ def _scored_texts(row: dict[str, Any], task: Task, counts: Counter[str]) -> list
         pairs = zip(texts, scores, strict=True)
         return [Record("sts", query, (text,), positive_scores=(score,)) for text, score in pairs]
     kept = [text not in positives for text in negatives]
-    counts[REPEATED] += kept.count(False)
+    counts[_REPEATED] += kept.count(False)
     negatives, negative_scores = ([*compress(s, kept)] for s in (negatives, negative_scores))
     return [Record(task, query, positives, negatives, positive_scores, negative_scores)]
 
@@ -195,8 +215,10 @@ def _join_instruction(field: str, text: Any) -> str:
 
 
 def write_jsonl(path: str | Path, records: Iterable[Record]) -> None:
-    """Write records so that `read_jsonl` gives them back."""
-    write_text(path, "".join(f"{to_json(record)}\n" for record in records))
+    """Write records, at least one, so that `read_jsonl` gives them back."""
+    if not (text := "".join(f"{to_json(record)}\n" for record in records)):
+        raise RecordError(f"{path}: expected at least one record to write, found none.")
+    write_text(path, text)
 
 
 def to_json(record: Record) -> str:
@@ -225,29 +247,89 @@ def collect(
     rows: Iterable[tuple[int, Any]],
     convert: Callable[[Any], list[Record]],
     counts: Counter[str],
+    *,
+    join: bool = True,
 ) -> list[Record]:
-    """The records of rows, at least one in all; what became of the others is logged."""
+    """The records of rows, at least one in all; what became of the others is said.
+
+    Here is decided what one query is: with `join`, all IR rows of the same text, blanks around it
+    aside, whatever they are called. They become one record at the place of the first: its id, all
+    positives, and the negatives that are no positives. A text that comes again has its best score.
+    """
     records = [record for _, found in convert_rows(source, rows, convert) for record in found]
+    if join:
+        queries: dict[Any, list[Record]] = defaultdict(list)
+        for place, record in enumerate(records):
+            queries[record.query.strip() if record.task == "ir" else place].append(record)
+        counts[_MERGED] += len(records) - len(queries)
+        records = [_joined(of, counts) if len(of) > 1 else of[0] for of in queries.values()]
     for what, n in counts.items():
         if n:
-            logger.info("%s: %d %s", source, n, what)
+            say_once(f"{source}: {n} {what}")
     if not records:
         raise RecordError(f"{source}: expected at least one record, found none.")
     return records
 
 
+def _joined(members: Sequence[Record], counts: Counter[str]) -> Record:
+    fields: dict[str, tuple] = {"positives": ()}
+    for side in ("positive", "negative"):
+        given = [(getattr(m, f"{side}s"), getattr(m, f"{side}_scores")) for m in members]
+        scored = all(len(texts) == len(scores) for texts, scores in given)
+        counts[_UNSCORED] += not scored and any(scores for _, scores in given)
+        pairs = [pair for ts, ss in given for pair in zip_longest(ts, ss if scored else ())]
+        texts = dict.fromkeys(text for text, _ in pairs if text not in fields["positives"])
+        counts[_REPEATED] += len({text for text, _ in pairs}) - len(texts)
+        best = dict(sorted(pairs, key=itemgetter(1))) if scored else {}  # the last one stays
+        fields |= {f"{side}s": tuple(texts), f"{side}_scores": (*map(best.get, texts),) * scored}
+    return replace(members[0], **fields)
+
+
+def answers_of(records: Iterable[Record]) -> dict[str, set[str]]:
+    """The positives of each query, over all records, by `normalise`: none is a negative of it."""
+    known: dict[str, set[str]] = defaultdict(set)
+    for record in records:
+        known[normalise(record.query)].update(map(normalise, record.positives))
+    return known
+
+
+FORMS = dict.fromkeys((".jsonl", ".ndjson", ".json"), "JSON") | {".parquet": "Parquet"}
+FORMS |= dict.fromkeys((".csv", ".tsv", ".txt"), "table")
+
+
+def form_of(path: str | Path) -> str:
+    """What a file holds by its name, packed or not: "JSON", "Parquet" or a "table"."""
+    name = Path(path).name.lower()
+    suffix = Path(Path(name).stem if Path(name).suffix in PACKED else name).suffix
+    if suffix not in FORMS:
+        raise RecordError(
+            f"{path}: expected a name in {', '.join(FORMS)}, behind it perhaps .gz or .bz2, found "
+            f"{suffix!r}. Export a workbook as .csv, unpack what is packed otherwise."
+        )
+    return FORMS[suffix]
+
+
 def read_rows(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The objects of a file of JSON lines, or of one JSON list, with their 1-based places."""
-    text = read_text(path, RecordError)
-    if text.lstrip().startswith("["):
+    """The rows of a file of JSON lines, of one JSON list, or of Parquet, with 1-based places."""
+    if form_of(path) == "Parquet":
+        values = enumerate(_parquet(path), start=1)
+    elif (text := read_text(path, RecordError)).lstrip().startswith("["):
         values = enumerate(parse_json(text, path, error=RecordError), start=1)
     else:  # split at line feeds alone: JSON strings may hold the other separators that Python knows
         lines = enumerate(text.split("\n"), start=1)
         values = ((n, parse_json(line, path, n, RecordError)) for n, line in lines if line.strip())
-    number = 0
     for number, row in values:
         if not isinstance(row, dict):
             raise RecordError(f"{path}:{number}: expected a JSON object, found {row!r:.120}.")
         yield number, row
-    if not number:
-        raise RecordError(f"{path}: expected at least one record, found an empty file.")
+
+
+def _parquet(path: str | Path) -> list[dict[str, Any]]:
+    try:
+        from pyarrow import parquet
+
+        return parquet.read_table(path, partitioning=None).to_pylist()
+    except ImportError as error:
+        raise SourceError(f"{path}: expected a package: pip install pyarrow") from error
+    except (OSError, ValueError) as error:
+        raise RecordError(f"{path}: expected Parquet, found: {error}.") from error

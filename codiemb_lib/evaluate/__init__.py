@@ -26,7 +26,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "mteb": ["mteb_task", "mteb_tasks"],
         "scores": [
             *["EncodedDataset", "encode_dataset", "encode_split", "load_encoded", "save_encoded"],
-            *["score", "score_dataset", "sts_metrics", "texts_of"],
+            *["is_constant", "score", "score_dataset", "sts_metrics", "texts_of"],
         ],
         "search": ["top_k"],
     },

@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 COLUMNS = ["model", "task", "dataset", "split", "metric", "value", "n", "passages"]
-COLUMNS += ["query_prompt", "passage_prompt", "by", "seconds", "hardware"]
-COLUMNS += ["model_hash", "data_hash"]
+COLUMNS += ["query_prompt", "passage_prompt", "ignore_identical_ids"]
+COLUMNS += ["by", "seconds", "hardware", "model_hash", "data_hash"]
 
 Row = dict[str, Any]
 
@@ -96,12 +96,14 @@ def local_task(
     root: str = "",
     sides: Mapping[str, str] = MappingProxyType({}),
     progress: bool = False,
+    ignore_identical_ids: bool = False,
     **form: Any,
 ) -> list[Row]:
     """The rows of one data set of ours, computed or kept.
 
     Settings say how much of its split and corpus counts; a lone split is scored whatever it is
-    called. `root`, and of a path `form`, go to `load_dataset`.
+    called. `root`, and of a path `form`, go to `load_dataset`. `ignore_identical_ids`, here or in
+    the settings, ranks no document that has the query's id.
     Without `prompts` the model's own are taken (`own_prompts`); what `sides` gives as
     `query_prompt` or `passage_prompt` goes before either.
     """
@@ -111,6 +113,8 @@ def local_task(
     limit = getattr(settings, split)
     records, corpus = dataset.split(split, limit=limit), dataset.sample_corpus(settings.corpus)
     used = store.prompts(prompts, sides, dataset.task, settings.name)
+    ignore = (ignore_identical_ids or settings.ignore_identical_ids) and dataset.task == "ir"
+    used["ignore_identical_ids"] = ignore
 
     def compute() -> list[Row]:
         prompted = settings.model_copy(update=used)
@@ -120,7 +124,7 @@ def local_task(
         return [row | {"passages": passages} for row in rows.to_dict("records")]
 
     counts = f"{limit} {settings.corpus}"
-    rows = store.once([dataset.content_hash, split, counts, *used.values()], compute)
+    rows = store.once([dataset.content_hash, split, counts, *map(str, used.values())], compute)
     labels = {"split": split, "by": "codiemb", "data_hash": dataset.content_hash}
     return [row | labels | used for row in rows]
 
@@ -170,9 +174,8 @@ def run_tasks(
         try:
             scored = tasks[name]()
         except Exception as error:
-            # What the user can mend needs no traceback.
-            known = isinstance(error, OSError | CodiembError)
-            logger.error("%s failed: %s", name, error, exc_info=None if known else error)
+            if not isinstance(error, OSError | CodiembError):  # else the end says what to mend
+                logger.error("%s failed:", name, exc_info=error)
             failures[name] = error
             continue
         labels = {"model": model, "model_hash": store.embedder.model_hash}

@@ -18,7 +18,7 @@ from scipy import stats
 
 from codiemb_lib.core import MAIN_METRIC, t_interval
 from codiemb_lib.evaluate.errors import EvaluationError
-from codiemb_lib.evaluate.scores import EncodedDataset, ranking_metrics, texts_of
+from codiemb_lib.evaluate.scores import EncodedDataset, by_text, texts_of
 
 Run = tuple[str, int]  # a model and its seed
 
@@ -68,11 +68,8 @@ def text_scores(datasets: Iterable[EncodedDataset]) -> list[TextScores]:
     """Of a run's embeddings, what its scores are compared by: a number a text."""
     found = []
     for d in datasets:
-        if d.task == "ir":
-            values = ranking_metrics(d.queries, d.passages, d.gold)[MAIN_METRIC["ir"]]
-        else:
-            values = np.einsum("nd,nd->n", d.queries, d.passages)
-        material = [d.query_texts, d.passage_texts, [*d.gold]]
+        values = by_text(d)[MAIN_METRIC["ir"] if d.task == "ir" else "cosine"]
+        material = [d.query_texts, d.passage_texts, [*d.gold], d.ignored]
         gold = d.gold if d.task == "sts" else None
         found.append(TextScores(d.task, d.name, values, gold, material))
     return found

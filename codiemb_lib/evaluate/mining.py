@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import chain, islice
 from typing import TYPE_CHECKING
 
-from codiemb_lib.data import Record
+from codiemb_lib.core import normalise
+from codiemb_lib.data import Record, answers_of
 from codiemb_lib.evaluate.errors import EvaluationError
 from codiemb_lib.evaluate.search import top_k
 
@@ -32,8 +32,8 @@ def mine(
 
     Candidates are the distinct passages of all records, positives and negatives alike, and the
     texts of `corpus`. Of the `depth` passages of largest cosine with the query, in falling order, a
-    record gets the first `negatives` that are neither the query itself nor a positive of any record
-    with the same query, and whose cosine satisfies
+    record gets the first `negatives` that read neither like the query itself nor like a positive of
+    any record of it (`answers_of`), are not the document of its id, and whose cosine satisfies
 
     .. math:: \cos(q, d^-) \le \min_{d^+} \cos(q, d^+) - \mathrm{margin}.
 
@@ -61,10 +61,9 @@ def mine(
     own = (text for record in records for text in (*record.positives, *record.negatives))
     row_of = {text: row for row, text in enumerate(dict.fromkeys(chain(own, corpus)))}
     passages = list(row_of)
-    positives = defaultdict(set)  # by query, over all of its records
-    for record in records:
-        positives[record.query].update(record.positives)
-    queries = {query: row for row, query in enumerate(positives)}
+    plain, known = [*map(normalise, passages)], answers_of(records)
+    texts = dict.fromkeys(record.query for record in records)
+    queries = {query: row for row, query in enumerate(texts)}
     q = encoder.embed(list(queries), prompt=query_prompt, progress=progress)
     p = encoder.embed(passages, prompt=passage_prompt, progress=progress)
     cosines, rows = top_k(q, p, min(depth, len(passages)), progress=progress)
@@ -73,8 +72,9 @@ def mine(
     for record in records:
         i = queries[record.query]
         ceiling = (p[[row_of[text] for text in record.positives]] @ q[i]).min() - margin
-        near = (passages[row] for row in rows[i, cosines[i] <= ceiling])
-        out = positives[record.query] | {record.query}
-        chosen = tuple(islice((text for text in near if text not in out), negatives))
+        own = normalise(record.query)
+        out = known[own] | {own, normalise(record.same_id)}
+        near = (row for row in rows[i, cosines[i] <= ceiling] if plain[row] not in out)
+        chosen = tuple(passages[row] for row in islice(near, negatives))
         mined.append(replace(record, negatives=chosen, negative_scores=()))
     return mined

@@ -16,6 +16,7 @@ import numpy as np
 from codiemb_lib.core import Prompts, load_preset
 from codiemb_lib.evaluate.benchmark import Row, Store
 from codiemb_lib.evaluate.errors import EvaluationError
+from codiemb_lib.evaluate.scores import check_differ
 
 _TASKS = {"Retrieval": "ir", "STS": "sts"}
 _METRICS = {
@@ -75,6 +76,7 @@ def mteb_task(
         partial(_score, store, task, used, progress),
     )
     labels = {"by": f"mteb {__version__}", "data_hash": revision}
+    labels["ignore_identical_ids"] = getattr(task, "ignore_identical_ids", False)
     return [row | labels | used for row in rows]
 
 
@@ -87,7 +89,10 @@ def _score(store: Store, task: Any, prompts: Mapping[str, str], progress: bool) 
     def encode(batches: Iterable[Any], *, prompt_type: str | None = None, **_: Any) -> np.ndarray:
         texts = [text for batch in batches for text in batch["text"]]
         side = "passage_prompt" if prompt_type == "document" else "query_prompt"
-        return store.encode(texts, prompt=prompts[side], progress=progress)
+        vectors = store.encode(texts, prompt=prompts[side], progress=progress)
+        if len(texts) > 2:  # else they may well be alike
+            check_differ("similarities", vectors @ vectors[:8].T)
+        return vectors
 
     model = SimpleNamespace(  # what mteb calls an encoder
         encode=encode,

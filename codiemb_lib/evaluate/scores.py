@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 from scipy import stats
 
-from codiemb_lib.core import DatasetSettings, Preset, atomic_path
+from codiemb_lib.core import DatasetSettings, Preset, atomic_path, say_once
 from codiemb_lib.data import Dataset, Record, load_dataset
 from codiemb_lib.evaluate.errors import EvaluationError
 from codiemb_lib.evaluate.search import top_k
@@ -40,8 +41,9 @@ class EncodedDataset:
     """The embeddings of one data set, and what is true about them.
 
     For retrieval `passages` (m, D) are the distinct passages that are searched, and `gold` holds
-    for each query the grades of its relevant passages, by their rows. For similarity `passages`
-    (n, D) are the partners of `queries` (n, D) and `gold` (n,) their scores.
+    for each query the grades of its relevant passages, by their rows; `ignored` has by query the
+    row of a passage that is not ranked. For similarity `passages` (n, D) are the partners of
+    `queries` (n, D) and `gold` (n,) their scores.
     """
 
     name: str
@@ -51,6 +53,7 @@ class EncodedDataset:
     queries: np.ndarray
     passages: np.ndarray
     gold: list[dict[int, int]] | np.ndarray
+    ignored: dict[int, int] = field(default_factory=dict)
 
 
 # --- Records to vectors ---------------------------------------------------------------------------
@@ -68,7 +71,8 @@ def encode_dataset(
     What a retrieval set is searched in are the distinct positives and negatives of its records, and
     after them the further passages of `corpus`. Scores of positives are grades where all of them
     are whole numbers from 1, as in a BEIR folder; otherwise (a teacher's, or none) every positive
-    has grade 1. Both texts of a pair carry the query's prompt.
+    has grade 1, which is said. With `ignore_identical_ids`, the document that has a query's id
+    (`Record.same_id`) is not ranked for it. Both texts of a pair carry the query's prompt.
 
     Only the encoder's method `encode` is used, with `options`: `tokens_per_forward`, `progress`.
     """
@@ -78,11 +82,14 @@ def encode_dataset(
             f"{settings.name}: expected records of one task, found {sorted(tasks) or 'none'}."
         )
     task = tasks.pop()
-    queries = [record.query for record in records]
+    queries, ignored = [record.query for record in records], {}
     if task == "ir":
         texts = (text for record in records for text in (*record.positives, *record.negatives))
         passages = list(dict.fromkeys(chain(texts, corpus)))
-        gold = _grades(records, {text: row for row, text in enumerate(passages)})
+        row_of = {text: row for row, text in enumerate(passages)}
+        gold = _grades(records, row_of)
+        if settings.ignore_identical_ids:
+            ignored = {i: row_of[r.same_id] for i, r in enumerate(records) if r.same_id in row_of}
         passage_prompt = settings.passage_prompt
     else:
         passages = [record.positives[0] for record in records]
@@ -94,13 +101,16 @@ def encode_dataset(
     else:
         left = encoder.encode(queries, prompt=settings.query_prompt, **options)
         right = encoder.encode(passages, prompt=passage_prompt, **options)
-    return EncodedDataset(settings.name, task, queries, passages, left, right, gold)
+    return EncodedDataset(settings.name, task, queries, passages, left, right, gold, ignored)
 
 
 def _grades(records: Sequence[Record], row_of: Mapping[str, int]) -> list[dict[int, int]]:
     """For each record the grades of its positives, by their rows."""
     scores = [score for record in records for score in record.positive_scores]
     graded = all(score >= 1 and float(score).is_integer() for score in scores)
+    if not graded:
+        what = "scores of positives are not all whole numbers from 1, so each has grade 1"
+        say_once(f"{records[0].dataset}: {what}")
     found = []
     for record in records:
         grades = dict.fromkeys((row_of[text] for text in record.positives), 1)
@@ -137,7 +147,7 @@ def encode_split(
 def save_encoded(path: str | Path, datasets: Iterable[EncodedDataset]) -> None:
     """Write encoded data sets to one safetensors file, atomically; texts are its metadata."""
     tensors: dict[str, np.ndarray] = {}
-    texts: dict[str, list[Sequence[str]]] = {}
+    texts: dict[str, list] = {}
     for dataset in datasets:
         gold = dataset.gold
         if dataset.task == "ir":  # ragged: (query, row, grade) of every relevant passage
@@ -145,7 +155,8 @@ def save_encoded(path: str | Path, datasets: Iterable[EncodedDataset]) -> None:
         stem = f"{dataset.task}/{dataset.name}"
         tensors |= {f"{stem}/queries": dataset.queries, f"{stem}/passages": dataset.passages}
         tensors[f"{stem}/gold"] = gold
-        texts[stem] = [dataset.query_texts, dataset.passage_texts]
+        ignored = [*dataset.ignored.items()]
+        texts[stem] = [dataset.query_texts, dataset.passage_texts, ignored]
     arrays = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
     with atomic_path(path) as temporary:
         # Under one key: safetensors writes several in an order that changes from run to run.
@@ -164,7 +175,9 @@ def load_encoded(path: str | Path) -> list[EncodedDataset]:
                 judged, gold = gold.tolist(), [{} for _ in queries]
                 for query, row, grade in judged:
                     gold[query][row] = grade
-            datasets.append(EncodedDataset(name, task, *texts, queries, passages, gold))
+            query_texts, passage_texts, ignored = texts
+            parts = query_texts, passage_texts, queries, passages, gold, dict(ignored)
+            datasets.append(EncodedDataset(name, task, *parts))
     return sorted(datasets, key=lambda dataset: (dataset.task, dataset.name))
 
 
@@ -193,6 +206,7 @@ def ranking_metrics(
     queries: np.ndarray,
     passages: np.ndarray,
     grades: Sequence[Mapping[int, int]],
+    ignored: Mapping[int, int] = MappingProxyType({}),
     *,
     progress: bool = False,
 ) -> dict[str, np.ndarray]:
@@ -200,6 +214,7 @@ def ranking_metrics(
 
     Queries are (Q, D), passages (C, D); `grades` hold for each query the rows of its relevant
     passages, at least one, with their grades: whole numbers from 1, which nDCG takes for gains.
+    `ignored` has by query the row of the one passage that is not ranked, if any.
     Ties rank as trec_eval ranks them: the later passage first.
 
     Raises:
@@ -207,7 +222,7 @@ def ranking_metrics(
     """
     # The search keeps the earlier of equal passages, so it gets them from the last to the first.
     backwards = np.asarray(passages)[::-1]
-    depth = min(100, len(backwards))  # no measure looks below
+    depth = min(100 + bool(ignored), len(backwards))  # no measure looks below
     similarities, places = top_k(queries, backwards, depth, progress=progress)
     rows = len(backwards) - 1 - places
     parts = []
@@ -219,6 +234,8 @@ def ranking_metrics(
             str(i): {f"{row:09d}": s for row, s in zip(*ranking, strict=True)}
             for i, ranking in enumerate(ranked)
         }
+        for i, row in ignored.items():
+            run.get(str(i - start), {}).pop(f"{row:09d}", None)
         qrels = {
             str(i): {f"{row:09d}": grade for row, grade in graded.items()}
             for i, graded in enumerate(grades[block])
@@ -232,6 +249,23 @@ def ranking_metrics(
     return dict(zip(("ndcg@10", "recall@100", "mrr@10"), np.array(parts).T, strict=True))
 
 
+def is_constant(values: np.ndarray) -> bool:
+    """Whether numbers (n,), or vectors (n, D), are alike up to the rounding of float32, or NaN."""
+    low, high = np.min(values, axis=0), np.max(values, axis=0)
+    size = np.linalg.norm(np.maximum(np.abs(low), np.abs(high)))
+    return not np.linalg.norm(high - low) > 16 * np.finfo(np.float32).eps * size
+
+
+def check_differ(name: str, values: np.ndarray) -> None:
+    """Refuse what is constant (`is_constant`) or infinite, such as a collapsed encoder gives."""
+    if is_constant(values):
+        raise EvaluationError(
+            f"expected two or more finite {name} that differ, found {values[:4]}, alike up to "
+            "rounding: no score is defined. If the data set's own scores differ, the encoder's "
+            "training diverged or collapsed: take another checkpoint."
+        )
+
+
 def sts_metrics(similarities: np.ndarray, scores: np.ndarray) -> dict[str, float]:
     """Spearman's rho (average ranks for ties) and Pearson's r of predicted similarities (n,) with
     gold scores (n,), by SciPy, both in [-1, 1].
@@ -240,35 +274,47 @@ def sts_metrics(similarities: np.ndarray, scores: np.ndarray) -> dict[str, float
         EvaluationError: A side is constant, or has NaN or Inf: no correlation is defined.
     """
     similarities, scores = np.asarray(similarities, float), np.asarray(scores, float)
-    for name, values in {"similarities": similarities, "scores": scores}.items():
-        if not np.isfinite(values).all() or np.ptp(values) == 0:
-            raise EvaluationError(
-                f"expected two pairs or more with finite {name} that differ, found {values[:4]}: "
-                "no correlation is defined. If the data set's scores differ, the encoder's "
-                "training diverged or collapsed."
-            )
+    check_differ("similarities", similarities)
+    check_differ("scores", scores)
     return {
         "spearman": float(stats.spearmanr(similarities, scores).statistic),
         "pearson": float(stats.pearsonr(similarities, scores).statistic),
     }
 
 
+def by_text(encoded: EncodedDataset, *, progress: bool = False) -> dict[str, np.ndarray]:
+    """What the scores of a data set are made of: `ranking_metrics`, or the `cosine` of pairs (n,).
+
+    Raises:
+        EvaluationError: A vector has no finite length, or the similarities are all alike.
+    """
+    queries, passages = encoded.queries, encoded.passages  # of unit length
+    if encoded.task == "sts":
+        found = {"cosine": np.einsum("nd,nd->n", queries, passages)}
+    else:
+        judged = encoded.gold, encoded.ignored
+        found = ranking_metrics(queries, passages, *judged, progress=progress)
+    if len(passages) > 1:
+        similarities = found["cosine"] if encoded.task == "sts" else passages @ queries[:8].T
+        check_differ("similarities", similarities)
+    return found
+
+
 def score_dataset(encoded: EncodedDataset, *, progress: bool = False) -> pd.DataFrame:
     """Rows (task, dataset, metric, value, n) of one encoded data set; retrieval is averaged.
 
     Raises:
-        EvaluationError: No score is defined (`ranking_metrics`, `sts_metrics`).
+        EvaluationError: No score is defined (`by_text`, `sts_metrics`).
     """
-    queries, passages = encoded.queries, encoded.passages  # of unit length
     try:
-        if encoded.task == "ir":
-            by_query = ranking_metrics(queries, passages, encoded.gold, progress=progress)
-            metrics = {metric: float(values.mean()) for metric, values in by_query.items()}
+        found = by_text(encoded, progress=progress)
+        if encoded.task == "sts":
+            metrics = sts_metrics(found["cosine"], encoded.gold)
         else:
-            metrics = sts_metrics(np.einsum("nd,nd->n", queries, passages), encoded.gold)
+            metrics = {metric: float(values.mean()) for metric, values in found.items()}
     except EvaluationError as error:
         raise EvaluationError(f"{encoded.name}: {error}") from error
-    columns = {"metric": [*metrics], "value": [*metrics.values()], "n": len(queries)}
+    columns = {"metric": [*metrics], "value": [*metrics.values()], "n": len(encoded.queries)}
     return pd.DataFrame({"task": encoded.task, "dataset": encoded.name, **columns})
 
 

@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+import torch
 from safetensors.torch import save_file
+from torch import Tensor
 
 from codiemb_lib.core import layer_of, read_json, sha256_file, sha256_folder
-from codiemb_lib.fuse.tensors import Folder, FusionError, wide
+from codiemb_lib.fuse.tensors import COPIED_SUFFIXES, Folder, FusionError, wide
+from codiemb_lib.model import MODULES, parts, stated, statements
 
 _LAYERS = ("num_hidden_layers", "n_layers", "n_layer", "num_layers")  # of several architectures
-# Files by which two models of equal weights would encode a text differently.
-_SETTINGS = ["config.json", "modules.json", "config_sentence_transformers.json"]
-_SETTINGS += ["sentence_bert_config.json", "tokenizer.json", "tokenizer_config.json", "vocab.txt"]
-_SETTINGS += ["vocab.json", "merges.txt", "*.model", "*.py", "*/config.json"]
-# What the settings of two checkpoints of one run may differ in: library versions, the state in
-# which a tokenizer was saved, and the type of numbers in the file.
-_VOLATILE_KEYS = {"__version__", "truncation", "padding"}
-_VOLATILE_KEYS |= {"transformers_version", "dtype", "torch_dtype", "_name_or_path"}
-# Of a tokenizer's configuration, which differs with the library that wrote it, what changes ids.
-_TOKENIZER_KEYS = {"model_max_length", "do_lower_case", "strip_accents", "tokenize_chinese_chars"}
-_TOKENIZER_KEYS |= {"add_bos_token", "add_eos_token", "add_prefix_space"}
+# What a library writes and another leaves out, though weights and texts mean the same with it.
+_VOLATILE = {"transformers_version", "dtype", "torch_dtype", "_name_or_path", "architectures"}
+_VOLATILE |= {"use_cache", "output_attentions"}
+_PLAIN = {"gradient_checkpointing": False, "position_embedding_type": "absolute"}
+_PLAIN |= dict.fromkeys(("module_input_name", "module_output_name"), "sentence_embedding")
+_PLAIN |= {"use_residual": False}
 
 
 def open_folders(
@@ -50,7 +50,34 @@ def open_folders(
     for number, folder in enumerate(folders):
         if folder not in opened:
             opened[folder] = _merge_adapter(folder, origin, scratch / f"adapter-{number}")
+    for model in (origin, *opened.values()):
+        _share_names(model, like)
     return origin, [opened[folder] for folder in folders], like
+
+
+def _share_names(model: Folder, like: Folder) -> None:
+    """Give a model the names of another where a table of embeddings is stored twice, as the head.
+
+    Libraries and their versions store both names, or either.
+    """
+    for name in model.keys() ^ like.keys():
+        by, also = (model, like) if name in model else (like, model)
+        twins = (n for n in by if n in also and -1 in (layer_of(n), layer_of(name)))
+        if twin := next((n for n in twins if torch.equal(by[n], by[name])), None):
+            if name in model:
+                del model.places[name]
+            else:
+                model.places[name] = model.places[twin]
+
+
+def tied(models: Sequence[Mapping[str, Tensor]]) -> dict[str, str]:
+    """By the name of a head that in every model equals a table of embeddings: the table's name."""
+    found: dict[str, str] = {}
+    for table in (name for name in models[0] if layer_of(name) == -1):
+        if table not in found:
+            same = (n for n in models[0] if all(torch.equal(m[n], m[table]) for m in models))
+            found |= dict.fromkeys((name for name in same if name != table), table)
+    return found
 
 
 def _is_adapter(folder: Path) -> bool:
@@ -66,7 +93,7 @@ def _merge_adapter(folder: Path, base: Folder, scratch: Path) -> Folder:
     from transformers import AutoModel
 
     try:
-        backbone = AutoModel.from_pretrained(base.folder, dtype="auto", use_safetensors=True)
+        backbone = AutoModel.from_pretrained(base.transformer, dtype="auto", use_safetensors=True)
         backbone.to(wide(backbone.dtype))
         head = backbone.base_model_prefix + "."  # before names in a model with a head
         with warnings.catch_warnings():
@@ -90,15 +117,14 @@ def _merge_adapter(folder: Path, base: Folder, scratch: Path) -> Folder:
     merged = {name: tensors.get(bare, base[name]).contiguous() for bare, name in names.items()}
     save_file(merged, scratch / "model.safetensors")
     model = Folder(scratch)
-    model.folder, model.ties = folder, base.ties
+    model.folder = folder
     return model
 
 
 def _layers(folder: Path) -> float:
     """How many layers a model's configuration states; infinitely many where it states none."""
-    config = folder / "config.json"
-    stated = read_json(config) if config.is_file() else {}
-    return next((stated[key] for key in _LAYERS if key in stated), math.inf)
+    config = stated(parts(folder)[0][1] / "config.json")
+    return next((config[key] for key in _LAYERS if key in config), math.inf)
 
 
 def check_origin(base: Path, folders: Iterable[Path]) -> None:
@@ -136,28 +162,50 @@ def settings_folder(source: Path | None, base: Path, folders: Sequence[Path], li
 
 def _check_same_settings(folders: Sequence[Path]) -> None:
     """Refuse models that would not encode a text alike, were their weights equal."""
-    settings = [
-        {p.relative_to(folder).as_posix(): p for form in _SETTINGS for p in folder.glob(form)}
-        for folder in folders
+    for folder in folders[1:]:
+        expected, found = _stated(folders[0]), _stated(folder)
+        if expected.pop("files") != found.pop("files"):  # which may mean the same; it takes seconds
+            expected, found = expected | _read(folders[0]), found | _read(folder)
+        if different := [name for name in expected if expected[name] != found[name]]:
+            raise FusionError(
+                f"{folder}: expected the {' and '.join(different)} of {folders[0]}, found another "
+                "or none. With `settings_from` name the one whose settings the result takes."
+            )
+
+
+def _stated(folder: Path) -> dict[str, Any]:
+    """What a model's files state of the encoding of a text, and those that transformers reads."""
+    said, modules = statements(folder), parts(folder)
+    prompts = said["prompts"]
+    said["default_prompt_name"] = prompts.get(said["default_prompt_name"], "")
+    said["prompts"] = {name: prompt for name, prompt in prompts.items() if prompt}
+    said["modules"] = [
+        (kind, {} if kind in MODULES else _PLAIN | stated(part / "config.json"))
+        for kind, part in modules
     ]
-    for folder, found in zip(folders[1:], settings[1:], strict=True):
-        for file in sorted(settings[0].keys() | found.keys()):
-            files = settings[0].get(file), found.get(file)
-            if None in files or not _say_the_same(*files):
-                raise FusionError(
-                    f"{folder}: expected the {file} of {folders[0]}, found another or none. With "
-                    "`settings_from` name the one whose settings the result takes."
-                )
+    paths = [path for path in modules[0][1].glob("*") if path.suffix in COPIED_SUFFIXES]
+    said["files"] = {path.name: path.read_bytes() for path in paths}
+    return said | {"code": [said["files"][path.name] for path in paths if path.suffix == ".py"]}
 
 
-def _say_the_same(one: Path, other: Path) -> bool:
-    """Whether two files of settings agree, but for what one and the same model may differ in."""
-    if one.read_bytes() == other.read_bytes():  # a tokenizer's JSON takes long to parse
-        return True
-    if one.suffix != ".json" or one.name == "modules.json":
-        return False
-    first, second = read_json(one), read_json(other)
-    keys = (first.keys() | second.keys()) - _VOLATILE_KEYS
-    if one.name == "tokenizer_config.json":
-        keys = first.keys() & second.keys() & _TOKENIZER_KEYS
-    return all(key in first and key in second and first[key] == second[key] for key in keys)
+def _read(folder: Path) -> dict[str, Any]:
+    """The configuration, with what it leaves out if transformers knows the architecture, and how
+    the tokenizer makes ids of a text: not how it decodes, cuts or pads.
+    """
+    from transformers import CONFIG_MAPPING, AutoTokenizer
+
+    transformer = parts(folder)[0][1]
+    config = stated(transformer / "config.json")
+    try:
+        if (kind := config.get("model_type")) in CONFIG_MAPPING:
+            config = CONFIG_MAPPING[kind].from_dict(config).to_dict()
+        tokenizer = AutoTokenizer.from_pretrained(transformer, trust_remote_code=False)
+        state = json.loads(tokenizer.backend_tokenizer.to_str())
+    except Exception as error:  # of the library, or of Rust below it
+        raise FusionError(
+            f"{folder}: expected settings that transformers reads, to compare them, found {error}. "
+            "With `settings_from` name the one whose settings the result takes."
+        ) from error
+    steps = [state[step] for step in ("normalizer", "pre_tokenizer", "model", "added_tokens")]
+    config = {key: value for key, value in (_PLAIN | config).items() if key not in _VOLATILE}
+    return {"configuration": config, "tokenizer": [*steps, tokenizer("a b")["input_ids"]]}

@@ -35,7 +35,7 @@ from codiemb_lib.core import (
     unknown,
 )
 from codiemb_lib.fuse import methods
-from codiemb_lib.fuse.folders import check_origin, open_folders, settings_folder
+from codiemb_lib.fuse.folders import check_origin, open_folders, settings_folder, tied
 from codiemb_lib.fuse.methods import Weights
 from codiemb_lib.fuse.tensors import Folder, FusionError, Lazy, cast, check_alike, wide, write_model
 
@@ -161,15 +161,13 @@ def work_out(
         )
     models = [runs[name] for name in settings.ingredients]
     check_alike(base, models)
-    # Heads that all models tie to one table: worked out by their own names, the two would part.
-    pairs = [getattr(model, "ties", {}).items() for model in (base, *models)]
-    tied = dict(set(pairs[0]).intersection(*pairs[1:]))
+    same = tied([base, *models])  # worked out by their own names, a head and its table would part
     sources, origin, models = with_kept(base, runs, settings)
     options = settings.options() | ({"score": score} if score else {})
     merged = getattr(methods, settings.method)(origin, models, **options)
 
     def scaled(name: str) -> Tensor:
-        name = tied.get(name, name)
+        name = same.get(name, name)
         tensor, merges = origin[name], name not in sources and settings.scale != 0
         if (merges and settings.scale == 1) or not tensor.is_floating_point():
             return merged[name]
@@ -278,7 +276,7 @@ def _model_card(
     files = [
         (ingredient, file.relative_to(folder).as_posix(), sha256_file(file))
         for ingredient, folder in hashed.items()
-        for file in sorted(folder.rglob("*.safetensors"))
+        for file in Folder(folder).files
     ]
     library = "sentence-transformers" if (settings / "modules.json").is_file() else "transformers"
     written = {"base": recipe.base, "method": recipe.method}

@@ -8,10 +8,10 @@ walks through models in step holds one tensor of each, never a model.
 from __future__ import annotations
 
 import json
+import logging
 import math
 import mmap
 import os
-import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -22,7 +22,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from codiemb_lib.core import CodiembError, atomic_path, read_json
+from codiemb_lib.core import CodiembError, atomic_path
+from codiemb_lib.model import parts
+
+logger = logging.getLogger(__name__)
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 DTYPES |= {"I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8}
@@ -31,8 +34,7 @@ _INDEX = ".safetensors.index.json"  # says which tensor lies in which shard
 _FLUSH = 1 << 25  # bytes after which the disk takes over, while others are worked out
 _WORKERS = 4  # at most: each holds a tensor of every model, and few cores saturate the memory
 _PICKLES = {".bin", ".pt", ".pth", ".ckpt"}
-_TABLE = re.compile(r"(embed_tokens|word_embeddings|\bwte|\bshared)\.weight$")
-_COPIED_SUFFIXES = {".json", ".txt", ".model", ".jinja", ".py"}
+COPIED_SUFFIXES = {".json", ".txt", ".model", ".jinja", ".py"}
 
 
 class FusionError(CodiembError, ValueError):
@@ -71,24 +73,20 @@ class Place(NamedTuple):
 class Folder(Mapping[str, Tensor]):
     """The weights of a model folder; a tensor is read from disk each time it is asked for.
 
-    A tensor's name has its subfolder in front, as in "2_Dense/linear.weight". `ties` names, by a
-    head that its configuration ties to the embeddings, the table that it is. Folders whose weights
-    are missing, pickled, damaged, there twice, or unlike those they are tied to raise FusionError.
+    What is read are the transformer and the other parts that modules.json names; the tensors of the
+    latter have their folder in front, as in "2_Dense/linear.weight". Folders whose weights are
+    missing, pickled, damaged or there twice raise FusionError.
     """
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         if not self.folder.is_dir():
             raise FusionError(f"{folder}: expected a model folder, found none.")
-        self.files = sorted(self.folder.rglob("*.safetensors"))
+        self.transformer = parts(self.folder)[0][1]
+        files = files_of(self.folder)
+        self.files = [file for file in files if file.suffix == ".safetensors"]
         whole = {file.parent for file in self.files}
-        pickles = [
-            path
-            for path in sorted(self.folder.rglob("*"))
-            if path.suffix in _PICKLES
-            and path.parent not in whole
-            and (path.parent / "config.json").is_file()  # else it is of another library
-        ]
+        pickles = [p for p in files if p.suffix in _PICKLES and p.parent not in whole]
         if pickles or not self.files:
             found = f"{pickles[0]}, pickled weights, which run code" if pickles else "none"
             raise FusionError(
@@ -96,20 +94,23 @@ class Folder(Mapping[str, Tensor]):
             )
         self.places: dict[str, Place] = {}
         for file in self.files:
-            subfolder = file.parent.relative_to(self.folder).as_posix()
             for place in read_places(file):
                 if place.key.endswith("position_ids"):
                     positions = read_tensor(place).flatten().long()
                     if torch.equal(positions, torch.arange(positions.numel())):
                         continue  # older libraries stored it, newer ones count
-                name = place.key if subfolder == "." else f"{subfolder}/{place.key}"
+                name = (self.within(file).parent / place.key).as_posix()
                 if name in self.places:
                     raise FusionError(
                         f"{folder}: expected each tensor once, found {name} in {file.name} and in "
                         f"{self.places[name].file.name}. Remove the file that is out of date."
                     )
                 self.places[name] = place
-        self.ties = self._ties()
+
+    def within(self, file: Path, transformer: Path = Path()) -> Path:
+        """The place of a file in a folder that has the transformer's files in `transformer`."""
+        ours = file.parent == self.transformer
+        return transformer / file.name if ours else file.relative_to(self.folder)
 
     def __getitem__(self, name: str) -> Tensor:
         return read_tensor(self.places[name])
@@ -120,25 +121,14 @@ class Folder(Mapping[str, Tensor]):
     def __len__(self) -> int:
         return len(self.places)
 
-    def _ties(self) -> dict[str, str]:
-        """Heads that should be the embedding table, and are; others are refused."""
-        config = self.folder / "config.json"
-        if not (config.is_file() and read_json(config).get("tie_word_embeddings")):
-            return {}
-        ties = {
-            head: table
-            for head, place in self.places.items()
-            if head.endswith(("lm_head.weight", ".decoder.weight"))
-            for table, other in self.places.items()
-            if _TABLE.search(table) and other.shape == place.shape
-        }
-        for head, table in ties.items():
-            if not torch.equal(self[head], self[table]):
-                raise FusionError(
-                    f"{self.folder}: expected {head} and {table} to be equal, since its "
-                    "config.json has `tie_word_embeddings`. Remove one, or write `false` there."
-                )
-        return ties
+
+def files_of(folder: Path) -> list[Path]:
+    """The files of a model: those of its folder and of its parts, not of other subfolders.
+
+    These may be checkpoints of the training that made it, or the model in other formats.
+    """
+    others = [path for _, part in parts(folder) if part != folder for path in part.rglob("*")]
+    return sorted(path for path in [*folder.glob("*"), *others] if path.is_file())
 
 
 def read_places(file: Path) -> list[Place]:
@@ -183,7 +173,10 @@ def read_tensor(place: Place) -> Tensor:
 
 
 def check_alike(base: Mapping[str, Tensor], models: Sequence[Mapping[str, Tensor]]) -> None:
-    """Refuse models whose names, shapes, kinds of numbers, or integers are not the base's."""
+    """Refuse models whose names, shapes, kinds of numbers, or integers are not the base's.
+
+    One that is the base, such as an untrained adapter, counts as any other, with a warning.
+    """
     expected = _described(base)
     for label, model in zip(labels(base, models)[1:], models, strict=True):
         found = _described(model)
@@ -197,10 +190,15 @@ def check_alike(base: Mapping[str, Tensor], models: Sequence[Mapping[str, Tensor
             for name, description in expected.items()
             if description.startswith("integer") and not torch.equal(model[name], base[name])
         ]
+        if not problems and all(torch.equal(model[n], base[n].to(model[n].dtype)) for n in base):
+            logger.warning(
+                "%s: expected a model that was trained, found the base's weights.", label
+            )
         if problems:
             raise FusionError(
                 f"{label}: expected the names, shapes, kinds and integers of the base's tensors, "
-                f"found {len(problems)} that differ: {', '.join(problems[:8])}."
+                f"found {len(problems)} that differ: {', '.join(problems[:8])}. Name the base that "
+                "it was trained from, and save both with the same head, or without one."
             )
 
 
@@ -235,19 +233,21 @@ def write_model(
     """
     with atomic_path(output) as temporary:
         temporary.mkdir()
-        for path in sorted(settings.rglob("*")):  # a folder comes before what is in it
-            target = temporary / path.relative_to(settings)
-            if path.is_dir():  # kept even when empty: a module may have no file (Normalize)
-                target.mkdir()
-            elif path.suffix in _COPIED_SUFFIXES and not path.name.endswith(_INDEX):
-                shutil.copyfile(path, target)
-        for index in like.folder.rglob(f"*{_INDEX}"):
-            shutil.copyfile(index, temporary / index.relative_to(like.folder))
-        for file in like.files:
-            target = temporary / file.relative_to(like.folder)
+        home = parts(settings)[0][1].relative_to(settings)
+        copied = [p for p in files_of(settings) if p.suffix in COPIED_SUFFIXES]
+        targets = {p: p.relative_to(settings) for p in copied if not p.name.endswith(_INDEX)}
+        written = [p for p in files_of(like.folder) if p.name.endswith((".safetensors", _INDEX))]
+        targets |= {path: like.within(path, home) for path in written}
+        for path, place in targets.items():
+            target = temporary / place
             target.parent.mkdir(exist_ok=True, parents=True)
-            contents = {name: place for name, place in like.places.items() if place.file == file}
-            write_tensors(target, contents, weights)
+            if path in like.files:
+                contents = {
+                    name: place for name, place in like.places.items() if place.file == path
+                }
+                write_tensors(target, contents, weights)
+            else:
+                shutil.copyfile(path, target)
         if card:
             (temporary / "README.md").write_text(card, encoding="utf-8")
     return output

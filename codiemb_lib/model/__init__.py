@@ -15,6 +15,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submod_attrs={
         "encoder": ["Encoder"],
         "loading": ["PACKAGED", "locate", "model_hash", "packaged_folder"],
+        "saved": ["MODULES", "parts", "stated", "statements"],
         "store": ["Embedder"],
         "tokens": ["Packing", "Padded", "TextTokenizer", "forward_passes"],
     },

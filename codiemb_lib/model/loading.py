@@ -16,7 +16,7 @@ from transformers.utils import logging as transformers_logging
 
 from codiemb_lib.core import EncoderSettings, project_root, sha256_file, sha256_folder, unknown
 from codiemb_lib.model.errors import EncoderError, refuse
-from codiemb_lib.model.saved import LENGTH_FILE, PROMPTS_FILE, stated
+from codiemb_lib.model.saved import PROMPTS_FILE, parts, stated, statements
 
 # Encoders that an installed package carries: its name, and SHA-256 of its model.safetensors.
 _MINILM = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
@@ -37,7 +37,7 @@ def locate(settings: EncoderSettings) -> Path:
     folder = project_root() / Path(settings.name).expanduser()
     if not folder.is_dir():
         folder = _download(settings, folder)
-    files = sorted(file.name for file in folder.iterdir())
+    files = sorted(file.name for file in parts(folder)[0][1].glob("*"))
     refuse(
         "config.json" not in files or not any(name.endswith(".safetensors") for name in files),
         f"{folder}: expected a model folder with config.json and weights in safetensors, found "
@@ -94,7 +94,8 @@ def model_hash(settings: EncoderSettings) -> str:
 
 def read_model(settings: EncoderSettings, folder: Path):
     """The backbone and the tokenizer of a folder, as their makers meant them."""
-    configs = [stated(folder / name) for name in ("config.json", "tokenizer_config.json")]
+    files = parts(folder)[0][1]
+    configs = [stated(files / name) for name in ("config.json", "tokenizer_config.json")]
     code = [config["auto_map"] for config in configs if "auto_map" in config]
     refuse(
         settings.trust_remote_code and "--" in repr(code),  # transformers would fetch it from there
@@ -104,15 +105,15 @@ def read_model(settings: EncoderSettings, folder: Path):
     options = {"trust_remote_code": settings.trust_remote_code}
     try:
         with _quiet_transformers():
-            config = AutoConfig.from_pretrained(folder, **options)
+            config = AutoConfig.from_pretrained(files, **options)
             if settings.layers:
                 config.num_hidden_layers = settings.layers
             if settings.attention:  # transformers heeds it, and it is saved for others
                 config.is_causal = False
-            tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="right", **options)
+            tokenizer = AutoTokenizer.from_pretrained(files, padding_side="right", **options)
             options |= {"config": config, "use_safetensors": True, "dtype": torch.float32}
             backbone, loading = AutoModel.from_pretrained(
-                folder, output_loading_info=True, **options
+                files, output_loading_info=True, **options
             )
     except Exception as error:  # of the library, of Rust below it, of code that is the model's own
         remedy = "Copy or download its files again: JSON in UTF-8 without a byte-order mark."
@@ -136,14 +137,14 @@ def _check(settings: EncoderSettings, folder: Path, backbone, tokenizer, missing
         len(tokenizer) <= len(set(tokenizer.all_special_ids)),  # made up, for want of files
         f"{folder}: expected the files of a tokenizer, such as tokenizer.json. Copy them there.",
     )
-    lower = stated(folder / LENGTH_FILE).get("do_lower_case")
+    said = statements(folder)
     refuse(
-        lower and tokenizer.tokenize("A") != tokenizer.tokenize("a"),
-        f"{folder}: expected a tokenizer that minds no capitals, since {LENGTH_FILE} says "
+        said["do_lower_case"] and tokenizer.tokenize("A") != tokenizer.tokenize("a"),
+        f"{folder}: expected a tokenizer that minds no capitals, since its settings say "
         "`do_lower_case`, found one that does. Lower-case the texts and set it to false.",
     )
     size = backbone.config.hidden_size
-    cut = stated(folder / PROMPTS_FILE).get("truncate_dim") or size
+    cut = said["truncate_dim"] or size
     refuse(
         cut < size,
         f"{folder}: expected embeddings of all {size} dimensions, found `truncate_dim: {cut}` in "

@@ -14,40 +14,76 @@ POOLING_KEYS = {
     "last": "pooling_mode_lasttoken",
 }
 MODULES = {"Transformer": "", "Pooling": "1_Pooling", "Normalize": "2_Normalize"}  # and folders
-POOLING_FILE = "1_Pooling/config.json"
-LENGTH_FILE = "sentence_bert_config.json"
 PROMPTS_FILE = "config_sentence_transformers.json"
 
 
+def parts(folder: Path) -> list[tuple[str, Path]]:
+    """The kind and the folder of each part of a model, in order, the transformer being the first.
+
+    modules.json names them. Without it the folder is the transformer's, perhaps with pooling.
+    """
+    ours = [{"type": kind, "path": path} for kind, path in MODULES.items()]
+    modules = stated(folder / "modules.json") or ours
+    return [(module["type"].rpartition(".")[2], folder / module["path"]) for module in modules]
+
+
+def statements(folder: Path) -> dict[str, Any]:
+    """What the files of a folder say of a model, whichever library wrote them, and wherever.
+
+    Of the releases of sentence-transformers, 0 to 3 keep the transformer in `0_Transformer`, and 6
+    names the mode of pooling itself and leaves the greatest length to the tokenizer.
+    """
+    modules = parts(folder)
+    folders, transformer = dict(modules), modules[0][1]
+    modes = stated(folders["Pooling"] / "config.json") if "Pooling" in folders else {}
+    pooling = modes.get("pooling_mode") or [
+        key for key, on in modes.items() if key.startswith("pooling_mode_") and on is True
+    ]
+    short = {key: name for name, key in POOLING_KEYS.items()} | {"lasttoken": "last"}
+    files = transformer.glob("sentence_*_config.json")  # bert, but once the architecture's name
+    length = next(map(stated, sorted(files)), {})
+    tokenizer = stated(transformer / "tokenizer_config.json")
+    further = stated(folder / PROMPTS_FILE)
+    return {
+        "modules": [kind for kind, _ in modules],
+        "pooling": [short.get(m, m) for m in ([pooling] if isinstance(pooling, str) else pooling)],
+        "include_prompt": modes.get("include_prompt", bool(modes)),
+        "max_length": length.get("max_seq_length") or tokenizer.get("model_max_length"),
+        "do_lower_case": length.get("do_lower_case", False),
+        "prompts": {name: text or "" for name, text in (further.get("prompts") or {}).items()},
+        "default_prompt_name": further.get("default_prompt_name"),
+        "similarity": further.get("similarity_fn_name") or "cosine",
+        "truncate_dim": further.get("truncate_dim"),
+    }
+
+
 def read_saved(folder: Path) -> dict[str, Any]:
-    """Options of an `Encoder` as a folder's files state them; `pooling` is a list of all."""
-    kinds = {module["type"].rpartition(".")[2] for module in stated(folder / "modules.json")}
-    strange = sorted(kinds - set(MODULES))
+    """Options of an `Encoder` as a folder's files state them; `pooling` is a list of all.
+
+    What no `Encoder` does is refused by an EncoderError: other modules, other similarities.
+    """
+    said = statements(folder)
+    strange = sorted({*said["modules"]} - set(MODULES))
     refuse(
         strange,
         f"{folder / 'modules.json'}: expected the modules {', '.join(MODULES)}, found {strange} "
         "besides, which would be left out. Choose a model without them.",
     )
-    modes = stated(folder / POOLING_FILE)
-    pooling = modes.get("pooling_mode") or [  # the newer layout names the mode itself
-        key for key, on in modes.items() if key.startswith("pooling_mode_") and on is True
-    ]
-    short = {key: name for name, key in POOLING_KEYS.items()} | {"lasttoken": "last"}
-    further = stated(folder / PROMPTS_FILE)
-    prompts = {name: prompt or "" for name, prompt in (further.get("prompts") or {}).items()}
-    default = further.get("default_prompt_name")
-    known = {"query", "document", *prompts}  # the first two are empty where nothing is said
+    alike = {"cosine", "dot"} if "Normalize" in said["modules"] else {"cosine"}
+    refuse(
+        said["similarity"] not in alike,
+        f"{folder / PROMPTS_FILE}: expected a model that compares texts by the cosine, found "
+        f"`similarity_fn_name: {said['similarity']}`, whose scores are others. Choose another "
+        "model, or write `cosine` there, in a copy, to train or to measure this one by it.",
+    )
+    default = said["default_prompt_name"]
+    known = {"query", "document", *said["prompts"]}  # the first two are empty where nothing is said
     refuse(
         default is not None and default not in known,
         f"{folder / PROMPTS_FILE}: {unknown('default_prompt_name', str(default), known)}",
     )
-    return {
-        "pooling": [short.get(m, m) for m in ([pooling] if isinstance(pooling, str) else pooling)],
-        "include_prompt": modes.get("include_prompt", bool(modes)),
-        "max_length": stated(folder / LENGTH_FILE).get("max_seq_length"),
-        "prompts": prompts,
-        "default_prompt_name": default,
-    }
+    options = ("pooling", "include_prompt", "max_length", "prompts", "default_prompt_name")
+    return {option: said[option] for option in options}
 
 
 def write_saved(folder: Path, encoder) -> None:
@@ -64,8 +100,8 @@ def write_saved(folder: Path, encoder) -> None:
     length = {"max_seq_length": encoder.tokenizer.max_length, "do_lower_case": False}
     further = {"prompts": encoder.prompts, "default_prompt_name": encoder.default_prompt_name}
     write_json(folder / "modules.json", modules)
-    write_json(folder / POOLING_FILE, pooling)
-    write_json(folder / LENGTH_FILE, length)
+    write_json(folder / "1_Pooling" / "config.json", pooling)
+    write_json(folder / "sentence_bert_config.json", length)
     write_json(folder / PROMPTS_FILE, further | {"similarity_fn_name": "cosine"})
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -31,6 +30,7 @@ class Embedder:
 
     def __init__(self, source: EncoderSettings | str | Path, store: str | Path | None = None):
         self.settings = as_settings(source)
+        self._saved = read_saved(locate(self.settings))
         self.model_hash = model_hash(self.settings)
         self.key = sha256_text(
             self.model_hash,
@@ -44,10 +44,6 @@ class Embedder:
         """The loaded encoder."""
         loaded = Encoder.load(self.settings).eval()
         return loaded.to(torch.accelerator.current_accelerator(check_available=True) or "cpu")
-
-    @cached_property
-    def _saved(self) -> dict[str, Any]:
-        return read_saved(locate(self.settings))
 
     @property
     def prompts(self) -> dict[str, str]:
@@ -85,7 +81,9 @@ class Embedder:
         file = self.store and self.store / f"{sha256_text(prompt, *texts)}.npy"
         if file and file.is_file():
             try:
-                return np.load(file)
+                if (vectors := np.load(file)).ndim != 2 or len(vectors) != len(texts):
+                    raise ValueError(f"expected {len(texts)} vectors, found {vectors.shape}")
+                return vectors
             except Exception as error:  # NumPy raises what its parser of the header raises
                 raise EncoderError(f"{file}: {error}. Delete it: it is made anew.") from error
         tokens = 2048 if self.encoder.device.type == "cpu" else 32_768  # of a forward pass

@@ -10,6 +10,7 @@ import pandas as pd
 from scipy import stats
 
 from codiemb_lib.core import MAIN_METRIC
+from codiemb_lib.evaluate import is_constant
 
 FEWEST_CLUSTERS = 4  # for an interval to say anything
 
@@ -37,9 +38,10 @@ def rank_correlations(
     rows = []
     for key, group in points.groupby(list(by), sort=False):
         codes, clusters = pd.factorize(group["variant"])
-        sides = [stats.rankdata(group[side]) for side in ("value", "score")]
-        if len(clusters) < FEWEST_CLUSTERS or any(np.ptp(side) == 0 for side in sides):
+        sides = [group[side].to_numpy() for side in ("value", "score")]
+        if len(clusters) < FEWEST_CLUSTERS or any(map(is_constant, sides)):
             continue
+        sides = [stats.rankdata(side) for side in sides]
         rng = np.random.default_rng(seed)
         drawn = rng.multinomial(len(clusters), np.full(len(clusters), 1 / len(clusters)), resamples)
         with np.errstate(invalid="ignore"):  # a draw of equal points has no correlation

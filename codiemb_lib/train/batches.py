@@ -16,8 +16,8 @@ from functools import partial
 import numpy as np
 from torch.utils.data import Dataset
 
-from codiemb_lib.core import DatasetSettings, ObjectiveSettings, Preset
-from codiemb_lib.data import Record
+from codiemb_lib.core import DatasetSettings, ObjectiveSettings, Preset, normalise, say_once
+from codiemb_lib.data import Record, answers_of
 from codiemb_lib.model import Encoder, Packing, Padded, TextTokenizer, forward_passes
 from codiemb_lib.train.sampling import MixedTaskPlan, PlannedBatch, SingleTaskPlan
 
@@ -34,6 +34,7 @@ class Batch:
         queries: (B,)
         positives: (B, P)
         negatives: (K,)
+        answers: (B, B) bool, true where a query is answered by a positive of another row, too.
         scores: (B,) float32, gold, of a similarity batch; else (0,).
     """
 
@@ -42,6 +43,7 @@ class Batch:
     queries: np.ndarray
     positives: np.ndarray
     negatives: np.ndarray
+    answers: np.ndarray
     scores: np.ndarray
 
 
@@ -51,13 +53,14 @@ def make_batch(
     prompts: Mapping[str, DatasetSettings],
     settings: ObjectiveSettings,
     generator: np.random.Generator,
+    known: Mapping[str, set[str]] | None = None,
 ) -> Batch:
     """Draw the texts of a planned batch.
 
     A retrieval record gives `settings.positives` positives and, where it has any,
     `settings.negatives` hard negatives; where it has too few, they are drawn again. A record
-    without negatives adds none to the pool, and nobody's hard negative is a positive of the batch,
-    for the pool is everybody's.
+    without negatives adds none to the pool. The pool is everybody's, so it has nothing that is
+    known to answer a query of the batch: `answers_of`, by default of its records.
 
     In a mixed batch, a similarity pair counts as query and positive from
     `settings.mixed_anchor_score` on; of a pair below it, the second text joins the pool. This use
@@ -67,6 +70,7 @@ def make_batch(
     """
     members = [records[i] for i in planned.indices]
     pool: list[tuple[str, str]] = []
+    answers: list[list[bool]] = []
     if planned.task == "sts":
         anchors, per_query = members, 1
         positives = [record.positives for record in members]
@@ -74,15 +78,19 @@ def make_batch(
         anchors = [r for r in members if r.task == "ir" or r.score >= settings.mixed_anchor_score]
         per_query = settings.positives
         positives = [_draw(r.positives, per_query, generator) for r in anchors]
-        taken = {text for record in anchors for text in record.positives}
+        known = known or answers_of(anchors)
+        relevant = [known[normalise(record.query)] for record in anchors]
+        taken = set().union(*relevant)
         for record in anchors:
-            if hard := [text for text in record.negatives if text not in taken]:
+            if hard := [text for text in record.negatives if normalise(text) not in taken]:
                 prompt = _passage_prompt(prompts, record)
                 pool += [(prompt, text) for text in _draw(hard, settings.negatives, generator)]
         for record in members:
             low = record.task == "sts" and record.score < settings.mixed_anchor_score
-            if low and record.positives[0] not in taken:
+            if low and normalise(record.positives[0]) not in taken:
                 pool.append((_passage_prompt(prompts, record), record.positives[0]))
+        drawn = [{*map(normalise, texts)} for texts in positives]
+        answers = [[not texts.isdisjoint(of) for texts in drawn] for of in relevant]
     keys = [(prompts[record.dataset].query_prompt, record.query) for record in anchors]
     for record, texts in zip(anchors, positives, strict=True):
         keys += [(_passage_prompt(prompts, record), text) for text in texts]
@@ -94,7 +102,8 @@ def make_batch(
     positives, negatives = np.split(others, [len(anchors) * per_query])
     positives = positives.reshape(len(anchors), per_query)
     scores = [record.score for record in members] if planned.task == "sts" else []
-    return Batch(planned, texts, queries, positives, negatives, np.array(scores, np.float32))
+    others = negatives, np.array(answers, bool), np.array(scores, np.float32)
+    return Batch(planned, texts, queries, positives, *others)
 
 
 def _passage_prompt(prompts: Mapping[str, DatasetSettings], record: Record) -> str:
@@ -174,6 +183,13 @@ class OptimizerSteps(Dataset):
         self.records, self.plan, self.seed, self.world_size = records, plan, seed, world_size
         self.prompts = {dataset.name: dataset for dataset in preset.datasets}
         self.objective, self.settings = preset.objective, preset.training
+        least, most = preset.objective.mixed_anchor_score, preset.objective.negatives
+        self.known = answers_of(r for r in records if r.task == "ir" or r.score >= least)
+        given = [(normalise(r.query), normalise(text)) for r in records for text in r.negatives]
+        if given:
+            out = sum(text in self.known[query] for query, text in given)
+            says = f"{out} left out, for they read like a positive of the same query"
+            say_once(f"training: {len(given)} hard negatives, {says}; {most} a record in a step")
         self._share_of = partial(
             make_share,
             tokenizer=encoder.tokenizer,
@@ -209,6 +225,7 @@ class OptimizerSteps(Dataset):
         for place, planned in enumerate(self.planned(number)):
             seed = [self.seed, number, place]
             generator = np.random.default_rng(seed)
-            batch = make_batch(planned, self.records, self.prompts, self.objective, generator)
+            how = self.prompts, self.objective, generator, self.known
+            batch = make_batch(planned, self.records, *how)
             shares.append(self._share_of(batch, seed=seed))
         return shares

@@ -69,8 +69,8 @@ def multi_positive_info_nce(
         positives: (B, P, D), P >= 1.
         negatives: (M, N, D), one flat pool of M * N hard negatives for every query. M is B where
             each query brings its own, and may be any number; N may be 0.
-        same: (B, B) bool, true where two rows are one query, of several records. Their positives
-            are then left out of each other's sum over j, where else they would be negatives.
+        same: (B, B) bool, true where positives of row j answer query i, too. They are then left out
+            of the sum over j, where else they would be negatives.
     """
     queries, positives, negatives = (
         F.normalize(x, dim=-1) for x in (queries, positives, negatives)

@@ -81,13 +81,12 @@ def batch_loss(
 def _ir_loss(batch: Batch, final: Tensor, *, settings: ObjectiveSettings) -> Loss:
     if not len(batch.queries):  # a mixed batch with nothing to pull together
         return Loss(final.sum() * 0, {"info_nce": 0.0})
-    same = torch.from_numpy(batch.queries[:, None] == batch.queries)
     loss = objectives.multi_positive_info_nce(
         final[batch.queries],
         final[batch.positives],  # (B, P, D)
         final[batch.negatives].unsqueeze(1),  # (K, 1, D): the pool
         temperature=settings.temperature,
-        same=same.to(final.device) if len({*batch.queries.tolist()}) < len(same) else None,
+        same=torch.from_numpy(batch.answers).to(final.device),
     )
     return Loss(loss, {"info_nce": loss.item()})
 

@@ -19,6 +19,7 @@ import yaml
 from codiemb_lib import __version__
 from codiemb_lib.app.benchmark import benchmark
 from codiemb_lib.app.cli import cli, main
+from codiemb_lib.core.errors import say_once
 from codiemb_lib.core.files import alone
 from codiemb_lib.core.preset import preset_path
 from codiemb_lib.data.datasets import load_dataset
@@ -280,6 +281,19 @@ def test_data_prepare_reads_a_table_with_semicolons(capsys, tmp_path):
     assert "one character" in error_of(capsys, *command, *form, "--delimiter", "")
     of_hub = error_of(capsys, *command, *form, "--delimiter", ";", "--hub", "train")
     assert "--delimiter is for files" in of_hub
+    of_hub = error_of(capsys, *command, *form, "--quoting", "no", "--hub", "train")
+    assert "--delimiter is for files, as is --quoting" in of_hub
+
+
+def test_data_prepare_is_told_what_quotation_marks_are(capsys, tmp_path):
+    (tmp_path / "qa.csv").write_text('"a,b\nc",d\n')
+    command = ["data", "prepare", str(tmp_path / "qa.csv")]
+    form = ["--columns", "0", "1"]
+    assert "1 rows by --quoting yes" in error_of(capsys, *command, str(tmp_path / "out"), *form)
+    for quoting, queries in (("yes", ["a,b\nc"]), ("no", ['"a', 'c"'])):
+        assert main([*command, str(tmp_path / quoting), *form, "--quoting", quoting]) == 0
+        written = read_jsonl(tmp_path / quoting / "train.jsonl")
+        assert [record.query for record in written] == queries
 
 
 def test_data_prepare_reads_a_data_set_of_the_hub(capsys, tmp_path, monkeypatch):
@@ -302,7 +316,7 @@ def test_data_prepare_reads_a_data_set_of_the_hub(capsys, tmp_path, monkeypatch)
     expected = Record("sts", "a 5", ("b 5",), positive_scores=(1.0,))
     assert read_jsonl("out/dev.jsonl")[1] == expected
     untold = error_of(capsys, *command, "--hub", "train")
-    assert "expected the columns of query, positive" in untold
+    assert "the columns of query, positive" in untold
     assert "Write OURS=THEIRS" in error_of(capsys, *command, *form, "--hub", "validation")
     other = error_of(capsys, *command, *form, "--hub", "dev=best")
     assert "expected a data set of the Hub" in other
@@ -452,6 +466,25 @@ def test_benchmark_scores_names_and_paths_without_a_network(
     monkeypatch.setattr(Encoder, "load", lambda _: pytest.fail("something was computed again"))
     assert main(command) == 0
     assert pd.read_csv(tmp_path / "out" / "scores.csv").equals(rows)
+
+
+def test_every_door_says_what_was_left_out_and_whether_identical_ids_are_ranked(
+    capsys, caplog, tmp_path, model, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    rows = [
+        Record("ir", "a cat", (text,), id="1", same_id="the cat") for text in ("a bus", "a car")
+    ]
+    for part, records in {"test": rows, "train": rows}.items():
+        write_jsonl(tmp_path / "mine" / f"{part}.jsonl", records)
+    command = ["benchmark", str(model), "--tasks", "mine", "--out", "s.csv"]
+    for door in (["data", "describe", "mine"], command, [*command, "--ignore-identical-ids"]):
+        caplog.clear()
+        say_once.cache_clear()  # each door is another process
+        assert main(door) == 0
+        assert "test.jsonl: 1 rows merged with an earlier one of the same query" in caplog.text
+    assert set(pd.read_csv("s.csv")["ignore_identical_ids"]) == {True}
+    assert set(pd.read_csv("s.csv")["n"]) == {1}
 
 
 def test_benchmark_names_failing_tasks_at_the_end(capsys, tmp_path, model, monkeypatch):

@@ -136,7 +136,7 @@ def test_a_byte_order_mark_is_no_content(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ('{\n"é": 1}'.encode("latin-1"), "2: expected UTF-8, found byte 0xe9. Save the file as"),
+        ('{\n"é": 1}'.encode("latin-1"), "2: expected UTF-8, found byte 0xe9. Save it as"),
         ("{}".encode("utf-16"), "1: expected UTF-8, found byte 0xff"),
         (b"[" * 100_000, "1: expected JSON, found: maximum recursion depth"),
         (b"1" * 5000, "1: expected JSON, found: Exceeds the limit"),

@@ -243,6 +243,7 @@ def test_a_corpus_is_written_beside_the_splits_and_read_back(tmp_path):
 
 
 def test_a_description_counts_what_it_says():
+    assert describe([]) == {"records": "0"}
     records = [
         Record("ir", "one two", ("three", "four five six"), ("three four",)),
         Record("ir", "one", ("three",)),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import bz2
+import csv
 import gzip
 import json
-import logging
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from codiemb_lib.core.files import data_root
@@ -36,7 +38,6 @@ def write(path: Path, *rows, pack: bool = False) -> Path:
 @pytest.fixture
 def said(caplog):
     """What the readers log, without the path."""
-    caplog.set_level(logging.INFO, logger="codiemb_lib.data")
     return lambda: [message.split(": ", 1)[1] for message in caplog.messages]
 
 
@@ -82,14 +83,55 @@ def test_graded_texts_become_pairs_whichever_side_they_stand_on(tmp_path):
 def test_the_layout_of_flagembedding(tmp_path, said):
     row = {"query": "q", "pos": ["p"], "neg": ["n", "p", "m"], "prompt": "Retrieve"}
     row |= {"pos_scores": [98.6], "neg_scores": [85.5, 98.6, 86.25]}
-    path = write(tmp_path / "nq.jsonl", row, {"query": "q", "pos": ["p"], "neg": []})
+    path = write(tmp_path / "nq.jsonl", row, {"query": "r", "pos": ["p"], "neg": []})
     assert read_jsonl(path, task="ir") == [
         Record("ir", "q", ("p",), ("n", "m"), (98.6,), (85.5, 86.25)),
-        Record("ir", "q", ("p",)),
+        Record("ir", "r", ("p",)),
     ]
     assert said() == ["1 negatives left out, for they are positives of the same query"]
     with pytest.raises(RecordError, match=r"nq\.jsonl:1: field 'task_type'.*prepare .*--task ir"):
         read_jsonl(path)
+
+
+@pytest.mark.parametrize("form", ["unified", "authors", "FlagEmbedding", "table"])
+def test_rows_of_one_query_are_one_record_in_every_form(tmp_path, said, form):
+    rows = [("q", "p", "n"), ("r", "p", "m"), (" q", "o", "p")]
+    made = {
+        "unified": lambda q, p, n: {"task": "ir", "query": q, "positives": [p], "negatives": [n]},
+        "authors": lambda q, p, n: {
+            "task_type": "ir",
+            "query": q,
+            "positives": [p],
+            "negatives": [n],
+        },
+        "FlagEmbedding": lambda q, p, n: {"query": q, "pos": [p], "neg": [n]},
+        "table": lambda q, p, n: {"q": q, "p": p, "n": n},
+    }[form]
+    path = write(tmp_path / "rows.jsonl", *(made(*row) for row in rows))
+    columns = ("q", "p", "n") if form == "table" else ()
+    assert read_file(path, task="ir", columns=columns) == [
+        Record("ir", "q", ("p", "o"), ("n",)),
+        Record("ir", "r", ("p",), ("m",)),
+    ]
+    assert {*said()} == {
+        "1 rows merged with an earlier one of the same query",
+        "1 negatives left out, for they are positives of the same query",
+    }
+
+
+def test_merged_rows_keep_their_first_id_and_the_best_scores_or_none(tmp_path, said):
+    row = {"task": "ir", "query": "q", "positives": ["a", "b"], "positive_scores": [1, 2]}
+    row |= {"negatives": ["n"], "negative_scores": [0.1], "id": "first"}
+    other = row | {"positives": ["c", "a"], "positive_scores": [1, 3], "id": "second"}
+    other |= {"negatives": ["n", "m"], "negative_scores": [0.3, 0.2]}
+    assert read_jsonl(write(tmp_path / "a.jsonl", row, other)) == [
+        Record("ir", "q", ("a", "b", "c"), ("n", "m"), (3, 2, 1), (0.3, 0.2), id="first")
+    ]
+    bare = {"task": "ir", "query": "q", "positives": ["c"]}
+    assert read_jsonl(write(tmp_path / "b.jsonl", row, bare)) == [
+        Record("ir", "q", ("a", "b", "c"), ("n",), (), (0.1,), id="first")
+    ]
+    assert said()[-1] == "1 lists of scores left out, for not all rows of their query have one"
 
 
 @pytest.mark.parametrize("scores", [{}, {"pos_scores": [1.0]}])
@@ -159,7 +201,7 @@ def test_a_header_is_known_by_what_it_calls_the_rating(tmp_path, name):
 @pytest.mark.parametrize("score", ["n/a", "", "nan", "1_0", "good", "unlabelled"])
 def test_a_rating_in_the_first_row_is_not_taken_for_a_header(tmp_path, score):
     path = write(tmp_path / "sts.csv", f"a,b,{score}", "c,d,1")
-    with pytest.raises(RecordError, match=r"sts\.csv:1: .*a score in \[0, 5\], found .*by name"):
+    with pytest.raises(RecordError, match=r"sts\.csv:1: .*a score in \[0, 5\], found .*name col"):
         read_file(path, scale=(0, 5))
 
 
@@ -175,23 +217,33 @@ def test_a_score_off_the_scale_is_refused_with_its_line(tmp_path, score):
     [
         (["a,b,1", "a,b"], {}, r"sts\.csv:2: expected 3 cells separated by ',', .*found 2"),
         (["a,b,1", "a, or b,c,1"], {}, r":2: expected 3 cells .* found 4\. .*quotation marks"),
-        (["a, or b,2,1", "a,b,1"], {}, r":2: expected 4 cells .* in the first row, found 3"),
-        (["x\ty\tscore", "a\t1"], {}, r":2: expected 3 cells separated by '\\t'.*TSV has none"),
-        (["x\ty\tscore", "a\tb\tc\t1"], {}, r":2: .*a score in \[0, 5\], found 'c'"),
+        (["a, or b,2,score", "a,b,1"], {"columns": (0, 1, 3)}, r":2: expected 4 cells .* found 3"),
+        (["x\ty\tscore", "a\t1"], {}, r":2: expected 3 cells separated by '\\t'.*found 2"),
+        (["x\ty\tscore", "a\tb\tc\t1"], {}, r":2: expected 3 cells separated by .* found 4"),
+        (["a,b,4,5"], {}, r":1: expected each of the columns \[0, 1, 2\] once, found .*'4', '5'"),
+        (["x;y;score", "a;b;4,5"], {"delimiter": ";"}, r":2: field 'score': .*'4,5'.*have a point"),
         (
             ["a;b;1"],
             {},
             r":1: .*\[0, 1, 2\] once, found .*by ','.*--delimiter ';'",
         ),
-        (["x,y,z", "a,b,1"], {"columns": ("x", "q", "z")}, r":1: .*found .*Correct 'q'"),
+        (["x,y,z", "a,b,1"], {"columns": ("x", "q", "z")}, r":1: .*'q'.* once, found .*"),
         (["x;y;z", "a;b;1"], {"columns": ("x", "y", "z")}, r"by ','\. .*--delimiter ';'"),
         (["a;b;1"], {"delimiter": ""}, "by one character, '', found"),
         (["a;b;1"], {"delimiter": ";;"}, "by one character, ';;', found"),
-        (["x,x,z", "a,b,1"], {"columns": ("x", "y", "z")}, "Correct 'x'"),
-        (["x,y,x,z", "a,b,c,1"], {"columns": ("x", "y", "z")}, r":1: .* once, found .*Correct 'x'"),
+        (["x,x,z", "a,b,1"], {"columns": ("x", "y", "z")}, "of its header"),
+        (
+            ["x,y,x,z", "a,b,c,1"],
+            {"columns": ("x", "y", "z")},
+            r":1: .* once, found .*of its header",
+        ),
         (["x,y,z", "a,b,1"], {"columns": ("x", "x", "z")}, "none of them twice"),
         (["a,b,1"], {"columns": (0, 0, 2)}, "none of them twice"),
-        (["a,b,1", '"a,b,1'], {}, ":2: expected cells separated by one .*found: unexpected end"),
+        (
+            ["a,b,1", '"a,b,1'],
+            {"quoting": "yes"},
+            ":2: .* separated by one .*found: unexpected end",
+        ),
         (["a,b,1"], {"scale": (5, 0)}, "LOW < HIGH"),
         (["a,b,1"], {"scale": (0, float("inf"))}, "LOW < HIGH"),
         (["a,b,1"], {"columns": (0, 1)}, "two texts and their score"),
@@ -232,6 +284,160 @@ def test_rows_in_json_are_read_by_their_keys_and_hold_one_text_a_side(tmp_path):
         read_file(path, scale=(0, 5))
     with pytest.raises(RecordError, match=r":2: field 'a': expected one text, found"):
         read_file(path, scale=(0, 5), columns=("a", "b", "s"))
+
+
+# --- Dialects of tables ---
+
+
+def pairs(path: Path, **form) -> list[tuple]:
+    """The texts and scores of rated pairs."""
+    return [(r.query, *r.positives, 5 * r.score) for r in read_file(path, scale=(0, 5), **form)]
+
+
+@pytest.mark.parametrize("writer", ["csv", "pandas"])
+@pytest.mark.parametrize("delimiter", [",", "\t", ";"])
+@pytest.mark.parametrize("quoting", [csv.QUOTE_MINIMAL, csv.QUOTE_ALL])
+def test_what_csv_and_pandas_write_is_read_back(tmp_path, writer, delimiter, quoting):
+    rows = [('He said "no", she;\tleft.', 'two\nlines "x"', 1.0), ('"all"', "plain", 2.5)]
+    path = tmp_path / "pairs.csv"
+    if writer == "csv":
+        with path.open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file, delimiter=delimiter, quoting=quoting).writerows(
+                [("a", "b", "score"), *rows]
+            )
+    else:
+        table = pd.DataFrame(rows, columns=["a", "b", "score"])
+        table.to_csv(path, sep=delimiter, quoting=quoting, index=False)
+    assert pairs(path, delimiter=delimiter) == rows
+
+
+def test_quotation_marks_that_are_text(tmp_path, said):
+    path = write(tmp_path / "sts.csv", '"No, he" said.,b,1', 'c "x",d,2', "e,f,3", 'g,"h" i,4')
+    with pytest.raises(RecordError, match=r":1: .* expected after.* Or: .*:1: .*'\"No', ' he"):
+        pairs(path)
+    path = write(tmp_path / "sts.csv", '"No" he said.,b,1', 'c "x",d,2', "e,f,3", 'g,"h" i,4')
+    assert pairs(path) == [
+        ('"No" he said.', "b", 1),
+        ('c "x"', "d", 2),
+        ("e", "f", 3),
+        ("g", '"h" i', 4),
+    ]
+    assert said() == ["2 cells open with quotation marks, which were kept as text"]
+
+
+def test_quotation_marks_of_tsv(tmp_path, said):
+    path = write(tmp_path / "sts.tsv", '"a"\t"b"\t"score"', '"a ""b"""\t"c"\t1', "d\te\t2")
+    assert pairs(path) == [('a "b"', "c", 1), ("d", "e", 2)]
+    kept = [('"a ""b"""', '"c"', 1), ("d", "e", 2)]
+    assert pairs(path, quoting="no") == kept
+    assert said() == [
+        "2 cells open with quotation marks, which were taken off; --quoting no keeps them",
+        "2 cells open with quotation marks, which were kept as text",
+    ]
+
+
+def test_a_table_that_reads_two_ways_is_refused_with_both(tmp_path, said):
+    path = write(tmp_path / "sts.csv", "a,b,1", '"c,d,2', 'e",f,3', "g,h,4")
+    with pytest.raises(
+        RecordError, match=r"3 rows by --quoting yes.* Or: .*4 rows by --quoting no"
+    ):
+        pairs(path)
+    assert pairs(path, quoting="no")[1:3] == [('"c', "d", 2), ('e"', "f", 3)]
+    assert pairs(path, quoting="yes")[1] == ("c,d,2\ne", "f", 3)
+    assert said()[-1] == "1 cells hold line breaks, the first in line 2"
+    cut = write(tmp_path / "cut.csv", '"a","b","1"', '"c","d","2"', '"e","f","3')
+    with pytest.raises(RecordError, match=r"cut\.csv:3: .*unexpected end.* Or: .*3 rows by"):
+        pairs(cut)
+
+
+def test_a_line_of_excel_names_the_delimiter(tmp_path):
+    path = write(tmp_path / "sts.csv", "sep=;", "a;b;score", "x, y;z;1", "x;y;9")
+    with pytest.raises(RecordError, match=r"sts\.csv:4: field 'score': .*found '9'"):
+        pairs(path)
+    assert pairs(write(path, '"sep=|"', "x;|y|1")) == [("x;", "y", 1)]
+
+
+def test_cells_of_any_length_are_read(tmp_path):
+    path = write(tmp_path / "qa.csv", "question,answer", f"who?,{'a' * 200_000}")
+    [record] = read_file(path, columns=("question", "answer"))
+    assert len(record.positives[0]) == 200_000
+
+
+def test_ratings_are_not_taken_for_negatives(tmp_path):
+    path = write(tmp_path / "sts.csv", "text1,text2,score", "a cat,a dog,3", "a bus,a cat,1")
+    for columns in [("text1", "text2", "score"), (0, 1, 2)]:
+        with pytest.raises(RecordError, match=r"column 'score', found numbers alone.*--scale LOW"):
+            read_file(path, columns=columns)
+    with pytest.raises(RecordError, match=r"two texts and their score.*found columns \[\]"):
+        read_file(path)
+    assert read_file(path, columns=(0, 1, 2), task="ir")[0].negatives == ("3",)
+
+
+@pytest.mark.parametrize("header", ["Frage,Antwort", "anchor,response", "问题,答案", "q_1,a_1"])
+def test_a_row_that_may_be_a_header_is_refused(tmp_path, header):
+    path = write(tmp_path / "qa.csv", header, "who is it?,it is me", "why?,no text")
+    with pytest.raises(RecordError, match=r"qa\.csv:1: expected a header or a record, found"):
+        read_file(path, columns=(0, 1))
+    assert len(read_file(path, columns=header.split(","))) == 2
+    words = write(tmp_path / "words.csv", "cat,Katze", "dog,Hund")
+    assert len(read_file(words, columns=(0, 1))) == 2
+
+
+def test_the_names_of_sentence_transformers_are_a_header(tmp_path):
+    path = write(tmp_path / "qa.csv", "anchor,positive,negative", "cat,Katze,Hund")
+    assert read_file(path, columns=(0, 1, 2)) == [Record("ir", "cat", ("Katze",), ("Hund",))]
+
+
+@pytest.mark.parametrize("columns", [("question", "answer"), (0, 1)])
+def test_a_tab_inside_an_answer_is_refused_with_its_line(tmp_path, columns):
+    path = write(tmp_path / "qa.tsv", "question\tanswer", "why?\tso it is", "who?\tme\tand you")
+    with pytest.raises(RecordError, match=r"qa\.tsv:3: expected 2 cells .*found 3"):
+        read_file(path, columns=columns)
+
+
+# --- Forms by name ---
+
+
+@pytest.mark.parametrize("name", ["a.xlsx", "a.jsonl.zst", "a.arrow", "a.dat", "a"])
+def test_a_name_of_no_form_is_refused(tmp_path, name):
+    path = write(tmp_path / name, "a,b,1")
+    with pytest.raises(RecordError, match=r"expected a name in \.jsonl, .*found '.*\.csv, unpack"):
+        read_file(path, scale=(0, 5))
+
+
+@pytest.mark.parametrize("name", ["A.CSV", "a.Txt", "a.TSV.GZ", "a.csv.bz2"])
+def test_capitals_and_packings_do_not_count(tmp_path, name):
+    path = write(tmp_path / name, "a,b,1")
+    packed = {"Z": gzip.compress, "2": bz2.compress}.get(name[-1], bytes)
+    path.write_bytes(packed(b"a,b,1"))
+    assert pairs(path) == [("a", "b", 1)]
+
+
+def test_parquet_is_read_as_json_is(tmp_path):
+    columns = {"left": ["a", "c"], "right": ["b", None], "score": [1, 2]}
+    pd.DataFrame(columns).to_parquet(tmp_path / "test.parquet")
+    assert pairs(tmp_path / "test.parquet", columns=("left", "right", "score")) == [("a", "b", 1)]
+    whole = [
+        {"task": "ir", "query": "q", "positives": ["p"], "negatives": ["n"], "id": None},
+        {"task": "ir", "query": "r", "positives": ["p"], "negatives": None, "id": "1"},
+    ]
+    pd.DataFrame(whole).to_parquet(tmp_path / "TRAIN.parquet")
+    pd.DataFrame({"_id": ["1"], "text": ["more"]}).to_parquet(tmp_path / "corpus.parquet")
+    assert read_beir_corpus(tmp_path) == {"1": "more"}
+    assert read_path(tmp_path / "TRAIN.parquet")["train"] == [
+        Record("ir", "q", ("p",), ("n",)),
+        Record("ir", "r", ("p",), id="1"),
+    ]
+    write(tmp_path / "bad.parquet", "PAR1")
+    with pytest.raises(RecordError, match=r"bad\.parquet: expected Parquet, found"):
+        read_file(tmp_path / "bad.parquet")
+
+
+@pytest.mark.parametrize("option", [{"delimiter": ";"}, {"delimiter": ""}, {"quoting": "no"}])
+def test_options_of_tables_are_refused_for_json(tmp_path, option):
+    path = write(tmp_path / "a.jsonl", {"task": "ir", "query": "q", "positives": ["p"]})
+    with pytest.raises(RecordError, match="expected no delimiter and no quoting, for it is JSON"):
+        read_file(path, **option)
 
 
 # --- Queries and answers ---
@@ -326,7 +532,8 @@ def test_a_beir_folder(beir, said):
     [
         ("q9\td1\t1", r"field 'query-id': expected one of the 3 ids there are, found 'q9'"),
         ("q1\td9\t1", r"field 'corpus-id': expected one of the 4 ids there are, found 'd9'"),
-        ("q1\td1\tyes", "field 'score': expected a number, found 'yes'"),
+        ("q1\td1\tyes", "field 'score': expected a whole number, .* found 'yes'"),
+        ("q1\td1\t0.5", ".*expected a whole number, .* found '0.5'. Multiply all grades"),
         ("q1 d1 1", r"expected 3 cells separated by '\\t', .*found 1"),
     ],
 )
@@ -336,18 +543,65 @@ def test_a_bad_judgement_is_refused_with_its_line(beir, line, message):
         read_beir(beir)
 
 
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ["1\t3\t2", "1\t0\t1"],
+        ["1\t0\t3\t2", "1\t0\t0\t1"],
+        ["1\tQ0\t3\t2", "1\tQ0\t0\t1"],
+        ["corpus-id\tscore\tquery-id", "3\t2\t1", "0\t1\t1"],
+        ['"query-id"\t"corpus-id"\t"score"', '"1"\t"3"\t"2"', '"1"\t"0"\t"1"'],
+    ],
+)
+def test_judgements_are_read_by_name_or_by_the_number_of_their_cells(beir, lines):
+    """Ids are whole numbers, so that a query, a document and a grade may be mistaken."""
+    write(beir / "corpus.jsonl", *({"_id": i, "text": f"document {i}"} for i in range(4)))
+    write(beir / "queries.jsonl", *({"_id": i, "text": f"query {i}"} for i in range(4)))
+    write(beir / "qrels" / "test.tsv", *lines)
+    for file in ("train", "validation"):
+        (beir / "qrels" / f"{file}.tsv").unlink()
+    [record] = read_beir(beir)["test"]
+    assert (record.id, record.query) == ("1", "query 1")
+    assert dict(zip(record.positives, record.positive_scores, strict=True)) == {
+        "document 3": 2,
+        "document 0": 1,
+    }
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("q1\td1\t1\t0.5", "field 'iteration': expected 0 or Q0, as TREC has it, found 'd1'"),
+        ("q1\t0\td1\t1\tx", r"expected each of the columns \[0, 1, 2\] once"),
+        ("q1 0 d1 1", "expected each of the columns .*'query-id', 'corpus-id', 'score'"),
+        ("query\tdocument\tscore", "expected each of the columns .*'query-id', 'corpus-id', 's"),
+    ],
+)
+def test_judgements_of_another_shape_are_refused(beir, line, message):
+    write(beir / "qrels" / "test.tsv", line)
+    with pytest.raises(RecordError, match=rf"test\.tsv:1: {message}"):
+        read_beir(beir)
+
+
 def test_a_bad_first_judgement_is_no_header(beir):
     write(beir / "qrels" / "test.tsv", "q1\td1\tyes", "q1\td2\t1")
-    with pytest.raises(RecordError, match=r"test\.tsv:1: .*expected a number, found 'yes'"):
+    with pytest.raises(RecordError, match=r"test\.tsv:1: .*'query-id', .*found \['q1'"):
         read_beir(beir)
 
 
 @pytest.mark.parametrize(
-    "row", [{"_id": "d2", "text": "twice"}, {"text": "none"}, {"_id": None, "text": "none"}]
+    ("row", "message"),
+    [
+        ({"_id": "d2", "text": "twice"}, "field '_id': expected a string .* no other line has"),
+        ({"_id": None, "text": "none"}, "field '_id': expected a string or whole number"),
+        ({"_id": 1.0, "text": "none"}, "field '_id': expected a string or whole number"),
+        ({"id": "d3", "text": "none"}, "expected the keys _id and text, .*found id, text"),
+        ({"_id": "d3", "title": "Mean", "contents": "x"}, "expected the keys .*, title, contents"),
+    ],
 )
-def test_ids_of_a_corpus_are_there_and_distinct(beir, row):
+def test_keys_of_a_corpus_are_there_and_ids_distinct(beir, row, message):
     write(beir / "corpus.jsonl", {"_id": "d2", "text": "once"}, row)
-    with pytest.raises(RecordError, match=r"corpus\.jsonl:2: field '_id': expected an id that no"):
+    with pytest.raises(RecordError, match=rf"corpus\.jsonl:2: {message}"):
         read_beir_corpus(beir)
 
 
@@ -355,6 +609,30 @@ def test_half_a_surrogate_pair_in_a_corpus_is_refused_with_its_line(beir):
     write(beir / "corpus.jsonl", {"_id": "1", "text": "once"}, {"_id": "2", "text": "x \ud83d"})
     with pytest.raises(RecordError, match=r"corpus\.jsonl:2: field 'text': .* without"):
         read_beir_corpus(beir)
+
+
+def test_what_documents_and_judgements_share_is_said(tmp_path, said):
+    """Two documents of one text, judged otherwise; a query that is a document of its own id."""
+    texts = {"d1": "same", "d2": "same", "d3": "", "q1": "claim", "q2": "an answer"}
+    documents = [{"_id": name, "text": text} for name, text in texts.items()]
+    write(tmp_path / "corpus.jsonl", *documents, {"_id": "q3", "title": "On", "text": "claim"})
+    write(tmp_path / "queries.jsonl", *({"_id": f"q{i}", "text": "claim"} for i in (1, 2, 3)))
+    judgements = [f"q{i}\t{d}\t{grade}" for i in (1, 2, 3) for d, grade in (("d1", 1), ("d2", 2))]
+    write(tmp_path / "qrels" / "test.tsv", *judgements)
+    records = read_beir(tmp_path)["test"]
+    # Ids name the queries of a BEIR folder, so three of one text stay three.
+    assert records == [
+        Record("ir", "claim", ("same",), (), (2,), id=name, same_id=text)
+        for name, text in (("q1", "claim"), ("q2", "an answer"), ("q3", "On claim"))
+    ]
+    assert len(read_beir_corpus(tmp_path)) == 5
+    assert said() == [
+        "3 judgements of a text that is judged otherwise too: the highest grade counts",
+        "2 queries that are documents of the same id: ignore_identical_ids ranks without these",
+        "2 documents left out, for they are empty or repeat another",
+    ]
+    read_beir(tmp_path)
+    assert len(said()) == 3  # once
 
 
 def test_a_beir_folder_that_lacks_a_file(beir):
@@ -391,13 +669,19 @@ def test_a_folder_of_tables(tmp_path):
         write(tmp_path / f"{split}.csv", "a,b,2")
     expected = [Record("sts", "a", ("b",), positive_scores=(0.4,))]
     assert read_path(tmp_path, scale=(0, 5)) == {"train": expected, "test": expected}
-    pairs = {"train": [Record("ir", "a", ("b",))], "test": [Record("ir", "a", ("b",))]}
-    assert read_path(tmp_path, task="ir", columns=(0, 1)) == pairs
+    answers = [Record("ir", "a", ("b",))]
+    found = read_path(tmp_path, task="ir", columns=(0, 1))
+    assert found == {"train": answers, "test": answers}
+    write(tmp_path / "val.csv", "a,b,2")
+    assert [*read_path(tmp_path, scale=(0, 5))] == ["train", "dev", "test"]
 
 
 @pytest.mark.parametrize(
     ("name", "split"),
-    [("test.csv", "test"), ("validation.tsv.gz", "dev"), ("my.dev.csv", "train")],
+    [
+        *[("test.csv", "test"), ("validation.tsv.gz", "dev"), ("my.dev.csv", "train")],
+        *[("val.csv", "dev"), ("Valid.txt", "dev"), ("TEST.TSV", "test")],
+    ],
 )
 def test_a_lone_file_is_the_split_it_is_named_after(tmp_path, name, split):
     path = write(tmp_path / name, "a\tb\t2", pack=name.endswith(".gz"))
@@ -422,7 +706,9 @@ def test_what_a_table_does_not_say_is_asked_for(tmp_path, form):
 def test_a_path_with_nothing_known(tmp_path, beir):
     with pytest.raises(SourceError, match="expected a file, or a folder of train, dev or test"):
         read_path(tmp_path / "nowhere")
-    for form in ({"scale": (0, 1)}, {"delimiter": ";"}):
+    with pytest.raises(SourceError, match=r"What save_to_disk of datasets has .* to_parquet"):
+        read_path(tmp_path / "nowhere")
+    for form in ({"scale": (0, 1)}, {"delimiter": ";"}, {"quoting": "no"}):
         with pytest.raises(SourceError, match="a BEIR folder and no word of its form"):
             read_path(beir, **form)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import random
 from types import MappingProxyType
 
@@ -209,8 +208,7 @@ def test_counts_are_of_distinct_items_and_of_records(caplog):
         "same_order": 1,
         "records": 3,
     }
-    with caplog.at_level(logging.INFO):
-        assert remove_leaks(datasets, leaks)["d"].splits["train"] == (train[3],)
+    assert remove_leaks(datasets, leaks)["d"].splits["train"] == (train[3],)
     assert "d: 3 of 4 training records left out" in caplog.text
     assert "3 by a pair of d test" in caplog.text
 
@@ -247,7 +245,7 @@ COUNTS = [  # identical, in the same order, records: the table of data/README.md
     ("sick", "pair", "sick", "dev", 7, 3, 52),
     ("sick", "pair", "stsb", "test", 12, 6, 22),
     ("sick", "pair", "stsb", "dev", 11, 5, 20),
-    ("squad-sentences", "query", "squad-sentences", "dev", 4, 0, 5),
+    ("squad-sentences", "query", "squad-sentences", "dev", 4, 0, 4),
     ("scifact", "passage", "scifact", "test", 166, 0, 272),
     ("scifact", "query", "scifact", "test", 2, 0, 2),
     ("scifact", "passage", "scifact", "dev", 3, 0, 5),
@@ -276,7 +274,7 @@ def test_what_is_left_of_train_stands_nowhere_else(english):
     assert left == {
         "stsb": 5626,
         "sick": 4047,
-        "squad-sentences": 10703,
+        "squad-sentences": 10643,
         "scifact": 450,
         "medquad": 8704,
     }

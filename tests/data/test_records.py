@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from codiemb_lib.data.records import Record, RecordError, read_jsonl, write_jsonl
+from codiemb_lib.data.records import Record, RecordError, is_text, read_jsonl, write_jsonl
 
 IR = {"task": "ir", "query": "mean", "positives": ["The average."], "negatives": ["The median."]}
 STS = {"task": "sts", "query": "cup", "positives": ["mug"], "positive_scores": [0.9]}
 
-text = st.text(st.characters(exclude_categories=("Cs",)), min_size=1).filter(str.strip)
+text = st.text(st.characters(exclude_categories=("Cs",)), min_size=1).filter(is_text)
 records = st.one_of(
     st.builds(
         lambda query, texts, n: Record("ir", query, tuple(texts[:n]), tuple(texts[n:])),
@@ -39,7 +39,7 @@ def write_lines(path, *rows):
     return path
 
 
-@given(st.lists(records, min_size=1, max_size=5))
+@given(st.lists(records, min_size=1, max_size=5, unique_by=lambda record: record.query.strip()))
 def test_a_file_gives_back_what_it_got(tmp_path_factory, batch):
     path = tmp_path_factory.mktemp("records") / "records.jsonl"
     write_jsonl(path, batch)
@@ -84,12 +84,12 @@ def test_what_is_no_finite_number_is_no_score(score):
     [
         ({"task": "classify"}, "task", "'ir' or 'sts'"),
         ({"query": "  "}, "query", "a string that is not empty"),
-        ({"query": None}, "query", "a string that is not empty"),
+        ({"query": "\u200b\x00 \ufeff"}, "query", "a string that is not empty"),
         ({"query": "half \ud800"}, "query", "a string that is not empty"),
         ({"positives": []}, "positives", "a list of non-empty strings, not empty"),
         ({"positives": "text"}, "positives", "a list of non-empty strings"),
         ({"positives": ["a", ""]}, "positives", "a list of non-empty strings"),
-        ({"positives": None}, "positives", "a list of non-empty strings"),
+        ({"positives": ["a", "\u2060"]}, "positives", "a list of non-empty strings"),
         ({"negatives": [3]}, "negatives", "a list of non-empty strings"),
         ({"negatives": ["The average."]}, "negatives", "texts that are no positives"),
         ({"positive_scores": [1, 2]}, "positive_scores", "one score for each of 1 texts"),
@@ -125,7 +125,10 @@ def test_a_pair_has_one_positive_with_a_score_in_the_unit_interval(tmp_path, cha
         read_jsonl(path)
 
 
-@pytest.mark.parametrize("row", [{**IR, "positive": ["a"]}, {"task": "ir", "query": "mean"}])
+@pytest.mark.parametrize(
+    "row",
+    [{**IR, "positive": ["a"]}, {"task": "ir", "query": "mean"}, {**IR, "positives": None}],
+)
 def test_a_missing_or_unknown_key_is_refused(tmp_path, row):
     with pytest.raises(RecordError, match=r":1: expected the keys task, query, positives, .*found"):
         read_jsonl(write_lines(tmp_path / "bad.jsonl", row))
@@ -138,11 +141,19 @@ def test_lines_that_are_no_objects(tmp_path):
     path = write_lines(tmp_path / "bad.jsonl", IR, '{"positive_scores": [' + "1" * 5000 + "]}")
     with pytest.raises(RecordError, match=r"bad\.jsonl:2: expected JSON, found: Exceeds the limit"):
         read_jsonl(path)
+    path = write_lines(tmp_path / "bad.jsonl", IR, '{"task": ' + "[" * 100_000)
+    with pytest.raises(RecordError, match=r"bad\.jsonl:2: expected JSON, found: maximum recursion"):
+        read_jsonl(path)
     with pytest.raises(RecordError, match=r"bad\.jsonl:1: expected a JSON object, found 'text'"):
         read_jsonl(write_lines(path, '"text"'))
-    path.write_bytes(json.dumps(IR).encode() + b"\n\xff\xfe\n")
-    with pytest.raises(RecordError, match=r"bad\.jsonl:2: expected UTF-8, found byte 0xff"):
-        read_jsonl(path)
+    for data, place in [
+        (json.dumps(IR).encode() + b"\n\xff\xfe\n", "2: expected UTF-8, found byte 0xff"),
+        (json.dumps(IR).encode("utf-16"), "1: expected UTF-8, found byte 0xff.*iconv -f UTF-16"),
+        (json.dumps(IR).encode("utf-16-le"), "1: expected UTF-8, found byte 0x00.*iconv"),
+    ]:
+        path.write_bytes(data)
+        with pytest.raises(RecordError, match=rf"bad\.jsonl:{place}"):
+            read_jsonl(path)
 
 
 def test_a_packed_file_is_unpacked(tmp_path):
@@ -159,6 +170,24 @@ def test_a_packed_file_is_unpacked(tmp_path):
         RecordError, match="expected a file that can be read, found: Not a gzipped file"
     ):
         read_jsonl(path)
+
+
+def test_null_is_an_absent_key(tmp_path):
+    """As pandas and datasets write what a row lacks."""
+    absent = {"negatives": None, "positive_scores": None, "id": None}
+    path = write_lines(
+        tmp_path / "a.ndjson", IR | absent, {"task": None, "query": "q", "pos": ["p"]}
+    )
+    assert read_jsonl(path, task="ir") == [
+        Record("ir", "mean", ("The average.",)),
+        Record("ir", "q", ("p",)),
+    ]
+
+
+def test_no_records_are_not_written(tmp_path):
+    with pytest.raises(RecordError, match="expected at least one record to write, found none"):
+        write_jsonl(tmp_path / "records.jsonl", [])
+    assert [*tmp_path.iterdir()] == []
 
 
 def test_a_failed_write_keeps_the_old_file(tmp_path):

@@ -16,16 +16,19 @@ from codiemb_lib.core import (
     UnwritableError,
     data_root,
 )
-from codiemb_lib.data import Record, write_jsonl
+from codiemb_lib.data import Record, load_dataset, write_jsonl, write_splits
 from codiemb_lib.evaluate import (
     BenchmarkError,
     EvaluationError,
     Store,
     benchmark,
     encode_dataset,
+    load_encoded,
     local_task,
     run_tasks,
+    save_encoded,
     score_dataset,
+    text_scores,
 )
 from codiemb_lib.evaluate.benchmark import COLUMNS, own_prompts
 from codiemb_lib.model import Embedder
@@ -50,8 +53,8 @@ def data(tmp_path):
 
 def test_scores_and_ties_are_those_of_the_runs_tables(store, data):
     """Upper case is another text with the same tokens."""
-    texts = [f"a {'CAT'[:i]}{'cat'[i:]}" for i in range(4)]
-    ties = [Record("ir", "a cat", (x,), tuple(t for t in texts if t != x)) for x in texts]
+    texts = [f"a {'CAT'[:i]}{'cat'[i:]}" for i in range(4)] + ["a red dog"]
+    ties = [Record("ir", x, (x,), tuple(t for t in texts if t != x)) for x in texts]
     write_jsonl(data / "ties" / "test.jsonl", ties)
     prompts = Prompts(query_prompt="find ", passage_prompt="the ")
     for name, records in {"ir": ir_records(20), "sts": sts_records(20), "ties": ties}.items():
@@ -114,6 +117,53 @@ def test_a_beir_folder_is_searched_in_its_corpus_with_its_grades(store, tmp_path
     gains = [[2, 1, 0][i] for i in order]
     dcg = sum(gain / math.log2(rank + 2) for rank, gain in enumerate(gains))
     assert ndcg["value"] == pytest.approx(dcg / (2 + 1 / math.log2(3)))
+
+
+@pytest.fixture
+def arguana(tmp_path):
+    """ArguAna's form: a query is a document of its own id; its counter-argument is relevant."""
+    folder = tmp_path / "arguana"
+    texts = {"a": ("a cat", "b"), "b": ("a cat on a bus", "a"), "c": ("the old dog", "a")}
+    corpus = [{"_id": name, "title": "", "text": text} for name, (text, _) in texts.items()]
+    queries = [{"_id": name, "text": texts[name][0]} for name in "ab"]
+    (folder / "qrels").mkdir(parents=True)
+    (folder / "corpus.jsonl").write_text("\n".join(map(json.dumps, corpus)))
+    (folder / "queries.jsonl").write_text("\n".join(map(json.dumps, queries)))
+    rows = "".join(f"{name}\t{texts[name][1]}\t1\n" for name in "ab")
+    (folder / "qrels" / "test.tsv").write_text(f"query-id\tcorpus-id\tscore\n{rows}")
+    return folder
+
+
+def test_documents_of_the_querys_id_are_ranked_unless_they_are_ignored(store, arguana, caplog):
+    """63.09 is 1 / log2(3): the query itself comes first, then the relevant document."""
+    how = DatasetSettings(name=str(arguana))
+    write_splits(arguana.parent / "prepared", load_dataset(str(arguana)).splits, ["the old dog"])
+    prepared = DatasetSettings(name=str(arguana.parent / "prepared"))
+    for settings in (how, prepared):
+        [ndcg, *_] = local_task(store, settings, Prompts())
+        assert ndcg["value"] == pytest.approx(1 / math.log2(3))
+        assert not ndcg["ignore_identical_ids"]
+        [ndcg, *_] = local_task(store, settings, Prompts(), ignore_identical_ids=True)
+        assert ndcg["value"] == 1
+        assert ndcg["ignore_identical_ids"]
+    assert "2 queries that are documents of the same id" in caplog.text
+    # As a preset's setting, and from a file of embeddings.
+    data = load_dataset(str(arguana))
+    on = how.model_copy(update={"ignore_identical_ids": True})
+    encoded = encode_dataset(store, on, data.splits["test"], data.corpus)
+    save_encoded(arguana / "e", [encoded])
+    [loaded] = load_encoded(arguana / "e")
+    assert loaded.ignored == encoded.ignored == {0: 1, 1: 0}
+    assert loaded.gold == encoded.gold
+    assert text_scores([loaded])[0].values.tolist() == [1, 1]
+
+
+def test_one_query_in_several_rows_of_json_has_all_its_answers(store, tmp_path):
+    """A perfect ranking of both had an nDCG of 0.8155: each row called the other's answer wrong."""
+    rows = [Record("ir", "a cat", (text,)) for text in ("a cat", "a cat on a bus")]
+    write_jsonl(tmp_path / "test.jsonl", [*rows, Record("ir", "the old dog", ("the old dog",))])
+    [ndcg, *_] = local_task(store, DatasetSettings(name=str(tmp_path / "test.jsonl")), Prompts())
+    assert (ndcg["value"], ndcg["n"]) == (1, 2)
 
 
 def test_prompts_are_the_models_own_unless_they_are_given(store, data):
@@ -179,6 +229,7 @@ def test_failing_tasks_are_named_at_the_end_and_the_others_are_done(store, data,
     assert "unknown data set 'nowhere'" in message
     assert isinstance(caught.value.__cause__, ZeroDivisionError)
     assert "Traceback" in caplog.text  # of what nobody expected
+    assert "nowhere" not in caplog.text  # the end of the command says it, once
     rows = pd.read_csv(out)
     assert list(rows.columns) == COLUMNS
     assert set(rows["dataset"]) == set(caught.value.scores["dataset"]) == {"mine"}

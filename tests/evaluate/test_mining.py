@@ -55,6 +55,14 @@ def test_the_query_is_no_negative_even_where_the_prompt_parts_it_from_itself():
     assert found == corpus(20)
 
 
+def test_what_reads_like_an_answer_to_the_query_or_has_its_id_is_no_negative():
+    """By any record of the query, whatever its case and blanks, at a margin of 0."""
+    records = [ir("Q 0", "Paris. 20", same_id="a 40"), ir("q 0", "Rome 30")]
+    texts = ["paris 20", "PARIS  20", "rome. 30", "Q: 0", "a 40", "Oslo 50"]
+    found = mine(ByAngle(), records, corpus=texts, margin=0)
+    assert [record.negatives for record in found] == [("Oslo 50",), ("a 40", "Oslo 50")]
+
+
 def test_candidates_are_the_passages_of_all_records_and_of_the_corpus():
     record = ir("q 0", "p 5", negatives=("old 30",), negative_scores=(0.5,))
     other = ir("r 90", "p 80", negatives=("old 40", "old 50"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 
 import numpy as np
@@ -127,6 +128,40 @@ def test_retrieval_scores_are_mtebs(store, retrieval, no_network, name, limit, p
     assert values(theirs) == pytest.approx(values(ours), abs=1e-6, rel=0)
 
 
+@pytest.mark.parametrize("ignore", [True, False])
+def test_documents_of_the_querys_id_count_as_they_do_in_mteb(
+    mteb, store, tmp_path, no_network, ignore
+):
+    """The same data by mteb and by ours: 100 without the query itself, 63.09 with it."""
+    from datasets import Dataset
+    from mteb.abstasks import AbsTaskRetrieval
+
+    corpus = [
+        {"id": i, "text": t} for i, t in (("a", "a cat sits"), ("b", "a cat sat"), ("c", "x"))
+    ]
+    relevant = {"a": {"b": 1}, "b": {"a": 1}}
+
+    class Task(AbsTaskRetrieval):
+        metadata = about(mteb, "Own-arguana", "Retrieval", "ndcg_at_10", str(ignore))
+        ignore_identical_ids = ignore
+
+        def load_data(self, **_):
+            data = {"corpus": Dataset.from_list(corpus), "queries": Dataset.from_list(corpus[:2])}
+            data |= {"relevant_docs": relevant, "top_ranked": None}
+            self.dataset, self.data_loaded = {"default": {"test": data}}, True
+
+    (tmp_path / "qrels").mkdir()
+    for stem, rows in (("corpus", corpus), ("queries", corpus[:2])):
+        lines = (json.dumps({"_id": row["id"], "text": row["text"]}) for row in rows)
+        (tmp_path / f"{stem}.jsonl").write_text("\n".join(lines))
+    (tmp_path / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\na\tb\t1\nb\ta\t1\n")
+    settings = DatasetSettings(name=str(tmp_path), ignore_identical_ids=ignore)
+    theirs, ours = mteb_task(store, Task(), Prompts()), local_task(store, settings, Prompts())
+    assert values(theirs)["ndcg@10"] == pytest.approx(1 if ignore else 0.6309, abs=1e-4)
+    assert values(theirs) == pytest.approx(values(ours), abs=1e-5)
+    assert {row["ignore_identical_ids"] for row in (*theirs, *ours)} == {ignore}
+
+
 @pytest.mark.parametrize("name", ["wordsim-353", "simlex-999", "lee-similarity"])
 @pytest.mark.parametrize("prompts", [Prompts(), PROMPTS])
 def test_similarity_scores_are_mtebs(store, similarity, no_network, name, prompts):
@@ -161,6 +196,19 @@ def test_a_task_that_mteb_goes_on_without_is_a_failure(mteb, store, similarity, 
     monkeypatch.setattr(mteb, "evaluate", lambda *_, **__: NoResult())
     with pytest.raises(EvaluationError, match=r"a result of Own-wordsim-353, found .*not found"):
         mteb_task(store, similarity("wordsim-353"), Prompts())
+
+
+@pytest.mark.parametrize("kind", ["retrieval", "similarity"])
+def test_a_collapsed_encoder_has_no_score_of_mteb_either(
+    request, make_encoder, tmp_path, no_network, kind
+):
+    encoder = make_encoder()
+    encoder.backbone.encoder.layer[-1].output.LayerNorm.weight.data.zero_()
+    encoder.backbone.encoder.layer[-1].output.LayerNorm.bias.data.fill_(0.1)
+    store = Store(Embedder(encoder.save(tmp_path / "model")), tmp_path / "kept")
+    name = {"retrieval": "lee-news", "similarity": "wordsim-353"}[kind]
+    with pytest.raises(EvaluationError, match="similarities that differ"):
+        mteb_task(store, request.getfixturevalue(kind)(name), PROMPTS)
 
 
 def test_benchmarks_are_found_by_name(mteb):

@@ -8,14 +8,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import pytrec_eval
+import torch
 from scipy import stats
 
 from codiemb_lib.core import DatasetSettings, load_preset, task_means
 from codiemb_lib.data import Record, load_dataset
 from codiemb_lib.evaluate import EvaluationError, scores
+from codiemb_lib.evaluate.compare import text_scores
 from codiemb_lib.evaluate.scores import (
     encode_dataset,
     encode_split,
+    is_constant,
     load_encoded,
     ranking_metrics,
     save_encoded,
@@ -128,15 +131,45 @@ def test_sts_metrics_are_those_of_scipy_with_ties():
 @pytest.mark.parametrize(
     ("similarities", "scores", "message"),
     [
-        ([0.5], [1.0], "two pairs or more"),
+        ([0.5], [1.0], "two or more"),
         ([0.5, 0.5], [0.0, 1.0], "similarities that differ"),
         ([0.4, 0.5], [1.0, 1.0], "scores that differ"),
         ([0.4, np.nan], [0.0, 1.0], r"finite similarities .* nan\]"),
+        ([0.4, np.inf], [0.0, 1.0], r"finite similarities .* inf\]"),
     ],
 )
 def test_sts_that_has_no_score_fails_loudly(similarities, scores, message):
     with pytest.raises(EvaluationError, match=message):
         sts_metrics(similarities, scores)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls"])
+@pytest.mark.parametrize("share", [0.0, 1e-6, 1e-4])  # of the states in what the layer norm gives
+def test_a_collapsed_encoder_has_no_score(make_encoder, pooling, share):
+    encoder = make_encoder(pooling=pooling, max_length=60)
+    norm = encoder.backbone.encoder.layer[-1].output.LayerNorm
+    norm.weight.data.mul_(share)
+    norm.bias.data.copy_(torch.linspace(-1, 1, 16))
+    texts = [" ".join(["cat", "old", "is", "fast"] * n)[n:] for n in range(1, 15)]
+    pairs = [
+        Record("sts", a, (b,), positive_scores=(n / 13,))
+        for n, (a, b) in enumerate(zip(texts, texts[::-1], strict=True))
+    ]
+    searches = [Record("ir", f"the {text}", (text,)) for text in texts]
+    for records in (pairs, searches):
+        encoded = encode_dataset(encoder, DatasetSettings(name="d"), records)
+        with pytest.raises(EvaluationError, match=r"d: expected .* similarities that differ"):
+            score_dataset(encoded)
+        with pytest.raises(EvaluationError, match="alike up to rounding"):
+            text_scores([encoded])
+
+
+def test_a_narrow_cone_is_no_collapse():
+    cosines = 1 - 1e-5 * np.random.default_rng(0).random(50)
+    assert not is_constant(cosines.astype(np.float32))
+    assert is_constant((1 - 1e-3 * (cosines - 1)).astype(np.float32))
+    assert is_constant(np.zeros((3, 2)))
+    assert not is_constant(np.array([[0.0, 1.0], [0.0, 1.1]]))
 
 
 @pytest.mark.parametrize(("records", "message"), [(IR, "d: .* row 0"), (STS, "d: .* found .nan")])
@@ -186,6 +219,14 @@ def test_whole_scores_are_grades_that_count_and_that_a_file_keeps(
 def test_of_a_positive_that_stands_twice_the_higher_grade_counts(make_encoder):
     record = Record("ir", "a cat", ("a dog", "a dog"), positive_scores=(3, 1))
     assert encode_dataset(make_encoder(), DatasetSettings(name="d"), [record]).gold == [{0: 3}]
+
+
+def test_scores_that_are_no_grades_are_said(make_encoder, caplog):
+    record = Record("ir", "a cat", ("a dog", "a bus"), positive_scores=(0.5, 1.5), dataset="halves")
+    assert encode_dataset(make_encoder(), DatasetSettings(name="d"), [record]).gold == [
+        {0: 1, 1: 1}
+    ]
+    assert "halves: scores of positives are not all whole numbers from 1" in caplog.text
 
 
 def test_prompts_go_where_they_belong(make_encoder):

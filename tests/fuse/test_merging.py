@@ -80,10 +80,16 @@ def test_the_card_says_how_the_model_was_made(make_kitchen, tmp_path, library):
     kitchen = make_kitchen()
     for file in kitchen.rglob("modules.json") if library == "transformers" else ():
         file.unlink()  # as transformers saves a model
-    for number, folder in enumerate(("base", "balanced/model", "retrieval/model")):
-        (kitchen / folder / "3_Dense").mkdir()
-        dense = {"linear.weight": torch.full((2, 2), float(number))}
-        save_file(dense, kitchen / folder / "3_Dense" / "model.safetensors")
+    files = ["model.safetensors"]
+    if library == "sentence-transformers":
+        files.append("3_Dense/model.safetensors")
+        for number, folder in enumerate(("base", "balanced/model", "retrieval/model")):
+            modules = read_json(kitchen / folder / "modules.json")
+            dense = {"type": "sentence_transformers.models.Dense", "path": "3_Dense"}
+            write_json(kitchen / folder / "modules.json", [*modules, dense])
+            (kitchen / folder / "3_Dense").mkdir()
+            dense = {"linear.weight": torch.full((2, 2), float(number))}
+            save_file(dense, kitchen / folder / "3_Dense" / "model.safetensors")
     recipe = write_recipe(kitchen, method="ties", density=0.5)
     fuse_recipe(recipe, tmp_path / "fused")
     card = (tmp_path / "fused" / "README.md").read_text()
@@ -95,7 +101,7 @@ def test_the_card_says_how_the_model_was_made(make_kitchen, tmp_path, library):
         recipe.read_text()
     )
     for run in ("balanced", "retrieval"):
-        for file in ("model.safetensors", "3_Dense/model.safetensors"):
+        for file in files:
             digest = sha256_file(kitchen / run / "model" / file)
             assert f"| {run} | yes | {file} | {digest} |" in body
     assert "arXiv 2306.01708" in body

@@ -11,11 +11,13 @@ import sys
 import threading
 import time
 
+import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import Qwen2ForCausalLM
+from sentence_transformers import SentenceTransformer
+from transformers import BertModel, Qwen2ForCausalLM
 
 from codiemb_lib.core.files import sha256_folder, write_json
 from codiemb_lib.core.preset import EncoderSettings
@@ -52,6 +54,13 @@ def assert_equal_models(actual, expected, **tolerance):
 
 def edit_json(path, **changes):
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def add_dense(folder):
+    modules = json.loads((folder / "modules.json").read_text())
+    modules += [{"type": "sentence_transformers.models.Dense", "path": "3_Dense"}]
+    write_json(folder / "modules.json", modules)
+    write_json(folder / "3_Dense" / "config.json", {"in_features": 2, "out_features": 2})
 
 
 @pytest.mark.parametrize(
@@ -97,7 +106,7 @@ def test_shards_and_the_weights_of_further_modules_are_merged(folders, tmp_path)
         (folder / "model.safetensors").unlink()
         index = {n: f"{file}.safetensors" for file, members in shards.items() for n in members}
         (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
-        (folder / "3_Dense").mkdir()
+        add_dense(folder)
         dense = {"linear.weight": torch.full((2, 2), float(seed))}
         save_file(dense, folder / "3_Dense" / "model.safetensors")
     output = merge(base, runs, method="uniform", output=tmp_path / "fused")
@@ -110,31 +119,99 @@ def test_shards_and_the_weights_of_further_modules_are_merged(folders, tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("file", "changes"),
+    ("file", "changes", "found"),
     [
-        ("1_Pooling/config.json", {"pooling_mode_mean_tokens": "other"}),
-        ("config_sentence_transformers.json", {"prompts": {"query": "find : "}}),
-        ("sentence_bert_config.json", {"max_seq_length": 7}),
-        ("tokenizer.json", {"normalizer": None}),
-        ("tokenizer_config.json", {"model_max_length": 7}),
+        ("1_Pooling/config.json", {"pooling_mode_mean_tokens": False}, "pooling"),
+        ("1_Pooling/config.json", {"include_prompt": True}, "include_prompt"),
+        ("config_sentence_transformers.json", {"prompts": {"query": "find : "}}, "prompts"),
+        ("config_sentence_transformers.json", {"similarity_fn_name": "dot"}, "similarity"),
+        ("sentence_bert_config.json", {"max_seq_length": 7}, "max_length"),
+        ("config.json", {"hidden_act": "relu"}, "configuration"),
+        ("config.json", {"is_causal": False}, "configuration"),
+        ("tokenizer.json", {"normalizer": None}, "tokenizer"),
+        ("3_Dense/config.json", {"out_features": 3}, "modules"),
     ],
 )
-def test_checkpoints_with_other_settings_are_refused(folders, tmp_path, file, changes):
+def test_checkpoints_with_other_settings_are_refused(folders, tmp_path, file, changes, found):
     base, *runs = folders
+    for run in runs:
+        add_dense(run)
     edit_json(runs[1] / file, **changes)
-    with pytest.raises(ValueError, match=f"run-2: expected the {file}"):
-        merge(base, runs, output=tmp_path / "fused")
-    (runs[1] / file).unlink()
-    with pytest.raises(ValueError, match=f"run-2: expected the {file}"):
+    with pytest.raises(FusionError, match=f"run-2: expected the {found} of .*run-1, found another"):
         merge(base, runs, output=tmp_path / "fused")
     assert not (tmp_path / "fused").exists()
 
 
-def test_other_library_versions_and_tokenizer_states_are_accepted(folders, tmp_path):
+def test_a_tokenizer_that_is_lost_or_needs_code_is_refused(folders, tmp_path):
     base, *runs = folders
-    edit_json(runs[1] / "config_sentence_transformers.json", __version__={"torch": "1"})
-    edit_json(runs[1] / "tokenizer.json", truncation=None)
-    assert merge(base, runs, output=tmp_path / "fused").is_dir()
+    (runs[1] / "tokenizer.json").write_text("{}")
+    with pytest.raises(FusionError, match="run-2: expected settings that transformers reads"):
+        merge(base, runs, output=tmp_path / "fused")
+
+
+def as_release_0(folder):
+    """As the first releases of sentence-transformers laid folders out, and transformers 2 files."""
+    files = [path for path in folder.iterdir() if path.is_file()]
+    (folder / "0_Transformer").mkdir()
+    for path in files:
+        path.rename(folder / "0_Transformer" / path.name)
+    (folder / "0_Transformer" / "config_sentence_transformers.json").unlink()
+    moved = folder / "0_Transformer" / "modules.json"
+    modules = json.loads(moved.read_text())
+    modules[0] |= {"path": "0_Transformer", "type": "sentence_transformers.models.Transformer"}
+    write_json(folder / "modules.json", modules)
+    moved.unlink()
+    pooling = {"word_embedding_dimension": 16, "pooling_mode_mean_tokens": True}
+    write_json(folder / "1_Pooling" / "config.json", pooling | {"pooling_mode_cls_token": False})
+    config = json.loads((folder / "0_Transformer" / "config.json").read_text())
+    for key in ("tie_word_embeddings", "dtype", "is_decoder", "classifier_dropout"):
+        del config[key]
+    config |= {"gradient_checkpointing": False, "position_embedding_type": "absolute"}
+    write_json(folder / "0_Transformer" / "config.json", config)
+    settings = folder / "0_Transformer" / "sentence_bert_config.json"
+    settings.rename(settings.with_name("sentence_roberta_config.json"))
+
+
+def as_release_6(folder):
+    SentenceTransformer(str(folder), device="cpu").save(str(folder))
+    assert "max_seq_length" not in (folder / "sentence_bert_config.json").read_text()
+
+
+def with_other_formats(folder):
+    """With what a training and an export leave beside the model."""
+    shutil.copytree(folder, folder / "checkpoint-500")
+    save_file({"x": torch.ones(1)}, folder / "checkpoint-500" / "optimizer.safetensors")
+    (folder / "onnx").mkdir()
+    (folder / "onnx" / "model.bin").write_bytes(b"of another library")
+    write_json(folder / "onnx" / "config.json", {"hidden_size": 5})
+
+
+@pytest.mark.parametrize("order", [1, -1], ids=["first", "last"])
+@pytest.mark.parametrize("change", [as_release_0, as_release_6, with_other_formats], ids=shown)
+def test_folders_that_mean_the_same_merge_whatever_their_layout(
+    make_encoder, tmp_path, change, order
+):
+    paths = [make_encoder(seed=j, include_prompt=True).save(tmp_path / f"{j}") for j in range(3)]
+    base, *runs = paths
+    expected = merge(weights_of(base), [weights_of(run) for run in runs])
+    change(runs[1])
+    fused = merge(base, runs[::order], output=tmp_path / "fused")
+    assert {path.name for path in fused.iterdir()}.isdisjoint({"checkpoint-500", "onnx"})
+    assert_equal_models(Folder(fused), expected)
+    theirs = SentenceTransformer(str(fused), device="cpu").encode(["a cat", "the old dog is slow"])
+    np.testing.assert_allclose(
+        Encoder.load(fused).encode(["a cat", "the old dog is slow"]), theirs, atol=1e-6
+    )
+
+
+def test_weights_lie_where_the_chosen_settings_name_them(folders, tmp_path):
+    base, *runs = folders
+    as_release_0(runs[1])
+    options = {"settings_from": 1, "output": tmp_path / "fused"}
+    fused = merge(base, runs, **options)
+    assert (fused / "0_Transformer" / "model.safetensors").is_file()
+    assert not (fused / "model.safetensors").exists()
+    assert Encoder.load(fused).tokenizer.max_length == 32
 
 
 def rewrite(run, content):
@@ -142,9 +219,8 @@ def rewrite(run, content):
 
 
 def pickle_a_module(run):
-    (run / "2_Dense").mkdir()
-    (run / "2_Dense" / "config.json").write_text("{}")
-    (run / "2_Dense" / "pytorch_model.bin").write_bytes(b"pickled")
+    add_dense(run)
+    (run / "3_Dense" / "pytorch_model.bin").write_bytes(b"pickled")
 
 
 TWICE = r"old\.safetensors and in model\.safetensors"
@@ -155,7 +231,7 @@ DAMAGES = {
         lambda run: (run / "model.safetensors").rename(run / "pytorch_model.bin"),
         r"run-1/pytorch_model\.bin, pickled weights",
     ),
-    "pickled module": (pickle_a_module, r"2_Dense/pytorch_model\.bin, pickled"),
+    "pickled module": (pickle_a_module, r"3_Dense/pytorch_model\.bin, pickled"),
     "twice": (lambda run: shutil.copy(run / "model.safetensors", run / "old.safetensors"), TWICE),
     "empty": (lambda run: rewrite(run, b""), WHOLE),
     "no header": (lambda run: rewrite(run, b"\xff" * 8), WHOLE),
@@ -176,13 +252,6 @@ def test_damaged_models_are_refused(folders, tmp_path, damage, message):
     damage(runs[0])
     with pytest.raises(FusionError, match=message):
         merge(base, runs, output=tmp_path / "fused")
-
-
-def test_weights_of_other_libraries_are_left_out(folders, tmp_path):
-    base, *runs = folders
-    (runs[0] / "openvino").mkdir()
-    (runs[0] / "openvino" / "openvino_model.bin").write_bytes(b"of another library")
-    assert merge(base, runs, output=tmp_path / "fused").is_dir()
 
 
 def test_positions_that_do_not_count_are_not_left_out_unseen(folders, tmp_path):
@@ -273,41 +342,76 @@ def test_a_base_without_pooling_takes_that_of_its_checkpoints(folders, tmp_path)
     assert (output / "1_Pooling" / "config.json").is_file()
 
 
-@pytest.fixture
-def tied(folders):
-    """Folders whose head is the embedding table."""
-    for folder in folders:
-        tensors = weights_of(folder)
-        tensors["lm_head.weight"] = tensors["embeddings.word_embeddings.weight"].clone()
-        save_file(tensors, folder / "model.safetensors")
-        edit_json(folder / "config.json", tie_word_embeddings=True)
-    return folders
+TABLE, HEAD = "embeddings.word_embeddings.weight", "lm_head.weight"
 
 
-def test_weights_that_are_tied_must_be_equal(tied, tmp_path):
-    base, *runs = tied
-    tensors = weights_of(runs[1])
-    tensors["lm_head.weight"][0, 0] += 1
-    save_file(tensors, runs[1] / "model.safetensors")
-    with pytest.raises(FusionError, match=r"run-2: expected lm_head\.weight and embeddings.*equal"):
-        merge(base, runs, output=tmp_path / "fused")
-    for folder in tied:
-        edit_json(folder / "config.json", tie_word_embeddings=False)
-    assert merge(base, runs, output=tmp_path / "untied").is_dir()
+def store_head(folder, change=0.0):
+    tensors = weights_of(folder)
+    save_file(tensors | {HEAD: tensors[TABLE] + change}, folder / "model.safetensors")
 
 
+@pytest.mark.parametrize("stated", [True, False, None])
+@pytest.mark.parametrize("in_memory", [True, False])
 @pytest.mark.parametrize(
     "options",
     [{"method": "dare"}, {"keep": {"*word_embeddings*": "base"}}, {"granularity": "layer"}],
     ids=shown,
 )
-def test_a_tied_head_stays_the_table(tied, tmp_path, options):
-    base, *runs = tied
-    fused = Folder(merge(base, runs, output=tmp_path / "fused", **options))
-    table = "embeddings.word_embeddings.weight"
-    assert fused.ties == {"lm_head.weight": table}
-    assert torch.equal(fused["lm_head.weight"], fused[table])
-    assert torch.equal(fused[table], Folder(base)[table]) == ("keep" in options)
+def test_a_tied_head_stays_the_table(folders, tmp_path, options, in_memory, stated):
+    for folder in folders:
+        store_head(folder)
+        edit_json(folder / "config.json", tie_word_embeddings=stated)
+    base, *runs = map(weights_of, folders) if in_memory else folders
+    output = {} if in_memory else {"output": tmp_path / "fused"}
+    fused = merge(base, runs, **options, **output)
+    fused = fused if in_memory else Folder(fused)
+    assert torch.equal(fused[HEAD], fused[TABLE])
+    assert torch.equal(fused[TABLE], Folder(folders[0])[TABLE]) == ("keep" in options)
+
+
+@pytest.mark.parametrize("storing", [(0,), (1,), (2,), (0, 1), (0, 2), (1, 2)])
+def test_a_tied_head_may_be_stored_by_some(folders, tmp_path, storing):
+    base, *runs = folders
+    expected = merge(weights_of(base), [weights_of(run) for run in runs])
+    for number in storing:
+        store_head(folders[number])
+    fused = weights_of(merge(base, runs, output=tmp_path / "fused"))
+    if 1 in storing:  # whose files the result has
+        assert torch.equal(fused.pop(HEAD), fused[TABLE])
+    assert_equal_models(fused, expected)
+
+
+def test_a_head_of_its_own_is_merged_as_itself(folders, tmp_path):
+    base, *runs = folders
+    for number, folder in enumerate(folders):
+        store_head(folder, change=number)
+    fused = weights_of(merge(base, runs, method="uniform", output=tmp_path / "fused"))
+    torch.testing.assert_close(fused[HEAD], fused[TABLE] + 1.5)
+    tensors = weights_of(runs[1])
+    del tensors[HEAD]
+    save_file(tensors, runs[1] / "model.safetensors")
+    message = (
+        r"run-2.*1 that differ: lm_head\.weight \(missing beside .* save both with the same head"
+    )
+    with pytest.raises(FusionError, match=message):
+        merge(base, runs, output=tmp_path / "none")
+
+
+def test_what_equals_the_base_is_named(folders, tmp_path, caplog):
+    base, *runs = folders
+    merge(base, runs, output=tmp_path / "fused")
+    assert not caplog.records
+    untrained = BertModel.from_pretrained(base)
+    get_peft_model(untrained, LoraConfig(target_modules=["query"])).save_pretrained(
+        tmp_path / "lora"
+    )
+    halved = {name: tensor.bfloat16() for name, tensor in weights_of(base).items()}
+    merge(base, [runs[0], tmp_path / "lora"], output=tmp_path / "with-adapter")
+    merge(weights_of(base), [halved, weights_of(runs[0])])
+    assert [record.getMessage().partition(": expected")[0] for record in caplog.records] == [
+        f"checkpoint 1 ({tmp_path / 'lora'})",
+        "checkpoint 0",
+    ]
 
 
 @pytest.mark.parametrize("odd", range(1, 8))

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 
 from codiemb_lib.core import EncoderSettings, project_root
-from codiemb_lib.model import PACKAGED, Encoder, model_hash
+from codiemb_lib.model import PACKAGED, Embedder, Encoder, model_hash
 from codiemb_lib.model.errors import EncoderError
 from tests.model.conftest import edit_json
 
@@ -49,10 +49,16 @@ def mind_capitals(folder):
     edit_json(folder / "tokenizer.json", normalizer=None)
 
 
+def without_normalize(folder, similarity="dot"):
+    modules = json.loads((folder / "modules.json").read_text())
+    (folder / "modules.json").write_text(json.dumps(modules[:2]))
+    edit_json(folder / PROMPTS, similarity_fn_name=similarity)
+
+
 NAME = "encoder.layer.1.output.dense.weight"
 WEIGHTS, POOLING = "model.safetensors", "1_Pooling/config.json"
 PROMPTS = "config_sentence_transformers.json"
-DENSE = '[{"type": "some.module.Dense"}]'
+DENSE = '[{"type": "some.module.Dense", "path": ""}]'
 BROKEN = '{"version": "1.0", "model": 3}'
 DAMAGE = [
     (lambda f: edit_weights(f, lambda w: w[NAME].fill_(torch.nan)), f"NaN or Inf.*{NAME}"),
@@ -67,6 +73,8 @@ DAMAGE = [
     (lambda f: edit_json(f / POOLING, pooling_mode="max"), "unknown pooling 'max'"),
     (lambda f: edit_json(f / PROMPTS, default_prompt_name="qeury"), "name 'qeury'.*'query'"),
     (lambda f: edit_json(f / PROMPTS, truncate_dim=8), "all 16 dimensions, found .*dim: 8"),
+    (lambda f: edit_json(f / PROMPTS, similarity_fn_name="euclidean"), "_name: euclidean`.*cosine"),
+    (without_normalize, "_fn_name: dot`, whose scores are others"),
     (lambda f: halve(f / "tokenizer.json"), "download its files again"),
     (lambda f: (f / "tokenizer.json").write_text(BROKEN), "download its files again"),
     (make_up_tokenizer, "expected the files of a tokenizer, such as"),
@@ -88,6 +96,48 @@ def test_what_the_files_leave_open_the_settings_say(saved):
     np.testing.assert_allclose(Encoder.load(saved).encode(TEXTS), theirs, atol=1e-6)
     shutil.rmtree(saved / "1_Pooling")
     assert Encoder.load(EncoderSettings(name=str(saved), pooling="cls")).pooling == "cls"
+
+
+@pytest.mark.parametrize(
+    ("similarity", "normalized"),
+    [("cosine", True), ("dot", True), (None, True), ("cosine", False), (None, False)],
+)
+def test_similarities_are_those_of_the_model(saved, similarity, normalized):
+    edit_json(saved / PROMPTS, similarity_fn_name=similarity)
+    if not normalized:
+        without_normalize(saved, similarity)
+    theirs = SentenceTransformer(str(saved), device="cpu")
+    vectors = theirs.encode(TEXTS)
+    assert np.allclose(np.linalg.norm(vectors, axis=1), 1) == normalized
+    ours = Encoder.load(saved).encode(TEXTS)
+    np.testing.assert_allclose(ours @ ours.T, theirs.similarity(vectors, vectors), atol=1e-6)
+
+
+def test_no_score_of_a_model_of_other_similarity_is_taken_from_the_store(saved):
+    without_normalize(saved)
+    with pytest.raises(EncoderError, match="compares texts by the cosine"):
+        Embedder(saved)
+
+
+@pytest.mark.parametrize("settings", ["sentence_bert_config", "sentence_xlm-roberta_config"])
+def test_the_oldest_layout_is_read(saved, settings):
+    expected = Encoder.load(saved).encode(TEXTS)
+    (saved / "0_Transformer").mkdir()
+    for file in saved.iterdir():
+        if file.is_file() and file.name not in ("modules.json", PROMPTS):
+            file.rename(saved / "0_Transformer" / file.name)
+    moved = saved / "0_Transformer" / "sentence_bert_config.json"
+    moved.rename(moved.with_name(f"{settings}.json"))
+    modules = json.loads((saved / "modules.json").read_text())
+    modules[0]["path"] = "0_Transformer"
+    (saved / "1_Pooling").rename(saved / "1_Mean")
+    modules[1]["path"] = "1_Mean"
+    (saved / "modules.json").write_text(json.dumps(modules))
+    theirs = SentenceTransformer(str(saved), device="cpu").encode(TEXTS)
+    found = Encoder.load(saved)
+    assert found.tokenizer.max_length == 32
+    np.testing.assert_array_equal(found.encode(TEXTS), expected)
+    np.testing.assert_allclose(theirs, expected, atol=1e-6)
 
 
 def test_packaged_encoder_has_its_first_layers_only_where_asked():

@@ -63,6 +63,8 @@ def test_what_is_kept_comes_back_to_the_bit_without_the_encoder(
         lambda data: data[:-8],
         lambda data: data[:40],
         lambda data: data.replace(b"False", b"(((((", 1),
+        lambda data: data.replace(b"(2, 16)", b"(1, 16)"),
+        lambda data: data.replace(b"(2, 16), ", b"(32,),   "),
     ],
 )
 def test_a_damaged_file_of_the_store_is_named_and_may_be_deleted(

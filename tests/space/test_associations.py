@@ -43,7 +43,7 @@ def test_interval_has_the_spread_of_other_models_not_of_other_points():
 
 def test_few_variants_and_constant_sides_are_left_out():
     few = points(clusters=3)
-    constant = points().assign(measure="b", value=1.0)
+    constant = points().assign(measure="b", value=lambda rows: 1 + 1e-9 * np.arange(len(rows)))
     found = rank_correlations(pd.concat([few, constant]), ["measure"])
     assert found.empty
     assert list(found.columns) == ["measure", "correlation", "low", "high", "n", "clusters"]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from codiemb_lib.core import DatasetSettings, ObjectiveSettings, Preset
-from codiemb_lib.data import Record
+from codiemb_lib.data import Record, answers_of
 from codiemb_lib.model import Packing
 from codiemb_lib.train import batches
 from codiemb_lib.train.batches import OptimizerSteps, make_batch, make_share
@@ -84,6 +84,26 @@ def test_no_negative_is_a_positive_of_the_batch():
     ]
     batch = drawn(records, "ir")
     assert set(texts(batch, batch.negatives)) == {"a bus"}
+
+
+def test_no_negative_reads_like_what_is_known_to_answer_a_query_of_the_batch(make_encoder, caplog):
+    records = [
+        Record("ir", "Capital?", ("Paris",), ("paris ", "Rome", "Nice"), dataset="ir"),
+        Record("ir", "capital", ("ROME",), dataset="ir"),
+        Record("ir", "Where was he?", ("In Paris", "paris!"), ("Oslo",), dataset="ir"),
+        Record("ir", "Who?", ("I",), dataset="ir"),
+    ]
+    planned = PlannedBatch("ir", "ir", ((0, 2, 3),))
+    known = answers_of(records)
+    batch = make_batch(planned, records, PROMPTS, SETTINGS, np.random.default_rng(0), known)
+    assert {*texts(batch, batch.negatives)} == {"Nice", "Oslo"}
+    # The third record's answers have the first's among them, so they are no negatives of it.
+    np.testing.assert_array_equal(batch.answers, [[1, 1, 0], [1, 1, 0], [0, 0, 1]])
+    plan = MixedTaskPlan(records, batch_size=4)
+    sizes = {"batch_sizes": {"ir": 3, "sts": 4, "mixed": 4}}
+    steps = OptimizerSteps(records, plan, make_encoder(), Preset(**PRESET, training=sizes), seed=0)
+    assert {*texts(steps[0][0].batch, steps[0][0].batch.negatives)} == {"Nice", "Oslo"}
+    assert "training: 4 hard negatives, 2 left out" in caplog.text
 
 
 def test_records_without_negatives_and_batches_without_any_are_fine():

@@ -189,6 +189,7 @@ def test_the_gradient_is_that_of_each_text_encoded_alone_at_each_of_its_places(
         rows[:B],
         rows[B : B + B * P].reshape(B, P),
         rows[B + B * P :],
+        batch.answers,
         batch.scores,
     )
     batch_loss(spread, *states, settings=SETTINGS).total.backward()
