@@ -107,7 +107,8 @@ def prepare(
             wanted = f"expected a split 'train' and no {[*sizes]} yet"
             raise click.UsageError(f"{wanted}, found {[*splits]}.")
         splits |= sets.hold_out(splits["train"], sizes, seed)
-    _write(out, splits, corpus)
+    with core.alone(out):
+        _write(out, splits, corpus)
 
 
 def _splits_of_hub(named: Sequence[str]) -> dict[str, str]:
@@ -141,16 +142,20 @@ def mine(
     """
     dataset = sets.load_dataset(source)
     records = dataset.split(split)
-    # What cannot be written is refused now rather than after hours of encoding.
-    if (file := Path(out) / f"{split}.jsonl").exists():
-        raise sets.RecordError(f"{file}: expected no such file, found one.")
-    sets.split_lines(out, dataset.splits, dataset.corpus)  # the same of the other files
-    here = Path(out).absolute()  # of what does not stand yet, nothing is made before the end
-    core.check_writable(next(folder for folder in (here, *here.parents) if folder.exists()))
     passages = [*dataset.corpus, *(sets.read_beir_corpus(corpus).values() if corpus else ())]
     embedder, progress = model.Embedder(encoder_settings(encoder)), sys.stderr.isatty()
-    mined = evaluate.mine(embedder, records, corpus=passages, progress=progress, **options)
-    _write(out, {**dataset.splits, split: mined}, dataset.corpus)
+    source_hash, asked = dataset.content_hash, repr((split, sorted(options.items())))
+    made_of = core.sha256_text(source_hash, embedder.key, asked, *passages)
+    with core.alone(out):
+        if sets.made_of(out) == made_of:
+            click.echo(f"{out}: mined before")
+            return
+        # What cannot be written is refused now rather than after hours of encoding.
+        if (file := Path(out) / f"{split}.jsonl").exists():
+            raise sets.RecordError(f"{file}: expected no such file, found one.")
+        sets.split_lines(out, dataset.splits, dataset.corpus)  # the same of the other files
+        mined = evaluate.mine(embedder, records, corpus=passages, progress=progress, **options)
+        _write(out, {**dataset.splits, split: mined}, dataset.corpus, made_of)
     counts = [len(record.negatives) for record in mined]
     click.echo(
         f"{sum(counts):,} hard negatives for {len(counts):,} records, "
@@ -158,7 +163,9 @@ def mine(
     )
 
 
-def _write(folder: str, splits: Mapping[str, Sequence[Record]], corpus: Sequence[str]) -> None:
+def _write(
+    folder: str, splits: Mapping[str, Sequence[Record]], corpus: Sequence[str], made_of: str = ""
+) -> None:
     """Write a folder of records, and print how many stand in which file."""
-    for file, count in sets.write_splits(folder, splits, corpus).items():
+    for file, count in sets.write_splits(folder, splits, corpus, made_of=made_of).items():
         click.echo(f"{file}: {count:,} {'passages' if file.stem == 'corpus' else 'records'}")

@@ -27,6 +27,11 @@ _EMPTY = "html_head_js html_head_js_mathjax html_head_js_mermaidjs jupyter_widge
 _TEMPLATE = "{% extends 'lab/index.html.j2' %}" + "".join(
     f"{{% block {block} %}}{{% endblock %}}" for block in _EMPTY.split()
 )
+# Names of data sets, and what notebooks print, may hold anything: no script, no foreign address.
+_POLICY = (
+    '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; '
+    "img-src data:; font-src data:; style-src 'unsafe-inline'\">"
+)
 logging.getLogger("traitlets").setLevel(logging.ERROR)  # a cell has no words for its picture
 _SHOWN = ["image/png", "text/html", "text/markdown", "text/plain"]  # of an output, the first
 
@@ -59,7 +64,7 @@ def report(preset: str) -> str:
     priority = Config(NbConvertBase={"display_data_priority": _SHOWN})
     exporter = HTMLExporter(config=priority, raw_template=_TEMPLATE, embed_images=True)
     notebook = new_notebook(cells=cells, metadata={"title": title})
-    return exporter.from_notebook_node(notebook)[0]
+    return exporter.from_notebook_node(notebook)[0].replace("<head>", f"<head>{_POLICY}", 1)
 
 
 def _figure(folder: Path, stem: str) -> str:

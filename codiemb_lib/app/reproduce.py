@@ -39,10 +39,11 @@ def reproduce(preset: str, cores: str, options: Sequence[str]) -> None:
         tasks[own.name] = dataset.task
         dataset.split("dev", limit=own.dev), dataset.split("test", limit=own.test)  # are there
     data.check_tasks(settings, tasks)
+    core.preset_folder(preset)  # no path: rules pass the name on to notebooks
     root = core.check_writable(core.project_root())
     os.chdir(root)
     command = [sys.executable, "-m", "snakemake", "--nolock", "--rerun-incomplete"]
-    command += ["--quiet", "host", "reason", "--config", f"preset={preset}"]
+    command += ["--quiet", "host", "reason", "--config", f'preset="{preset}"']
     if copies := [os.path.relpath(copy) for copy in _outlived_copies(settings) if copy.is_file()]:
         command += ["--forcerun", *copies]  # by these alone Snakemake knows what is there
     command += ["--cores", cores]

@@ -16,7 +16,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             *["PACKED", "alone", "atomic_path", "check_writable", "scratch_beside"],
             *["data_root", "project_root", "UnwritableError"],
             *["parse_json", "read_json", "read_text", "write_json", "write_text"],
-            *["sha256_file", "sha256_folder", "sha256_text"],
+            *["damaged", "sha256_file", "sha256_files", "sha256_folder", "sha256_text"],
         ],
         "intervals": ["jackknife_intervals", "mean_interval", "t_interval"],
         "merge": ["FusionStudy", "METHODS", "Merge"],

@@ -13,7 +13,7 @@ import os
 import shutil
 import tempfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -23,7 +23,8 @@ from typing import Any
 from codiemb_lib.core.errors import CodiembError
 
 logger = logging.getLogger(__name__)
-PACKED = {"": bytes, ".gz": gzip.decompress, ".bz2": bz2.decompress}  # by the end of a name
+PACKED = {"": open, ".gz": gzip.open, ".bz2": bz2.open}  # by the end of a name
+_MOST = 2**30  # bytes that a packed file may unpack to
 Error = type[CodiembError]
 
 
@@ -201,10 +202,14 @@ def read_text(path: str | Path, error: Error = CodiembError) -> str:
     """
     path = Path(path)
     try:
-        data = PACKED.get(path.suffix.lower(), bytes)(path.read_bytes())
+        opened = PACKED.get(path.suffix.lower(), open)
+        with opened(path, "rb") as stream:
+            data = stream.read(-1 if opened is open else _MOST + 1)
     except (OSError, EOFError, ValueError, zlib.error) as wrong:
         found = getattr(wrong, "strerror", None) or wrong
         raise error(f"{path}: expected a file that can be read, found: {found}.") from wrong
+    if opened is not open and len(data) > _MOST:
+        raise error(f"{path}: expected {_MOST:,} bytes at most, found more. Unpack it first.")
     data = data.removeprefix(b"\xef\xbb\xbf")  # the mark that some editors set before UTF-8
     try:
         text, place = data.decode("utf-8"), data.find(0)  # UTF-16 has NUL, or what a crash has cut
@@ -240,6 +245,17 @@ def sha256_file(path: str | Path) -> str:
     """Hexadecimal SHA-256 of a file's bytes."""
     with Path(path).open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def sha256_files(folder: Path, files: Iterable[Path]) -> dict[str, str]:
+    """The hashes of files in a folder, by their places in it."""
+    return {file.relative_to(folder).as_posix(): sha256_file(file) for file in sorted(files)}
+
+
+def damaged(folder: Path, hashes: Mapping[str, str]) -> list[str]:
+    """The files that a folder lacks, or that have other hashes."""
+    files = {name: folder / name for name in hashes}
+    return [n for n, f in files.items() if not f.is_file() or sha256_file(f) != hashes[n]]
 
 
 def sha256_folder(folder: Path) -> str:

@@ -15,6 +15,8 @@ from codiemb_lib.core.merge import METHODS, FusionStudy, Merge
 from codiemb_lib.core.settings import Name, Settings, explain, read_settings
 from codiemb_lib.core.words import Task, unknown
 
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+
 
 class PresetError(CodiembError, ValueError):
     """A preset is unknown, or says something that cannot be run."""
@@ -152,7 +154,7 @@ class Preset(Settings):
 
     name: Name
     description: str
-    seeds: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1), AfterValidator(_each_once)]
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1), AfterValidator(_each_once)]
     encoder: EncoderSettings
     data_root: str = ""  # a folder with files of public sets; the variable CODIEMB_DATA goes first
     datasets: Annotated[tuple[DatasetSettings, ...], Field(min_length=1)]

@@ -17,8 +17,15 @@ from typing import Any
 import pandas as pd
 
 from codiemb_lib.core.errors import CodiembError
-from codiemb_lib.core.files import atomic_path, project_root, read_json, sha256_file, write_json
-from codiemb_lib.core.preset import Preset
+from codiemb_lib.core.files import (
+    atomic_path,
+    damaged,
+    project_root,
+    read_json,
+    sha256_files,
+    write_json,
+)
+from codiemb_lib.core.preset import Preset, preset_path
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +34,12 @@ PARTS = ("model/**/*", "trajectory/*", "log.csv", "dev.csv", "fusion.csv")
 
 
 def preset_folder(preset: str) -> Path:
-    """`data/runs/<preset>`: the runs and tables of a preset."""
+    """`data/runs/<preset>`: the runs and tables of a preset, named as in `notebooks/presets`."""
+    if Path(preset).name != preset or preset.endswith((".yaml", ".yml")):
+        raise CodiembError(
+            f"expected the name of a preset in {preset_path('x').parent}, found the path {preset}. "
+            "Copy it there: its results lie under its name."
+        )
     return project_root() / "data" / "runs" / preset
 
 
@@ -83,7 +95,7 @@ def write_manifest(
         "hardware": hardware(),
         "seconds": round(seconds, 1),
         "peak_memory_mib": peak_memory_mib(),
-        "files": {f.relative_to(folder).as_posix(): sha256_file(f) for f in sorted(files)},
+        "files": sha256_files(Path(folder), files),
     }
     write_json(Path(folder) / "manifest.json", manifest)
 
@@ -98,16 +110,12 @@ def manifest_of(folder: str | Path) -> dict[str, Any] | None:
         return None
     try:
         manifest = read_json(file)
-        damaged = [
-            name
-            for name, stated in manifest["files"].items()
-            if not (part := file.parent / name).is_file() or sha256_file(part) != stated
-        ]
+        spoilt = damaged(file.parent, manifest["files"])
     except (CodiembError, KeyError, TypeError):
-        damaged = [file.name]
-    if damaged:
-        logger.warning("%s: damaged, or older than hashes: %s", folder, ", ".join(damaged))
-    return None if damaged else manifest
+        spoilt = [file.name]
+    if spoilt:
+        logger.warning("%s: damaged, or older than hashes: %s", folder, ", ".join(spoilt))
+    return None if spoilt else manifest
 
 
 def is_complete(folder: str | Path, fingerprint: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import reprlib
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -14,7 +15,9 @@ from codiemb_lib.core.files import read_text
 from codiemb_lib.core.words import unknown
 
 S = TypeVar("S", bound=BaseModel)
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*$")]  # becomes that of a folder
+Name = Annotated[
+    str, Field(pattern=r"^[A-Za-z0-9][\w.-]*$", max_length=100)
+]  # becomes that of a folder
 
 
 class Settings(BaseModel):
@@ -27,9 +30,11 @@ class Settings(BaseModel):
     def _keys_are_known_and_numpy_is_plain(cls, given: Any) -> Any:
         if not isinstance(given, dict):
             return given
-        for key in given:
+        for key, value in given.items():
             if key not in cls.model_fields:
                 raise ValueError(unknown("key", str(key), cls.model_fields))
+            if isinstance(value, bool) and "bool" not in str(cls.model_fields[key].annotation):
+                raise ValueError(f"{key}: expected no switch, found {str(value).lower()}")
         return {k: v.tolist() if hasattr(v, "tolist") else v for k, v in given.items()}
 
 
@@ -67,12 +72,16 @@ class _Yaml(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+_SHORT = reprlib.Repr()  # a few lines of YAML may stand for billions, by its aliases
+_SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother = 2, 200, 200
+
+
 def explain(error: ValidationError) -> str:
     """What is wrong with settings: a clause for each problem, which begins with its key."""
     clauses = []
     for problem in error.errors():
         clause = f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}".removeprefix(": ")
         if not isinstance(problem["input"], dict):  # a whole section would be too much to show
-            clause += f", found {problem['input']!r:.200}"
+            clause += f", found {_SHORT.repr(problem['input']):.200}"
         clauses.append(clause.replace("Value error, ", "", 1))
     return "; ".join(clauses)

@@ -7,6 +7,7 @@ by name and a hash of its content. The same goes for new sets: what is held out,
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -24,13 +25,16 @@ from codiemb_lib.core import (
     Task,
     alone,
     atomic_path,
+    damaged,
     data_root,
     normalise,
     project_root,
+    read_json,
     sha256_file,
+    sha256_files,
     sha256_text,
     unknown,
-    write_text,
+    write_json,
 )
 from codiemb_lib.data import NUMERICS
 from codiemb_lib.data.formats import (
@@ -55,6 +59,7 @@ from codiemb_lib.data.registry import (
 )
 
 T = TypeVar("T")
+MANIFEST = "manifest.json"  # in a folder of records that we wrote
 Contents = tuple[Mapping[str, Iterable[Record]], Iterable[str]]  # splits, corpus
 
 
@@ -190,6 +195,7 @@ def _one_task(name: str, splits: Mapping[str, Iterable[Record]]) -> Task:
 
 
 def _read_folder(path: Path, **form: Any) -> Contents:
+    made_of(path)  # is whole
     corpus = read_beir_corpus(path).values() if find_part(path, "corpus") else ()
     return read_path(path, **form), corpus
 
@@ -235,8 +241,7 @@ def _built(entry: BuildEntry, find: Callable[[PinnedFile], Path], cache: Path) -
         if not folder.is_dir():
             cut = {"fractions": entry.fractions} if entry.fractions else {}
             splits, corpus = load_script(script).build(sources, **entry.options, **cut)
-            with atomic_path(folder) as new:
-                write_splits(new, splits, [*dict.fromkeys(corpus)])
+            write_splits(folder, splits, [*dict.fromkeys(corpus)])
     return _read_folder(folder)
 
 
@@ -309,19 +314,44 @@ def hold_out(
 
 
 def write_splits(
-    folder: str | Path, splits: Mapping[str, Sequence[Record]], corpus: Sequence[str] = ()
+    folder: str | Path,
+    splits: Mapping[str, Sequence[Record]],
+    corpus: Sequence[str] = (),
+    *,
+    made_of: str = "",
 ) -> dict[Path, int]:
     """Write a folder of unified JSONL, one file a split, which is a data set by its path.
 
-    Returns how many records, or passages, each file has. A file that stands there with the same
-    content is kept, one with another content is refused before anything is written, and so is what
-    `load_dataset` would not read back. Records lose the name of their data set; the corpus goes to
-    `corpus.jsonl`.
+    It appears at once, with the hashes of its files, or not at all. Returns how many records, or
+    passages, each file has. A file that stands there with the same content is kept, one with
+    another content is refused before anything is written, and so is what `load_dataset` would not
+    read back. Records lose the name of their data set; the corpus goes to `corpus.jsonl`, and what
+    the caller says of the origin to the manifest, for :func:`made_of`.
     """
-    files = split_lines(folder, splits, corpus)
-    for file, lines in files.items():
-        write_text(file, "".join(lines))
+    files, folder = split_lines(folder, splits, corpus), Path(folder)
+    with atomic_path(folder) as new:
+        shutil.copytree(folder, new) if folder.is_dir() else new.mkdir()
+        for file, lines in files.items():
+            (new / file.name).write_text("".join(lines), encoding="utf-8")
+        hashes = sha256_files(new, (file for file in new.glob("*.jsonl")))
+        write_json(new / MANIFEST, {"made_of": made_of, "files": hashes})
     return {file: len(lines) for file, lines in files.items()}
+
+
+def made_of(folder: str | Path) -> str:
+    """Of what a folder that `write_splits` wrote was made; "" of another folder.
+
+    Raises:
+        SourceError: A file is not as it was written.
+    """
+    file = Path(folder, MANIFEST)
+    stated = read_json(file) if file.is_file() else {"made_of": "", "files": {}}
+    if spoilt := damaged(file.parent, stated["files"]):
+        raise SourceError(
+            f"{folder}: expected the files that {MANIFEST} lists, found {spoilt} missing or "
+            f"changed. Make the folder again; or remove {MANIFEST}, if you changed them yourself."
+        )
+    return stated["made_of"]
 
 
 def split_lines(

@@ -130,9 +130,10 @@ def merges_table(study: pd.DataFrame, comparisons: pd.DataFrame) -> pd.DataFrame
 
 
 def to_markdown(table: pd.DataFrame) -> str:
-    """A pipe table in Markdown, with a final line break."""
+    """A pipe table in Markdown, with a final line break; no cell becomes HTML."""
     lines = [list(table.columns), ["---"] * len(table.columns), *table.astype(str).values.tolist()]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    escaped = ([cell.replace("|", "\\|").replace("<", "&lt;") for cell in line] for line in lines)
+    return "".join(f"| {' | '.join(line)} |\n" for line in escaped)
 
 
 def readme_table(

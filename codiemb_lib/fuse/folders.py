@@ -84,6 +84,24 @@ def _is_adapter(folder: Path) -> bool:
     return (folder / "adapter_config.json").is_file()
 
 
+def _check_patterns(folder: Path) -> None:
+    """Refuse regular expressions of an adapter that are none, or whose search may never end."""
+    config = read_json(folder / "adapter_config.json")
+    found = [config.get("target_modules"), config.get("layers_pattern")]
+    found += [*(config.get("rank_pattern") or ()), *(config.get("alpha_pattern") or ())]
+    for pattern in (pattern for pattern in found if isinstance(pattern, str)):
+        try:
+            re.compile(pattern)
+            sound = len(re.findall(r"[*+{]", pattern)) <= 4 and not re.search(r"\)[*+{]", pattern)
+        except re.error:
+            sound = False
+        if not sound:
+            raise FusionError(
+                f"{folder / 'adapter_config.json'}: expected patterns of names with at most four "
+                f"of *, + and {{}}, none of them behind a group, found {pattern!r:.120}."
+            )
+
+
 def _merge_adapter(folder: Path, base: Folder, scratch: Path) -> Folder:
     """The base with an adapter added by peft, in float32 or wider, written to `scratch`."""
     try:
@@ -92,6 +110,7 @@ def _merge_adapter(folder: Path, base: Folder, scratch: Path) -> Folder:
         raise FusionError(f"{folder}: expected peft. Run `pip install peft`.") from error
     from transformers import AutoModel
 
+    _check_patterns(folder)
     try:
         backbone = AutoModel.from_pretrained(base.transformer, dtype="auto", use_safetensors=True)
         backbone.to(wide(backbone.dtype))

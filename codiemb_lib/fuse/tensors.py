@@ -125,10 +125,19 @@ class Folder(Mapping[str, Tensor]):
 def files_of(folder: Path) -> list[Path]:
     """The files of a model: those of its folder and of its parts, not of other subfolders.
 
-    These may be checkpoints of the training that made it, or the model in other formats.
+    These may be checkpoints of the training that made it, or the model in other formats. A link
+    may lead within the folder, or into the cache of the Hub whose snapshot the folder is.
     """
     others = [path for _, part in parts(folder) if part != folder for path in part.rglob("*")]
-    return sorted(path for path in [*folder.glob("*"), *others] if path.is_file())
+    found = sorted(path for path in [*folder.glob("*"), *others] if path.is_file())
+    home = folder.resolve()
+    for path in found:
+        if not any(map(path.resolve().is_relative_to, (home, home.parent.parent / "blobs"))):
+            raise FusionError(
+                f"{path}: expected a file of the model, found a link to {path.resolve()}, which "
+                "would be copied into the merged model. Remove it, or put the file in its place."
+            )
+    return found
 
 
 def read_places(file: Path) -> list[Place]:

@@ -332,6 +332,8 @@ def test_data_prepare_reads_a_data_set_of_the_hub(capsys, tmp_path, monkeypatch)
 class ColourEncoder:
     """Texts of one colour are alike (cosine 1), of two colours less so (0.5)."""
 
+    key = "colours"
+
     def embed(self, texts, *, prompt="", progress=False):
         words = [f"{prompt}{text}".split() for text in texts]
         vectors = np.float32([[1, *(c in text for c in ("red", "blue"))] for text in words])
@@ -359,7 +361,11 @@ def test_data_mine_fills_one_split_and_keeps_the_others(capsys, tmp_path, monkey
     assert read_jsonl(tmp_path / "out" / "dev.jsonl") == records[2:]
     monkeypatch.setattr("codiemb_lib.evaluate.mine", lambda *_, **__: pytest.fail("it began"))
     assert "train.jsonl: expected no such file" in error_of(capsys, *command)
+    assert main([*command, "--negatives", "2", "--corpus", str(corpus)]) == 0
+    assert "mined before" in capsys.readouterr().out
     (tmp_path / "out" / "train.jsonl").unlink()
+    assert "found ['train.jsonl'] missing or changed" in error_of(capsys, *command)
+    (tmp_path / "out" / "manifest.json").unlink()
     write_jsonl(tmp_path / "out" / "dev.jsonl", records[:1])
     assert "dev.jsonl: expected no such file, or the same" in error_of(capsys, *command)
     monkeypatch.undo()

@@ -242,6 +242,20 @@ def test_a_corpus_is_written_beside_the_splits_and_read_back(tmp_path):
     assert not (tmp_path / "out" / "dev.jsonl").exists()
 
 
+@pytest.mark.parametrize("part", ["corpus", "test"])
+@pytest.mark.parametrize("change", ["gone", "cut"])
+def test_a_part_of_a_written_folder_is_not_taken_for_the_whole(tmp_path, part, change):
+    records = [Record("ir", f"query {i}", (f"answer {i}",)) for i in range(9)]
+    write_splits(tmp_path / "out", {"train": records[:5], "test": records[5:]}, ["a", "b"])
+    assert len(load_dataset(str(tmp_path / "out")).corpus) == 2
+    file = tmp_path / "out" / f"{part}.jsonl"
+    file.unlink() if change == "gone" else file.write_text(file.read_text().splitlines()[0])
+    with pytest.raises(
+        SourceError, match=rf"manifest.json lists, found \['{part}\.jsonl'\] missing"
+    ):
+        load_dataset(str(tmp_path / "out"))
+
+
 def test_a_description_counts_what_it_says():
     assert describe([]) == {"records": "0"}
     records = [
