@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import inspect
+import json
 import platform
 import re
 import tempfile
@@ -28,13 +29,16 @@ from codiemb_lib.core import (
     alone,
     explain,
     load_preset,
+    read_json,
     read_settings,
     scratch_beside,
     sha256_file,
+    sha256_folder,
+    sha256_text,
     task_means,
     unknown,
 )
-from codiemb_lib.fuse import methods
+from codiemb_lib.fuse import NUMERICS, methods
 from codiemb_lib.fuse.folders import check_origin, open_folders, settings_folder, tied
 from codiemb_lib.fuse.methods import Weights
 from codiemb_lib.fuse.tensors import Folder, FusionError, Lazy, cast, check_alike, wide, write_model
@@ -206,7 +210,10 @@ def with_kept(
 
 @torch.no_grad()
 def fuse_recipe(path: str | Path, output: str | Path) -> list[str]:
-    """Merge what a recipe in YAML names, by paths from its folder; return the ingredients kept."""
+    """Merge what a recipe in YAML names, by paths from its folder; return the ingredients kept.
+
+    A model that stands in `output` and was made of the same files by the same recipe is kept.
+    """
     path = Path(path)
     recipe = read_settings(path, Recipe, FusionError)
     if METHODS[recipe.method].scored != bool(recipe.dev):
@@ -220,7 +227,7 @@ def fuse_recipe(path: str | Path, output: str | Path) -> list[str]:
 def _merge_folders(
     recipe: Recipe, here: Path, output: Path, score: Score | None = None, hashed: bool = False
 ) -> list[str]:
-    """The one road from folders to a folder; `hashed`: whether the card has hashes of the files."""
+    """The one road from folders to a folder; `hashed`: by the hashes of files, which are kept."""
     base = here / recipe.base
     if not base.is_dir():
         from codiemb_lib.model import locate  # takes seconds
@@ -228,7 +235,12 @@ def _merge_folders(
         base = locate(EncoderSettings(name=recipe.base, revision=recipe.revision))
     folders = {name: here / folder for name, folder in recipe.ingredients.items()}
     check_origin(base, folders.values())
+    hashes = [sha256_folder(folder) for folder in (base, *folders.values()) if hashed]
+    made_of = sha256_text(recipe.model_dump_json(), str(NUMERICS), *hashes)
     with alone(output), scratch_beside(output) as scratch:
+        record = output / "merge.json"
+        if hashed and record.is_file() and (done := read_json(record))["made_of"] == made_of:
+            return done["kept"]
         if output.exists() and (not output.is_dir() or any(output.iterdir())):
             raise FusionError(f"{output}: expected a new or an empty folder, found content.")
         origin, models, like = open_folders(base, [*folders.values()], scratch)
@@ -239,7 +251,8 @@ def _merge_folders(
         merged = work_out(origin, dict(zip(folders, models, strict=True)), recipe, score)
         kept = [name for j, name in enumerate(folders) if j in (merged.kept or range(len(folders)))]
         card = _model_card(output.name, recipe, kept, settings, folders if hashed else {})
-        write_model(output, merged, like=like, settings=settings, card=card)
+        texts = {"README.md": card, record.name: json.dumps({"made_of": made_of, "kept": kept})}
+        write_model(output, merged, like=like, settings=settings, texts=texts)
     return kept
 
 

