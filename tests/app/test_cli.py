@@ -116,6 +116,13 @@ def test_data_that_cannot_be_used_stop_before_anything_runs(
     assert message in error_of(capsys, "reproduce", "--preset", path)
 
 
+def test_a_preset_elsewhere_is_not_taken_for_the_one_of_its_name(capsys, tmp_path, monkeypatch):
+    path = tmp_path / "smoke.yaml"
+    path.write_text(preset_path("smoke").read_text())
+    monkeypatch.setattr("os.execv", lambda *_: pytest.fail("something ran"))
+    assert "expected the name of a preset in" in error_of(capsys, "reproduce", "--preset", path)
+
+
 def test_error_that_is_not_ours_keeps_its_traceback(monkeypatch):
     def broken():
         raise ZeroDivisionError

@@ -60,6 +60,12 @@ def test_a_recipe_gives_a_complete_model(make_kitchen, tmp_path, capsys, archite
 
     fused = load_file(output / "model.safetensors")
     assert capsys.readouterr().out == f"{output}: merged from balanced, retrieval\n"
+    changed = (output / "model.safetensors").stat().st_mtime_ns
+    assert main(["fuse", str(recipe), str(output)]) == 0  # what the same call made is kept
+    assert (output / "model.safetensors").stat().st_mtime_ns == changed
+    other = write_recipe(kitchen, granularity="layer", power=3)
+    assert main(["fuse", str(other), str(output)]) == 2
+    assert "expected a new or an empty folder" in capsys.readouterr().err
     base, *runs = (
         load_file(kitchen / folder / "model.safetensors")
         for folder in ("base", "balanced/model", "retrieval/model")

@@ -269,5 +269,7 @@ def test_a_wrong_checksum_and_a_wrong_name_are_refused(monkeypatch):
     with pytest.raises(EncoderError, match="Did you mean 'minilm-l6'"):
         Encoder.load("minilm-16")
     monkeypatch.setitem(PACKAGED, "minilm-l6", (PACKAGED["minilm-l6"][0], "0" * 64))
-    with pytest.raises(EncoderError, match=r"expected files of sha256 0{64}, found 3da1.*Reinstall"):
+    with pytest.raises(
+        EncoderError, match=r"expected files of sha256 0{64}, found 3da1.*Reinstall"
+    ):
         Encoder.load("minilm-l6")
