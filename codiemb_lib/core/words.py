@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import unicodedata
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Literal
 
@@ -30,7 +31,14 @@ def layer_of(name: str) -> int | None:
 
 def normalise(text: str) -> str:
     """Lower-case letters and digits in single spaces, or signs alone: what reads alike is equal."""
-    return " ".join(re.findall(r"[^\W_]+", text.lower())) or text.strip()
+    text = text.lower()
+    if text.isascii():
+        words = re.findall(r"[^\W_]+", text)
+    else:  # \w has no vowel signs, without which words of Hindi would read alike
+        text = unicodedata.normalize("NFC", text)
+        kept = (c if c.isalnum() or unicodedata.category(c)[0] == "M" else " " for c in text)
+        words = "".join(kept).split()
+    return " ".join(words) or text.strip()
 
 
 def unknown(kind: str, name: str, choices: Iterable[str], where: str = "") -> str:

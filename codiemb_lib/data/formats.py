@@ -70,6 +70,9 @@ def read_path(
             "a BEIR folder and no word of its form, found none. What save_to_disk of datasets has "
             "written, write with to_parquet."
         )
+    for file in {*path.glob("*.*")} - {*files.values(), find_part(path, "corpus")}:
+        if file.name.lower().endswith((".csv", ".tsv", ".parquet", "jsonl")):
+            say_once(f"{file}: passed over, for its name is none of a split")
     return {split: read_file(file, task=task, **form) for split, file in files.items()}
 
 
@@ -162,8 +165,8 @@ _HEADING = re.compile(
     r"|answer|passage|document|positive|negative|text|pos|neg|anchor|sentence)s?[_\d]*",
     re.IGNORECASE,
 )
-_LABEL = re.compile(r"[^\W\d][\w.-]{,29}")  # a single word, as headers have it in any language
-_QUOTED = re.compile(r'"[^"]*(""[^"]*)*"')
+_LABEL = re.compile(r"[\w\u0900-\u0eff.-]{1,30}( [\w\u0900-\u0eff.-]{1,30})?")  # in any language
+_QUOTED = re.compile(r'"([^"]|""|\\")*"')  # some libraries write \"
 
 
 def _read_cells(
@@ -209,7 +212,8 @@ def _split_cells(
     marks = {"yes": csv.QUOTE_MINIMAL, "no": csv.QUOTE_NONE}[quoting]
     lines, rows, number = io.StringIO(text, newline=""), [], 1
     try:
-        reader = csv.reader(lines, delimiter=delimiter, quoting=marks, strict=True)
+        form = {"delimiter": delimiter, "skipinitialspace": delimiter != " "}
+        reader = csv.reader(lines, quoting=marks, strict=True, **form)
         for row in reader:
             rows += [(number, row)] if row else []
             number = reader.line_num + 1  # a quoted cell may hold several lines
@@ -242,8 +246,8 @@ def _split_cells(
     words = (all(_LABEL.fullmatch(row[place].strip()) for place in places) for _, row in rows)
     if not (rated or headed) and next(words) and 10 * sum(words) < len(rows) - 1:
         raise RecordError(
-            f"{path}:{number}: expected a header or a record, found {first!r:.120}, single words "
-            "unlike the other rows. Name them as columns, or set a header query,positive above."
+            f"{path}:{number}: expected a header or a record, found {first!r:.120}, a word or "
+            "two unlike the other rows. Name them as columns, or set `query` and `positive` above."
         )
     labels = cells if headed and len({*cells}) == len(cells) else wanted
     kept = ((line, [row[place] for place in places]) for line, row in rows[headed:])
@@ -381,11 +385,12 @@ def _judged(file: Path, corpus: dict[str, str], queries: dict[str, str]) -> list
         return [Record("ir", query, tuple(positives), negatives, scores, id=name, same_id=same)]
 
     found: dict[str, dict[str, float]] = defaultdict(dict)  # by query the grades of texts
-    first = read_text(file, RecordError).split("\n", 1)[0].rstrip("\r").split("\t")
+    line = read_text(file, RecordError).lstrip("\r\n").split("\n", 1)[0].rstrip("\r")
+    delimiter = next((mark for mark in "\t, " if mark in line), "\t")  # TREC's own have blanks
     columns = ("query-id", "corpus-id", "score")
-    if any(map(is_number, first)):
-        columns = (0, 2, 3, 1) if len(first) == 4 else ()  # of TREC, or the three of BEIR
-    rows = _read_cells(file, columns, ("\t", None), counts, rated=False)
+    if any(map(is_number, line.split(delimiter))):
+        columns = (0, 2, 3, 1) if line.count(delimiter) == 3 else ()  # of TREC, or three of BEIR
+    rows = _read_cells(file, columns, (delimiter, None), counts, rated=False)
     for _, (query, text, grade) in convert_rows(file, rows, convert):
         if not queries[query] or not text:
             counts["judgements left out, for a text is empty"] += 1

@@ -47,8 +47,8 @@ class Record:
 
     An IR record is a query with m >= 1 positives and n >= 0 hard negatives. An STS record is a
     pair: the query, exactly one positive, and its gold score in [0, 1]. Scores of IR passages are
-    optional and unbounded: some collections carry those of a teacher. What has another type, size
-    or range is refused.
+    optional and unbounded: some collections carry those of a teacher. Blanks around a text go. What
+    has another type, size or range is refused.
     """
 
     task: Task
@@ -66,6 +66,7 @@ class Record:
             refuse("task", "'ir' or 'sts'", self.task)
         if not is_text(self.query):
             refuse("query", "a string that is not empty", self.query)
+        object.__setattr__(self, "query", self.query.strip())
         for name in ("dataset", "id", "same_id"):
             if not isinstance(getattr(self, name), str):
                 refuse(name, "a string", getattr(self, name))
@@ -133,8 +134,9 @@ def _tuple(record: Record, field: str, valid: Callable[[Any], bool], expected: s
     values = getattr(record, field)
     if not isinstance(values, (list, tuple)) or not all(map(valid, values)):
         refuse(field, expected, values)
-    object.__setattr__(record, field, tuple(values))
-    return tuple(values)
+    values = tuple(value.strip() if isinstance(value, str) else value for value in values)
+    object.__setattr__(record, field, values)
+    return values
 
 
 # --- Files ----------------------------------------------------------------------------------------
@@ -208,9 +210,9 @@ def _side(row: dict[str, Any], name: str) -> tuple[list[str], list[Any]]:
 
 def _join_instruction(field: str, text: Any) -> str:
     if isinstance(text, str):
-        return text
+        return text.strip()
     if isinstance(text, list) and len(text) == 3 and all(isinstance(part, str) for part in text):
-        return text[1] + text[2]
+        return (text[1] + text[2]).strip()
     refuse(field, "a string, or [task instruction, example instruction, text]", text)
 
 
@@ -260,7 +262,7 @@ def collect(
     if join:
         queries: dict[Any, list[Record]] = defaultdict(list)
         for place, record in enumerate(records):
-            queries[record.query.strip() if record.task == "ir" else place].append(record)
+            queries[record.query if record.task == "ir" else place].append(record)
         counts[_MERGED] += len(records) - len(queries)
         records = [_joined(of, counts) if len(of) > 1 else of[0] for of in queries.values()]
     for what, n in counts.items():
@@ -272,7 +274,7 @@ def collect(
 
 
 def _joined(members: Sequence[Record], counts: Counter[str]) -> Record:
-    fields: dict[str, tuple] = {"positives": ()}
+    fields: dict[str, Any] = {"positives": ()}
     for side in ("positive", "negative"):
         given = [(getattr(m, f"{side}s"), getattr(m, f"{side}_scores")) for m in members]
         scored = all(len(texts) == len(scores) for texts, scores in given)
@@ -282,6 +284,7 @@ def _joined(members: Sequence[Record], counts: Counter[str]) -> Record:
         counts[_REPEATED] += len({text for text, _ in pairs}) - len(texts)
         best = dict(sorted(pairs, key=itemgetter(1))) if scored else {}  # the last one stays
         fields |= {f"{side}s": tuple(texts), f"{side}_scores": (*map(best.get, texts),) * scored}
+    fields["same_id"] = next(filter(None, (m.same_id for m in members)), "")
     return replace(members[0], **fields)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -28,7 +29,7 @@ from codiemb_lib.core import (
 from codiemb_lib.data import list_datasets, load_dataset
 from codiemb_lib.evaluate import NUMERICS
 from codiemb_lib.evaluate.errors import BenchmarkError, EvaluationError
-from codiemb_lib.evaluate.scores import encode_dataset, score_dataset
+from codiemb_lib.evaluate.scores import encode_dataset, grades_of, score_dataset
 
 if TYPE_CHECKING:
     from codiemb_lib.model import Embedder
@@ -115,6 +116,7 @@ def local_task(
     used = store.prompts(prompts, sides, dataset.task, settings.name)
     ignore = (ignore_identical_ids or settings.ignore_identical_ids) and dataset.task == "ir"
     used["ignore_identical_ids"] = ignore
+    grades_of(records if dataset.task == "ir" else (), defaultdict(int))  # said of kept rows, too
 
     def compute() -> list[Row]:
         prompted = settings.model_copy(update=used)

@@ -87,7 +87,7 @@ def encode_dataset(
         texts = (text for record in records for text in (*record.positives, *record.negatives))
         passages = list(dict.fromkeys(chain(texts, corpus)))
         row_of = {text: row for row, text in enumerate(passages)}
-        gold = _grades(records, row_of)
+        gold = grades_of(records, row_of)
         if settings.ignore_identical_ids:
             ignored = {i: row_of[r.same_id] for i, r in enumerate(records) if r.same_id in row_of}
         passage_prompt = settings.passage_prompt
@@ -104,7 +104,7 @@ def encode_dataset(
     return EncodedDataset(settings.name, task, queries, passages, left, right, gold, ignored)
 
 
-def _grades(records: Sequence[Record], row_of: Mapping[str, int]) -> list[dict[int, int]]:
+def grades_of(records: Sequence[Record], row_of: Mapping[str, int]) -> list[dict[int, int]]:
     """For each record the grades of its positives, by their rows."""
     scores = [score for record in records for score in record.positive_scores]
     graded = all(score >= 1 and float(score).is_integer() for score in scores)

@@ -66,7 +66,7 @@ class Recipe(Merge):
     def _a_list_has_its_paths_as_names(cls, given: object) -> object:
         if not isinstance(given, list):
             return given
-        named = {str(path): path for path in given}
+        named = {str(Path(str(path))): path for path in given}
         if len(named) < len(given):
             raise ValueError("expected each ingredient once; weights weigh them")
         return named

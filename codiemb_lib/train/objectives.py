@@ -126,7 +126,7 @@ def pearson_loss(similarities: Tensor, scores: Tensor) -> Tensor:
     # The division must not see a zero even where its result is thrown away: 0 * inf is NaN in the
     # backward pass.
     correlation = centred[0] @ centred[1] / norms.prod().masked_fill(constant, 1)
-    return (1 - correlation).masked_fill(constant, 0)
+    return (1 - correlation).masked_fill(constant, 0) + _nothing(sides)
 
 
 @_full_precision
@@ -234,7 +234,7 @@ def cosent_loss(similarities: Tensor, scores: Tensor, *, temperature: float = 0.
     lower = torch.searchsorted(scores, scores)  # how many have a lower score: they come first
     entries = logits.logcumsumexp(0)[lower - 1] - logits  # each pair's, summed over its j
     entries = F.pad(entries.masked_fill(lower == 0, -torch.inf), (1, 0))  # by the zero of the 1
-    return entries.logsumexp(0) + _nothing(scores)
+    return entries.logsumexp(0) + _nothing(scores) + _nothing(similarities)
 
 
 @_full_precision
@@ -258,9 +258,9 @@ def angle_loss(left: Tensor, right: Tensor, scores: Tensor, *, temperature: floa
     return cosent_loss(similarities, scores, temperature=temperature)
 
 
-def _nothing(scores: Tensor) -> Tensor:
-    """Zero; NaN where a score is not finite, of which comparisons alone would leave no trace."""
-    return 0 * scores.sum()
+def _nothing(numbers: Tensor) -> Tensor:
+    """Zero; NaN where one is not finite, of which comparisons alone would leave no trace."""
+    return 0 * numbers.sum()
 
 
 def _check(scores: Tensor, *sides: Tensor) -> None:

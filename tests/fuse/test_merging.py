@@ -230,6 +230,7 @@ def test_a_killed_search_for_a_greedy_soup_leaves_nothing_for_long(
         ({"method": "slerp", "ingredients": ["x", "y", "z"]}, "exactly 2 models, found 3"),
         ({"ingredients": {}}, "ingredients: .*at least 1 item"),
         ({"ingredients": ["x", "x"]}, "ingredients: .*each ingredient once"),
+        ({"ingredients": ["x", "./x/"]}, "ingredients: .*each ingredient once"),
         ({"ingredients": 3}, "ingredients: .*valid dictionary"),
         ({"ingredients": {"base": "x"}}, "ingredients: .*other names than `base`"),
         ({"keep": {"*": "retreival"}}, "unknown ingredient 'retreival'.*mean 'retrieval'"),
