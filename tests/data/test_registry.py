@@ -22,7 +22,7 @@ EMBEDDED = ["api-docs", "lee-news", "simlex-999", "wordsim-353", "lee-similarity
 SIZES = {
     "stsb": (5749, 1500, 1379),
     "sick": (4500, 500, 4927),
-    "squad-sentences": (10647, 1161, 10529),
+    "squad-sentences": (10643, 1165, 10529),
     "scifact": (727, 82, 300),
     "medquad": (10487, 1425, 3067),
 }
