@@ -9,11 +9,10 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 from pydantic.types import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from codiemb_lib.core.errors import CodiembError
 from codiemb_lib.core.files import project_root
 from codiemb_lib.core.merge import METHODS, FusionStudy, Merge
 from codiemb_lib.core.settings import Name, Settings, explain, read_settings
-from codiemb_lib.core.words import Task, unknown
+from codiemb_lib.core.words import CodiembError, Task, unknown
 
 
 class PresetError(CodiembError, ValueError):

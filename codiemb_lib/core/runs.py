@@ -16,9 +16,9 @@ from typing import Any
 
 import pandas as pd
 
-from codiemb_lib.core.errors import CodiembError
 from codiemb_lib.core.files import atomic_path, project_root, read_json, sha256_file, write_json
 from codiemb_lib.core.preset import Preset
+from codiemb_lib.core.words import CodiembError
 
 logger = logging.getLogger(__name__)
 

@@ -9,9 +9,8 @@ from typing import Annotated, Any, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from codiemb_lib.core.errors import CodiembError
 from codiemb_lib.core.files import read_text
-from codiemb_lib.core.words import unknown
+from codiemb_lib.core.words import CodiembError, unknown
 
 S = TypeVar("S", bound=BaseModel)
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*$")]  # becomes that of a folder

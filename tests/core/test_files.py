@@ -10,7 +10,6 @@ from contextlib import contextmanager
 
 import pytest
 
-from codiemb_lib.core.errors import CodiembError
 from codiemb_lib.core.files import (
     UnwritableError,
     alone,
@@ -22,6 +21,7 @@ from codiemb_lib.core.files import (
     write_json,
     write_text,
 )
+from codiemb_lib.core.words import CodiembError
 
 
 def test_a_failure_leaves_the_old_content_and_no_litter(tmp_path):
