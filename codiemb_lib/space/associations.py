@@ -1,5 +1,4 @@
-"""Does one number of a model go with another? Rank correlations over models that are not
-independent."""
+"""Does one number of a model go with another? Rank correlations over dependent models."""
 
 from __future__ import annotations
 
@@ -16,11 +15,7 @@ FEWEST_CLUSTERS = 4  # for an interval to say anything
 
 
 def rank_correlations(
-    points: pd.DataFrame,
-    by: Sequence[str],
-    *,
-    resamples: int = 1999,
-    seed: int = 0,
+    points: pd.DataFrame, by: Sequence[str], *, resamples: int = 1999
 ) -> pd.DataFrame:
     """Rows (*by, correlation, low, high, n, clusters): Spearman's rho of `value` and `score`.
 
@@ -33,7 +28,6 @@ def rank_correlations(
         points: Columns `variant`, `value` and `score`, both finite, and those of `by`.
         by: What makes a group.
         resamples: Of the bootstrap.
-        seed: Of the resamples.
     """
     rows = []
     for key, group in points.groupby(list(by), sort=False):
@@ -42,8 +36,8 @@ def rank_correlations(
         if len(clusters) < FEWEST_CLUSTERS or any(map(is_constant, sides)):
             continue
         sides = [stats.rankdata(side) for side in sides]
-        rng = np.random.default_rng(seed)
-        drawn = rng.multinomial(len(clusters), np.full(len(clusters), 1 / len(clusters)), resamples)
+        rng, count = np.random.default_rng(0), len(clusters)
+        drawn = rng.multinomial(count, np.full(count, 1 / count), resamples)
         with np.errstate(invalid="ignore"):  # a draw of equal points has no correlation
             many = _weighted(*sides, drawn[:, codes])
         low, high = np.nanquantile(many, [0.025, 0.975])

@@ -1,5 +1,4 @@
-"""Maps of embedding spaces in two dimensions that can be laid side by side, and how far to trust
-them."""
+"""Maps of embedding spaces in two dimensions, to be laid side by side, and their trust."""
 
 from __future__ import annotations
 
@@ -92,14 +91,10 @@ def maps_of(
             mine = [np.asarray(fit[number], dtype=np.float64) for fit in of_seeds]
             trusted = [judge(plane) if k else 1.0 for plane in mine]
             kept = [neighbours_kept(mine[0], p, neighbours=k) for p in mine[1:]]
-            rows = pd.DataFrame(mine[0], columns=["x", "y"]).assign(
-                trust=trusted[0],
-                trust_low=min(trusted),
-                trust_high=max(trusted),
-                agreement=np.mean(kept) if kept else 1.0,
-            )
-            rows.insert(0, "map", name)
-            parts.append(rows)
+            x, y = mine[0].T
+            judged = {"trust": trusted[0], "trust_low": min(trusted), "trust_high": max(trusted)}
+            judged["agreement"] = np.mean(kept) if kept else 1.0
+            parts.append(pd.DataFrame({"map": name, "x": x, "y": y, **judged}))
         tables.append(pd.concat(parts, ignore_index=True))
     return tables
 
