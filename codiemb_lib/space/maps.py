@@ -22,15 +22,11 @@ logger = logging.getLogger(__name__)
 def aligned_umap(spaces: Sequence[np.ndarray], *, neighbours: int, seed: int = 0) -> np.ndarray:
     """UMAP of several models' embeddings (n, D) of the same n texts, in one plane: (models, n, 2).
 
-    One aligned fit (`umap.AlignedUMAP`): each model keeps its own neighbours, and each text is
-    drawn towards its place on the maps of the models before and after, so that the maps can be
-    compared. A single fit to all rows joined would not do: a text's nearest neighbours then are
-    itself in the other models, and all maps come out alike. One model gets plain UMAP.
-
-    Args:
-        spaces: Row i of each is the same text.
-        neighbours: Of a text, whose distances the map tries to keep.
-        seed: Of the optimisation.
+    One aligned fit (`umap.AlignedUMAP`): each model keeps the distances of a text to its own
+    `neighbours`, and each text is drawn towards its place on the maps of the models before and
+    after, so that the maps can be compared. A single fit to all rows joined would not do: a text's
+    nearest neighbours then are itself in the other models, and all maps come out alike. One model
+    gets plain UMAP.
     """
     from umap import UMAP, AlignedUMAP  # takes seconds to import
 

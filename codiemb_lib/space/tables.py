@@ -80,30 +80,24 @@ def measures_by_kind(
       together, as in `positive_pairs`: `alignment`, `cosine_gap`. Their intervals resample texts
       (the bootstrap); that of alignment its pairs, as if they were independent, which is too short
       where queries have several passages.
-    - of `equal_texts`, for they depend on n: `effective_rank`, `svd_entropy`, `isoscore`,
-      `hubness`, `intrinsic_dimension`; their intervals are those of the jackknife. And
+    - of `equal_texts`, `most` of a kind, for they depend on n: `effective_rank`, `svd_entropy`,
+      `isoscore`, `hubness`, `intrinsic_dimension`; their intervals are those of the jackknife. And
       `condition_number`, which is an extreme and has none: `low` and `high` are missing.
 
-    `n` counts the texts, or the pairs.
-
-    Args:
-        space: The data sets, encoded by one model.
-        most: Texts of a kind for the measures that depend on n.
-        resamples: Of the bootstrap.
-
-    Raises:
-        ValueError: Embeddings of zeros, or that are not finite.
+    `n` counts the texts, or the pairs. Embeddings of zeros, or not finite, are a ValueError.
     """
     rows = []
 
-    def add(kind: str, name: str, by_text: np.ndarray, scale=float, **options) -> None:
+    def add(kind: str, name: str, by_text: np.ndarray, **options) -> None:
         found = mean_interval(by_text, resamples=resamples, **options)
-        rows.append((kind, name, *map(scale, found), len(by_text)))
+        if name == "uniformity":  # the low end of an interval may lie below any potential
+            found = np.log(np.maximum(found, np.exp(-8.0)))
+        rows.append((kind, name, *map(float, found), len(by_text)))
 
     for kind, x in texts_of(space).items():
         add(kind, "anisotropy", measures.anisotropy_by_text(x), pairwise=True)
         potentials = measures.potential_by_text(_spread(x, MOST_TEXTS))
-        add(kind, "uniformity", potentials, _log, pairwise=True)
+        add(kind, "uniformity", potentials, pairwise=True)
     for kind, pair in positive_pairs(space).items():
         add(kind, "alignment", measures.alignment_by_text(*pair))
         if len(gaps := _gaps(space, kind)) >= 2:
@@ -117,11 +111,6 @@ def measures_by_kind(
         number = measures.spectrum(x).condition_number
         rows.append((kind, "condition_number", number, np.nan, np.nan, len(x)))
     return pd.DataFrame(rows, columns=COLUMNS)
-
-
-def _log(potential: float) -> float:
-    """Of a mean potential; the low end of an interval may lie below any potential."""
-    return float(np.log(max(potential, np.exp(-8.0))))
 
 
 def _by_rank(x: np.ndarray) -> list[float]:
