@@ -16,7 +16,6 @@ from typing import Any
 
 import pandas as pd
 
-from codiemb_lib.core.errors import CodiembError
 from codiemb_lib.core.files import (
     atomic_path,
     damaged,
@@ -26,6 +25,7 @@ from codiemb_lib.core.files import (
     write_json,
 )
 from codiemb_lib.core.preset import Preset, preset_path
+from codiemb_lib.core.words import CodiembError
 
 logger = logging.getLogger(__name__)
 

@@ -10,9 +10,8 @@ from typing import Annotated, Any, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from codiemb_lib.core.errors import CodiembError
 from codiemb_lib.core.files import read_text
-from codiemb_lib.core.words import unknown
+from codiemb_lib.core.words import CodiembError, unknown
 
 S = TypeVar("S", bound=BaseModel)
 Name = Annotated[

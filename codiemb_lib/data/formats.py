@@ -17,22 +17,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from codiemb_lib.core import PACKED, Task, read_text, say_once
-from codiemb_lib.data.records import (
-    FORMS,
-    Record,
-    RecordError,
-    SourceError,
-    collect,
-    convert_rows,
-    form_of,
-    is_number,
-    is_text,
-    read_jsonl,
-    read_rows,
-    refuse,
-    scored_texts,
-    stripped,
-)
+from codiemb_lib.data import records
+from codiemb_lib.data.records import FORMS, Record, RecordError, SourceError, is_number, refuse
 
 SPLITS = ("train", "dev", "test")
 _STEMS = {"dev": ("dev", "validation", "valid", "val")}
@@ -117,11 +103,11 @@ def read_file(
         delimiter: None: of a line `sep=;` above the table, a tab if the first row has one, a comma.
         quoting: "yes": quotation marks enclose cells; "no": they are text; None: as the file shows.
     """
-    if (form := form_of(path)) != "table":
+    if (form := records.form_of(path)) != "table":
         if delimiter is not None or quoting:
             raise RecordError(f"{path}: expected no delimiter and no quoting, for it is {form}.")
         if not columns and scale is None:
-            return read_jsonl(path, task=task)
+            return records.read_jsonl(path, task=task)
     inferred = task or ("sts" if scale else "ir")
     wanted = check_columns(path, inferred, columns or ((0, 1, 2) if scale else ()), scale)
     counts: Counter[str] = Counter()
@@ -129,7 +115,7 @@ def read_file(
         rows = _read_cells(path, columns, (delimiter, quoting), counts, rated=inferred == "sts")
         wanted = [*rows[0][1]] if rows else wanted  # by the names of the header
     else:
-        rows = [*read_rows(path)]
+        rows = [*records.read_rows(path)]
     last = [row.get(wanted[-1]) for _, row in rows]
     if not (task or scale) and wanted[2:] and last and all(map(is_number, last)):
         raise RecordError(
@@ -260,9 +246,10 @@ def _split_cells(
 def _from_rows(
     source: str | Path, rows: Rows, columns: Columns, scale: Scale | None, counts: Counter[str]
 ) -> list[Record]:
-    if scale:
-        return collect(source, rows, lambda row: _rated(row, columns, scale, counts), counts)
-    return collect(source, rows, lambda row: _answered(row, columns, counts), counts)
+    def convert(row: Mapping) -> list[Record]:
+        return _rated(row, columns, scale, counts) if scale else _answered(row, columns, counts)
+
+    return records.collect(source, rows, convert, counts)
 
 
 def _rated(row: Mapping, columns: Columns, scale: Scale, counts: Counter[str]) -> list[Record]:
@@ -287,7 +274,7 @@ def _answered(row: Mapping, columns: Columns, counts: Counter[str]) -> list[Reco
     if not query or not row["pos"]:
         counts[_NO_TEXT] += 1
         return []
-    return scored_texts(row | {"query": query[0]}, "ir", counts)
+    return records.scored_texts(row | {"query": query[0]}, "ir", counts)
 
 
 def _cells(row: Mapping, columns: Columns) -> list[Any]:
@@ -301,7 +288,7 @@ def _texts(column: str | int, cell: Any, most: float = math.inf) -> list[str]:
     texts = cell if isinstance(cell, list) else [cell]
     if len(texts) > most or not all(text is None or isinstance(text, str) for text in texts):
         refuse(str(column), "one text" if most == 1 else "a text, or a list of texts", cell)
-    return [seen for text in texts if text and (seen := stripped(text))]
+    return [seen for text in texts if text and (seen := records.stripped(text))]
 
 
 # --- BEIR -----------------------------------------------------------------------------------------
@@ -320,9 +307,7 @@ def read_beir(folder: str | Path) -> dict[str, list[Record]]:
     corpus, queries = _beir_texts(folder, "corpus"), _beir_texts(folder, "queries")
     found = {split: find_part(folder / "qrels", split) for split in SPLITS}
     if not any(found.values()):
-        raise SourceError(
-            f"{folder / 'qrels'}: expected train.tsv, dev.tsv or test.tsv, found none."
-        )
+        raise SourceError(f"{folder}/qrels: expected train.tsv, dev.tsv or test.tsv, found none.")
     return {split: _judged(file, corpus, queries) for split, file in found.items() if file}
 
 
@@ -347,12 +332,13 @@ def _beir_texts(folder: Path, stem: str) -> dict[str, str]:
         name, *parts = row["_id"], row.get("title") or "", row["text"] or ""
         if not isinstance(name, (str, int)) or name == "" or str(name) in texts:
             refuse("_id", "a string or whole number that no other line has", name)
-        joined = stripped(" ".join(map(str, parts)))
-        if not all(isinstance(part, str) for part in parts) or (joined and not is_text(joined)):
+        joined = records.stripped(" ".join(map(str, parts)))
+        whole = not joined or records.is_text(joined)
+        if not whole or not all(isinstance(part, str) for part in parts):
             refuse("text", "a string without half a surrogate pair", joined)
         return str(name), joined
 
-    for _, (name, text) in convert_rows(file, read_rows(file), convert):
+    for _, (name, text) in records.convert_rows(file, records.read_rows(file), convert):
         texts[name] = text
     return texts
 
@@ -391,7 +377,7 @@ def _judged(file: Path, corpus: dict[str, str], queries: dict[str, str]) -> list
     if any(map(is_number, line.split(delimiter))):
         columns = (0, 2, 3, 1) if line.count(delimiter) == 3 else ()  # of TREC, or three of BEIR
     rows = _read_cells(file, columns, (delimiter, None), counts, rated=False)
-    for _, (query, text, grade) in convert_rows(file, rows, convert):
+    for _, (query, text, grade) in records.convert_rows(file, rows, convert):
         if not queries[query] or not text:
             counts["judgements left out, for a text is empty"] += 1
             continue
@@ -399,7 +385,7 @@ def _judged(file: Path, corpus: dict[str, str], queries: dict[str, str]) -> list
         counts[_DIFFER] += earlier != grade
         found[query][text] = max(grade, earlier)
     # Ids name the queries here, as MTEB counts them.
-    return collect(file, enumerate(found.items()), build, counts, join=False)
+    return records.collect(file, enumerate(found.items()), build, counts, join=False)
 
 
 # --- The Hub --------------------------------------------------------------------------------------

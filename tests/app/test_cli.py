@@ -19,9 +19,9 @@ import yaml
 from codiemb_lib import __version__
 from codiemb_lib.app.benchmark import benchmark
 from codiemb_lib.app.cli import cli, main
-from codiemb_lib.core.errors import say_once
 from codiemb_lib.core.files import alone
 from codiemb_lib.core.preset import preset_path
+from codiemb_lib.core.words import say_once
 from codiemb_lib.data.datasets import load_dataset
 from codiemb_lib.data.records import Record, read_jsonl, write_jsonl
 from codiemb_lib.data.registry import list_datasets

@@ -55,7 +55,7 @@ def jobs(project: Path) -> dict[str, int]:
 
 
 def finish(project: Path) -> None:
-    """Empty files in place of models."""
+    """Empty weights in place of models, and manifests that vouch for them."""
     for model in (*PRESET.variants, *PRESET.fusion):
         folder = project / "data" / "runs" / "smoke" / model / "seed-0"
         weights = folder / "model" / "model.safetensors"
@@ -215,7 +215,7 @@ def note(line):
         print(line, file=journal)
 def write(path):
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text('')
+    path.write_text('{"files": {}}' if path.suffix == '.json' else '')
 def finish(model):
     folder = runs / model / f'seed-{seed}'
     write(folder / 'model' / 'model.safetensors')

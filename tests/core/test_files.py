@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 from codiemb_lib.core import files
-from codiemb_lib.core.errors import CodiembError
 from codiemb_lib.core.files import (
     UnwritableError,
     alone,
@@ -25,6 +24,7 @@ from codiemb_lib.core.files import (
     write_json,
     write_text,
 )
+from codiemb_lib.core.words import CodiembError
 
 
 def test_a_failure_leaves_the_old_content_and_no_litter(tmp_path):
