@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import mmap
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,7 +18,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from codiemb_lib.core import CodiembError, atomic_path
@@ -132,44 +133,31 @@ def files_of(folder: Path) -> list[Path]:
 
 
 def read_places(file: Path) -> list[Place]:
-    """The tensors of a safetensors file, in the order of their bytes, from its header.
+    """The tensors of a safetensors file, in the order of their bytes.
 
-    Layout: 8 bytes, the header's length; the header in JSON; the tensors' bytes.
+    The official reader vouches that these follow each other up to the end of the file.
     """
-    with file.open("rb") as stream:
-        length = int.from_bytes(stream.read(8), "little")
-        size = file.stat().st_size
-        try:
-            if not 0 < length <= size - 8:
-                raise ValueError(f"a header of {length} bytes in a file of {size}")
-            header = json.loads(stream.read(length))
-            header.pop("__metadata__", None)
-            places = []
-            for key, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
-                begin, end = entry["data_offsets"]
-                shape, dtype = tuple(entry["shape"]), DTYPES[entry["dtype"]]
-                if end - begin != math.prod(shape) * dtype.itemsize or 8 + length + end > size:
-                    raise ValueError(f"bytes {begin} to {end} for {key}")
-                places.append(Place(file, key, 8 + length + begin, dtype, shape))
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise FusionError(
-                f"{file}: expected whole weights in safetensors, of the types {', '.join(DTYPES)}, "
-                f"found {error}. Copy or save the model again."
-            ) from error
-    return places
+    places, end = [], file.stat().st_size
+    try:
+        with safe_open(file, "numpy") as opened:
+            for key in reversed(opened.offset_keys()):
+                part = opened.get_slice(key)
+                shape, dtype = tuple(part.get_shape()), DTYPES[part.get_dtype()]
+                end -= math.prod(shape) * dtype.itemsize
+                places.append(Place(file, key, end, dtype, shape))
+    except (SafetensorError, KeyError) as error:
+        raise FusionError(
+            f"{file}: expected whole weights in safetensors, of the types {', '.join(DTYPES)}, "
+            f"found {error}. Copy or save the model again."
+        ) from error
+    return places[::-1]
 
 
 def read_tensor(place: Place) -> Tensor:
     """One tensor as a view of its file's pages; what is written to it stays in this process."""
-    count = math.prod(place.shape)
-    if not count:
-        return torch.empty(place.shape, dtype=place.dtype)
-    before = place.start % mmap.ALLOCATIONGRANULARITY  # where a map may begin
-    with place.file.open("rb") as stream:
-        size, offset = before + count * place.dtype.itemsize, place.start - before
-        pages = mmap.mmap(stream.fileno(), size, offset=offset, access=mmap.ACCESS_COPY)
-    tensor = torch.frombuffer(pages, dtype=place.dtype, count=count, offset=before)
-    return tensor.view(place.shape)
+    size = math.prod(place.shape) * place.dtype.itemsize
+    pages = np.memmap(place.file, np.uint8, "c", place.start, size)
+    return torch.from_numpy(pages).view(place.dtype).view(place.shape)
 
 
 def check_alike(base: Mapping[str, Tensor], models: Sequence[Mapping[str, Tensor]]) -> None:
@@ -191,9 +179,7 @@ def check_alike(base: Mapping[str, Tensor], models: Sequence[Mapping[str, Tensor
             if description.startswith("integer") and not torch.equal(model[name], base[name])
         ]
         if not problems and all(torch.equal(model[n], base[n].to(model[n].dtype)) for n in base):
-            logger.warning(
-                "%s: expected a model that was trained, found the base's weights.", label
-            )
+            logger.warning("%s: expected a trained model, found the base's weights.", label)
         if problems:
             raise FusionError(
                 f"{label}: expected the names, shapes, kinds and integers of the base's tensors, "
@@ -242,9 +228,7 @@ def write_model(
             target = temporary / place
             target.parent.mkdir(exist_ok=True, parents=True)
             if path in like.files:
-                contents = {
-                    name: place for name, place in like.places.items() if place.file == path
-                }
+                contents = {name: p for name, p in like.places.items() if p.file == path}
                 write_tensors(target, contents, weights)
             else:
                 shutil.copyfile(path, target)
@@ -271,11 +255,9 @@ def write_tensors(file: Path, contents: Mapping[str, Place], weights: Mapping[st
 
     def write(name: str, place: Place) -> None:
         tensor = cast(name, weights[name], place.dtype).contiguous()
-        rest = memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
-        at = start + header[place.key]["data_offsets"][0]
-        while rest:  # a single call writes two gigabytes at most
-            written = os.pwrite(stream.fileno(), rest, at)
-            rest, at = rest[written:], at + written
+        with file.open("r+b") as part:
+            part.seek(start + header[place.key]["data_offsets"][0])
+            part.write(tensor.reshape(-1).view(torch.uint8).numpy())
 
     flushes: list[Future[None]] = []
     with file.open("wb") as stream, ThreadPoolExecutor(1) as disk, _single_threads() as pool:
