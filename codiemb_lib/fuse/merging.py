@@ -20,20 +20,7 @@ from jinja2 import Template
 from pydantic import Field, ValidationError, field_validator, model_validator
 from torch import Tensor
 
-from codiemb_lib import __version__
-from codiemb_lib.core import (
-    METHODS,
-    EncoderSettings,
-    Merge,
-    alone,
-    explain,
-    load_preset,
-    read_settings,
-    scratch_beside,
-    sha256_file,
-    task_means,
-    unknown,
-)
+from codiemb_lib import __version__, core
 from codiemb_lib.fuse import methods
 from codiemb_lib.fuse.folders import check_origin, open_folders, settings_folder, tied
 from codiemb_lib.fuse.methods import Weights
@@ -48,7 +35,7 @@ _MARKDOWN = {  # of formulas in docstrings
 }
 
 
-class Recipe(Merge):
+class Recipe(core.Merge):
     """A merge of model folders, whose paths are relative to the recipe."""
 
     base: str  # as an encoder is named in a preset: packaged, a folder, or on the Hub
@@ -73,7 +60,9 @@ class Recipe(Merge):
             raise ValueError("ingredients: expected other names than `base`, that of the base")
         known = ["", "base", *self.ingredients]
         if self.settings_from not in known:
-            raise ValueError(f"settings_from: {unknown('ingredient', self.settings_from, known)}")
+            raise ValueError(
+                f"settings_from: {core.unknown('ingredient', self.settings_from, known)}"
+            )
         return self
 
 
@@ -128,12 +117,12 @@ def merge(
         )
     try:
         if output is None:
-            return merge_weights(base, models, Merge(ingredients=[*models], **options), score)
+            return merge_weights(base, models, core.Merge(ingredients=[*models], **options), score)
         ingredients = {name: str(folder) for name, folder in models.items()}
         options["settings_from"] = str(settings_from)
         recipe = Recipe(base=str(base), ingredients=ingredients, **options)
     except ValidationError as error:
-        raise FusionError(explain(error)) from error
+        raise FusionError(core.explain(error)) from error
     _merge_folders(recipe, Path(), Path(output), score)
     return Path(output)
 
@@ -143,7 +132,7 @@ def merge(
 
 @torch.no_grad()
 def merge_weights(
-    base: Weights, runs: Mapping[str, Weights], settings: Merge, score: Score | None = None
+    base: Weights, runs: Mapping[str, Weights], settings: core.Merge, score: Score | None = None
 ) -> dict[str, Tensor]:
     """The model that settings make of the runs they name, in the types of numbers of the first."""
     merged = work_out(base, runs, settings, score)
@@ -152,10 +141,10 @@ def merge_weights(
 
 
 def work_out(
-    base: Weights, runs: Mapping[str, Weights], settings: Merge, score: Score | None = None
+    base: Weights, runs: Mapping[str, Weights], settings: core.Merge, score: Score | None = None
 ) -> Lazy:
     """The model that settings make of the runs they name, in float32 or wider, tensor by tensor."""
-    if METHODS[settings.method].scored != (score is not None):
+    if core.METHODS[settings.method].scored != (score is not None):
         raise FusionError(
             f"expected a `score` with 'greedy' and no other, found {score} with {settings.method}."
         )
@@ -183,7 +172,7 @@ def work_out(
 
 
 def with_kept(
-    base: Weights, runs: Mapping[str, Weights], settings: Merge
+    base: Weights, runs: Mapping[str, Weights], settings: core.Merge
 ) -> tuple[dict[str, str], Weights, list[Weights]]:
     """Which model a tensor comes from that is not merged; base and models as if all had these."""
     sources: dict[str, str] = {}
@@ -208,8 +197,8 @@ def with_kept(
 def fuse_recipe(path: str | Path, output: str | Path) -> list[str]:
     """Merge what a recipe in YAML names, by paths from its folder; return the ingredients kept."""
     path = Path(path)
-    recipe = read_settings(path, Recipe, FusionError)
-    if METHODS[recipe.method].scored != bool(recipe.dev):
+    recipe = core.read_settings(path, Recipe, FusionError)
+    if core.METHODS[recipe.method].scored != bool(recipe.dev):
         raise FusionError(
             f"{path}: expected `dev`, a preset whose dev sets decide, with `method: greedy` and no "
             f"other, found dev: {recipe.dev!r} with {recipe.method}."
@@ -225,10 +214,10 @@ def _merge_folders(
     if not base.is_dir():
         from codiemb_lib.model import locate  # takes seconds
 
-        base = locate(EncoderSettings(name=recipe.base, revision=recipe.revision))
+        base = locate(core.EncoderSettings(name=recipe.base, revision=recipe.revision))
     folders = {name: here / folder for name, folder in recipe.ingredients.items()}
     check_origin(base, folders.values())
-    with alone(output), scratch_beside(output) as scratch:
+    with core.alone(output), core.scratch_beside(output) as scratch:
         if output.exists() and (not output.is_dir() or any(output.iterdir())):
             raise FusionError(f"{output}: expected a new or an empty folder, found content.")
         origin, models, like = open_folders(base, [*folders.values()], scratch)
@@ -249,7 +238,7 @@ def _dev_score(preset: str, like: Folder, settings: Path, scratch: Path) -> Scor
     from codiemb_lib.evaluate import encode_split, score
     from codiemb_lib.model import Encoder
 
-    experiment = load_preset(preset)
+    experiment = core.load_preset(preset)
     root = experiment.data_root
     data = {d.name: load_dataset(d.name, root=root) for d in experiment.datasets if d.dev != 0}
 
@@ -266,7 +255,7 @@ def _dev_score(preset: str, like: Folder, settings: Path, scratch: Path) -> Scor
 
 def mean_of_tasks(scores: pd.DataFrame) -> float:
     """What dev decides by: the mean of the tasks' means (`core.task_means`)."""
-    return float(np.mean([*task_means(scores).values()]))
+    return float(np.mean([*core.task_means(scores).values()]))
 
 
 def _model_card(
@@ -274,7 +263,7 @@ def _model_card(
 ) -> str:
     """The README.md of a merged model, with the SHA-256 of the files of weights in `hashed`."""
     files = [
-        (ingredient, file.relative_to(folder).as_posix(), sha256_file(file))
+        (ingredient, file.relative_to(folder).as_posix(), core.sha256_file(file))
         for ingredient, folder in hashed.items()
         for file in Folder(folder).files
     ]
