@@ -1,7 +1,5 @@
 """Exact search: the rows of largest inner product, in memory that does not grow with all pairs."""
 
-from __future__ import annotations
-
 import numpy as np
 from tqdm.auto import trange
 

@@ -1,7 +1,5 @@
 """Model folders that become one: opened beside their base, adapters merged in by peft, checked."""
 
-from __future__ import annotations
-
 import json
 import math
 import re

@@ -1,7 +1,5 @@
 """The merges of a preset: made of its runs, compared on dev, and the path between two runs."""
 
-from __future__ import annotations
-
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping

@@ -5,8 +5,6 @@ in shards. A tensor is a view of its file's pages, which leave the process with 
 walks through models in step holds one tensor of each, never a model.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import math

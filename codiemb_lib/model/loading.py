@@ -1,7 +1,5 @@
 """Where an encoder's files lie, and how transformers reads them: whole, unmixed and trusted."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager

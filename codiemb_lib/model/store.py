@@ -1,7 +1,5 @@
 """Embeddings of any number of texts by one encoder, kept on disk: no text is encoded twice."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path

@@ -1,7 +1,5 @@
 """From texts to token ids, and from token ids to the blocks and forward passes of an encoder."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import NamedTuple
 

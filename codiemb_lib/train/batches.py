@@ -7,8 +7,6 @@ another that drew the longer records. All of this is a pure function of seed, ep
 needs neither the encoder nor its device: it runs ahead of training, in worker processes.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial

@@ -6,8 +6,6 @@ cosine says little by itself, since batches differ also within a task: compare i
 batches of one task.
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from itertools import combinations

@@ -3,8 +3,6 @@
 All of that stands in a configuration of accelerate, a file that `accelerate config` writes.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import subprocess
 import sys

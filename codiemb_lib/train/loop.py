@@ -1,7 +1,5 @@
 """The training loop: from a preset's variant and a seed to a run folder, on any devices."""
 
-from __future__ import annotations
-
 import logging
 import os
 import shutil

@@ -15,8 +15,6 @@ Henderson et al., 2017), ListNet (Cao et al., 2007) and ListMLE (Xia et al., 200
 preference ranking optimisation (Song et al., 2023) for PRO.
 """
 
-from __future__ import annotations
-
 import functools
 import math
 from bisect import bisect_right

@@ -7,8 +7,6 @@ under a balance that is not proportional, some come again.
 Steps are micro-steps: gradient accumulation groups them and changes nothing here.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -13,8 +13,6 @@ to these copies is all that the encoder's backward pass needs. Three things foll
   RepL4NLP 2021, arXiv 2101.06983).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from contextlib import nullcontext
 from inspect import signature
