@@ -19,21 +19,15 @@ from tqdm.auto import tqdm
 from codiemb_lib import core
 from codiemb_lib.data import Dataset, load_datasets, write_jsonl
 from codiemb_lib.evaluate import NUMERICS as OF_EVALUATE
-from codiemb_lib.evaluate import encode_dataset, save_encoded, score_dataset
+from codiemb_lib.evaluate import encode_dataset, save_encoded, score
 from codiemb_lib.model import NUMERICS as OF_MODEL
 from codiemb_lib.model import Encoder, model_hash
 from codiemb_lib.train import NUMERICS
 from codiemb_lib.train.batches import Batch, OptimizerSteps, Share
 from codiemb_lib.train.checkpoint import Checkpoints, Progress, agreed
-from codiemb_lib.train.devices import launch, make_accelerator
+from codiemb_lib.train.devices import launch, make_accelerator, sparse_embedding_gradients
 from codiemb_lib.train.sampling import MixedTaskPlan, SingleTaskPlan
-from codiemb_lib.train.step import (
-    Loss,
-    backward,
-    batch_loss,
-    needs_middle,
-    sparse_embedding_gradients,
-)
+from codiemb_lib.train.step import Loss, backward, batch_loss, needs_middle
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +67,6 @@ def train(
     on a CPU, with as many threads, it comes to the same bits. Whoever else trains it waits.
 
     Args:
-        preset, variant, seed: The experiment, which of its training runs, and at which seed.
         accelerate: A configuration of accelerate, a name in `presets/accelerate` or a path, under
             which processes of their own train. "": this process trains, or those that call this
             together under `accelerate launch`. None: what the preset says.
@@ -359,7 +352,7 @@ class _Trainer:
             encode_dataset(self.encoder, settings, records, tokens_per_forward=budget)
             for settings, records in self.dev
         ]
-        rows = pd.concat(map(score_dataset, encoded), ignore_index=True)
+        rows = score(encoded)
         main = rows[rows["metric"] == rows["task"].map(core.MAIN_METRIC)].assign(step=done.step)
         done.dev = pd.concat([done.dev, main], ignore_index=True)
         means = core.task_means(rows)
@@ -367,9 +360,9 @@ class _Trainer:
         shown = ", ".join(f"{task} {mean:.4f}" for task, mean in means.items())
         run, total = self.checkpoints.name, len(self.steps)
         logger.info("%s: step %d of %d, dev %s", run, done.step, total, shown)
-        score = agreed(float(np.mean([means[task] for task in self.variant.tasks])))
-        if done.step > 0 and score > done.best_score:
-            done.best_score, done.best_step = score, done.step
+        own = agreed(float(np.mean([means[task] for task in self.variant.tasks])))
+        if done.step > 0 and own > done.best_score:
+            done.best_score, done.best_step = own, done.step
             self.checkpoints.save_best(self.encoder, done)
         if self.settings.trajectory and self.accelerator.is_main_process:
             save_encoded(self.checkpoints.trajectory / f"{done.step:08d}.safetensors", encoded)
