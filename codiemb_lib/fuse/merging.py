@@ -1,7 +1,5 @@
 """Merges: of tensors in memory, or of model folders into one with a card, as a recipe says."""
 
-from __future__ import annotations
-
 import fnmatch
 import inspect
 import platform
@@ -10,7 +8,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 import numpy as np
 import pandas as pd
@@ -55,14 +53,12 @@ class Recipe(core.Merge):
         return named
 
     @model_validator(mode="after")
-    def _names_are_known(self) -> Recipe:
+    def _names_are_known(self) -> Self:
         if "base" in self.ingredients:
             raise ValueError("ingredients: expected other names than `base`, that of the base")
-        known = ["", "base", *self.ingredients]
-        if self.settings_from not in known:
-            raise ValueError(
-                f"settings_from: {core.unknown('ingredient', self.settings_from, known)}"
-            )
+        known, named = ["", "base", *self.ingredients], self.settings_from
+        if named not in known:
+            raise ValueError(f"settings_from: {core.unknown('ingredient', named, known)}")
         return self
 
 
@@ -90,14 +86,13 @@ def merge(
         base: The initialisation: a mapping from names to tensors, a folder, or the name of an
             encoder. Layers that the checkpoints were trained without are left out.
         checkpoints: Models with its names, shapes and integers, of the same kind.
-        method: A name in `core.METHODS`; its function in `fuse/methods.py` says what it does.
+        method, **options: A name in `core.METHODS`; its function in `fuse/methods.py` says more.
         scale: Length of the merged delta; 0 gives the base.
         keep: Tensors that are not merged, nor count in a norm: patterns of names such as
             "*embeddings*", the first that fits, and "base" or the number of a checkpoint.
         output: For folders: the folder to write, absent or empty; a card says how it was made.
         settings_from: "base", or the number of the checkpoint whose settings the result takes.
         score: For the greedy soup: from a model to a number, higher being better.
-        **options: Of the method.
 
     Returns:
         The merged mapping, in the order of the base, or the path `output`.
@@ -125,9 +120,6 @@ def merge(
         raise FusionError(core.explain(error)) from error
     _merge_folders(recipe, Path(), Path(output), score)
     return Path(output)
-
-
-# Tensors
 
 
 @torch.no_grad()
@@ -188,9 +180,6 @@ def with_kept(
         return Lazy(model, lambda name: kept.get(name, model)[name]) if kept else model
 
     return sources, alike(base), [alike(runs[name]) for name in settings.ingredients]
-
-
-# Folders
 
 
 @torch.no_grad()
