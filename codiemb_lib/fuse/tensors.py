@@ -44,7 +44,7 @@ class Lazy(Mapping[str, Tensor]):
     """A model with the names of another; each look at a tensor works it out, on any thread."""
 
     def __init__(self, like: Mapping[str, Tensor], work_out: Callable[[str], Tensor]) -> None:
-        self._names = dict.fromkeys(like)
+        self.places: dict[str, Any] = dict.fromkeys(like)  # by name; of a folder, where it lies
         self._work_out = work_out
         self.folder: Path | None = getattr(like, "folder", None)  # which messages name
         self.kept: list[int] | None = None  # the models in a greedy soup, by number
@@ -53,10 +53,10 @@ class Lazy(Mapping[str, Tensor]):
         return self._work_out(name)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
+        return iter(self.places)
 
     def __len__(self) -> int:
-        return len(self._names)
+        return len(self.places)
 
 
 class Place(NamedTuple):
@@ -69,7 +69,7 @@ class Place(NamedTuple):
     shape: tuple[int, ...]
 
 
-class Folder(Mapping[str, Tensor]):
+class Folder(Lazy):
     """The weights of a model folder; a tensor is read from disk each time it is asked for.
 
     What is read are the transformer and the other parts that modules.json names; the tensors of the
@@ -78,6 +78,7 @@ class Folder(Mapping[str, Tensor]):
     """
 
     def __init__(self, folder: str | Path) -> None:
+        super().__init__({}, lambda name: read_tensor(self.places[name]))
         self.folder = Path(folder)
         if not self.folder.is_dir():
             raise FusionError(f"{folder}: expected a model folder, found none.")
@@ -91,7 +92,6 @@ class Folder(Mapping[str, Tensor]):
             raise FusionError(
                 f"{folder}: expected weights in safetensors, found {found}. Save the model again."
             )
-        self.places: dict[str, Place] = {}
         for file in self.files:
             for place in read_places(file):
                 if place.key.endswith("position_ids"):
@@ -110,15 +110,6 @@ class Folder(Mapping[str, Tensor]):
         """The place of a file in a folder that has the transformer's files in `transformer`."""
         ours = file.parent == self.transformer
         return transformer / file.name if ours else file.relative_to(self.folder)
-
-    def __getitem__(self, name: str) -> Tensor:
-        return read_tensor(self.places[name])
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.places)
-
-    def __len__(self) -> int:
-        return len(self.places)
 
 
 def files_of(folder: Path) -> list[Path]:
