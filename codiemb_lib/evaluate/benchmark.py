@@ -7,20 +7,18 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
 from codiemb_lib import core
+from codiemb_lib import model as encoders
 from codiemb_lib.data import list_datasets, load_dataset
 from codiemb_lib.evaluate import NUMERICS
 from codiemb_lib.evaluate.errors import BenchmarkError, EvaluationError
 from codiemb_lib.evaluate.scores import encode_dataset, score_dataset
-
-if TYPE_CHECKING:
-    from codiemb_lib.model import Embedder
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +32,7 @@ Row = dict[str, Any]
 class Store(NamedTuple):
     """An encoder, and the folder where its finished tasks are kept."""
 
-    embedder: Embedder
+    embedder: encoders.Embedder
     folder: Path
 
     def encode(self, texts: list[str], *, prompt: str, progress: bool = False) -> np.ndarray:

@@ -44,7 +44,7 @@ class SingleTaskPlan:
     - `proportional`: each full global batch once, all shuffled together (the authors' rule);
     - `temperature`: data set d, of n_d full batches, has a share of the steps proportional to
       n_d ** temperature; 1 is proportional, 0 gives all data sets the same number of steps;
-    - `ir_share`: the retrieval task has the share `ir_share` of the steps, `equal`: one half.
+    - `ir_share`: the retrieval task has the share `ir_share` of the steps; `equal`: half of them.
 
     No batch is left out for a share: who falls short is drawn again, permuted anew, and logged.
 
