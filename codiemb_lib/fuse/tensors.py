@@ -145,7 +145,8 @@ def read_places(file: Path) -> list[Place]:
 def read_tensor(place: Place) -> Tensor:
     """One tensor as a view of its file's pages; what is written to it stays in this process."""
     size = math.prod(place.shape) * place.dtype.itemsize
-    pages = np.memmap(place.file, np.uint8, "c", place.start, size)
+    file = str(place.file)  # a Path would be resolved each time
+    pages = np.memmap(file, np.uint8, "c", place.start, size)
     return torch.from_numpy(pages).view(place.dtype).view(place.shape)
 
 
