@@ -4,8 +4,6 @@ mteb could load our folders through sentence-transformers, with the same scores.
 two cores take two thirds to nine tenths of the time, and no text is encoded twice.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from types import MappingProxyType, SimpleNamespace

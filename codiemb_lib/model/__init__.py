@@ -15,7 +15,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "encoder": ["Encoder"],
-        "loading": ["PACKAGED", "locate", "model_hash", "packaged_folder"],
+        "loading": ["PACKAGED", "locate", "model_hash"],
         "saved": ["MODULES", "parts", "stated", "statements"],
         "store": ["Embedder"],
         "tokens": ["Packing", "Padded", "TextTokenizer", "forward_passes"],

@@ -1,7 +1,5 @@
 """What a sentence-transformers folder states of an encoder, read and written."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

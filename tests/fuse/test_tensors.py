@@ -218,6 +218,13 @@ def rewrite(run, content):
     (run / "model.safetensors").write_bytes(content)
 
 
+def forge(run, *spans, size=16):
+    """Write tensors x of two float32 each, at these places in so many bytes, by hand."""
+    entries = [f'"x": {{"dtype": "F32", "shape": [2], "data_offsets": {span}}}' for span in spans]
+    header = f"{{{', '.join(entries)}}}".replace('"x"', '"y"', 1).encode()
+    rewrite(run, len(header).to_bytes(8, "little") + header + bytes(size))
+
+
 def pickle_a_module(run):
     add_dense(run)
     (run / "3_Dense" / "pytorch_model.bin").write_bytes(b"pickled")
@@ -237,6 +244,12 @@ DAMAGES = {
     "no header": (lambda run: rewrite(run, b"\xff" * 8), WHOLE),
     "a list": (lambda run: rewrite(run, b"\x02" + bytes(7) + b"[]"), WHOLE),
     "cut": (lambda run: rewrite(run, (run / "model.safetensors").read_bytes()[:-1]), WHOLE),
+    "overlapping": (lambda run: forge(run, [0, 8], [4, 12], size=12), WHOLE),
+    "one place for two": (lambda run: forge(run, [0, 8], [0, 8], size=8), WHOLE),
+    "below zero": (lambda run: forge(run, [0, 8], [-8, 0]), WHOLE),
+    "a hole": (lambda run: forge(run, [0, 8], [12, 20], size=20), WHOLE),
+    "a key twice": (lambda run: forge(run, [0, 8], [8, 16], [16, 24], size=24), WHOLE),
+    "bytes behind the end": (lambda run: forge(run, [0, 8], [8, 16], size=17), WHOLE),
     "float8": (
         lambda run: save_file(
             {"x": torch.zeros(2).to(torch.float8_e5m2)}, run / "model.safetensors"
