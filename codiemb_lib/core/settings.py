@@ -71,16 +71,13 @@ class _Yaml(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-_SHORT = reprlib.Repr()  # a few lines of YAML may stand for billions, by its aliases
-_SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother = 2, 200, 200
-
-
 def explain(error: ValidationError) -> str:
     """What is wrong with settings: a clause for each problem, which begins with its key."""
     clauses = []
     for problem in error.errors():
         clause = f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}".removeprefix(": ")
         if not isinstance(problem["input"], dict):  # a whole section would be too much to show
-            clause += f", found {_SHORT.repr(problem['input']):.200}"
+            text = isinstance(problem["input"], str)  # aliases of YAML may stand for billions
+            clause += f", found {(repr if text else reprlib.repr)(problem['input']):.200}"
         clauses.append(clause.replace("Value error, ", "", 1))
     return "; ".join(clauses)
