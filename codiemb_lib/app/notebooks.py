@@ -4,8 +4,6 @@ papermill only warns of a parameter that a notebook does not know, and then runs
 default. Here that is an error, and so is a value of the wrong type.
 """
 
-from __future__ import annotations
-
 import ast
 import logging
 import signal

@@ -4,8 +4,6 @@ It is a notebook, put together from what lies in `figures/<preset>` and `data/ru
 turned to HTML by nbconvert.
 """
 
-from __future__ import annotations
-
 import base64
 import html
 import logging

@@ -1,7 +1,5 @@
 """Files written whole or not at all, the folders of the project, and the hashes of content."""
 
-from __future__ import annotations
-
 import bz2
 import fcntl
 import glob

@@ -1,7 +1,5 @@
 """Where a run lies, what its manifest says, and the tables of many runs put together."""
 
-from __future__ import annotations
-
 import logging
 import os
 import platform

@@ -1,7 +1,5 @@
 """Settings in YAML files, checked strictly: unknown keys and keys that stand twice are refused."""
 
-from __future__ import annotations
-
 import re
 import reprlib
 from pathlib import Path

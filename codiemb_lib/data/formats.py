@@ -4,8 +4,6 @@ A line that cannot be used is a RecordError that names it; what is not there is 
 is left out of a file, and what is merged, is said once.
 """
 
-from __future__ import annotations
-
 import csv
 import io
 import math

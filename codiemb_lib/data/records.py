@@ -1,7 +1,5 @@
 """The unified record (t, q, {d+}, {d-}, {y+}, {y-}), its validation, and JSON files of records."""
 
-from __future__ import annotations
-
 import json
 import math
 import re

@@ -8,8 +8,6 @@ shows nothing. One of several panels returns an array of Axes in reading order a
 `ax`; the default is a new figure.
 """
 
-from __future__ import annotations
-
 import functools
 import inspect
 import itertools

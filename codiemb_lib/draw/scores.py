@@ -1,7 +1,5 @@
 """Figures of scores: both tasks, by test set, compared, what they cost, and while models learn."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 import numpy as np

@@ -1,7 +1,5 @@
 """How figures look: one meaning per colour, print sizes, labels at points, and the files saved."""
 
-from __future__ import annotations
-
 import io
 import itertools
 import re

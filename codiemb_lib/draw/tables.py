@@ -1,7 +1,5 @@
 """Tables for print: tidy rows in, text out, as the README and figures/RESULTS.md show them."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path

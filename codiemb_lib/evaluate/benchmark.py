@@ -18,8 +18,8 @@ from codiemb_lib import core
 from codiemb_lib import model as encoders
 from codiemb_lib.data import list_datasets, load_dataset
 from codiemb_lib.evaluate import NUMERICS
-from codiemb_lib.evaluate.errors import BenchmarkError, EvaluationError
 from codiemb_lib.evaluate.scores import encode_dataset, grades_of, score_dataset
+from codiemb_lib.evaluate.search import EvaluationError
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +28,16 @@ COLUMNS += ["query_prompt", "passage_prompt", "ignore_identical_ids"]
 COLUMNS += ["by", "seconds", "hardware", "model_hash", "data_hash"]
 
 Row = dict[str, Any]
+
+
+class BenchmarkError(core.CodiembError, RuntimeError):
+    """Some tasks failed; `scores` holds the rows of the others."""
+
+    status = 1
+
+    def __init__(self, message: str, scores: pd.DataFrame):
+        super().__init__(message)
+        self.scores = scores
 
 
 class Store(NamedTuple):

@@ -15,8 +15,8 @@ from numpy.typing import ArrayLike
 from scipy import stats
 
 from codiemb_lib.core import MAIN_METRIC, t_interval
-from codiemb_lib.evaluate.errors import EvaluationError
 from codiemb_lib.evaluate.scores import EncodedDataset, by_text, texts_of
+from codiemb_lib.evaluate.search import EvaluationError
 
 Run = tuple[str, int]  # a model and its seed
 

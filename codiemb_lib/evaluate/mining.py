@@ -9,8 +9,7 @@ from itertools import chain, islice
 from codiemb_lib import model
 from codiemb_lib.core import normalise
 from codiemb_lib.data import Record, answers_of
-from codiemb_lib.evaluate.errors import EvaluationError
-from codiemb_lib.evaluate.search import top_k
+from codiemb_lib.evaluate.search import EvaluationError, top_k
 
 
 def mine(

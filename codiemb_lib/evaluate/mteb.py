@@ -13,8 +13,8 @@ import numpy as np
 
 from codiemb_lib.core import Prompts, load_preset
 from codiemb_lib.evaluate.benchmark import Row, Store
-from codiemb_lib.evaluate.errors import EvaluationError
 from codiemb_lib.evaluate.scores import check_differ
+from codiemb_lib.evaluate.search import EvaluationError
 
 _TASKS = {"Retrieval": "ir", "STS": "sts"}
 _METRICS = {

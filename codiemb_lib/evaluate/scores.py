@@ -20,8 +20,7 @@ from scipy import stats
 from codiemb_lib import model
 from codiemb_lib.core import DatasetSettings, Preset, atomic_path, say_once
 from codiemb_lib.data import Dataset, Record, load_dataset
-from codiemb_lib.evaluate.errors import EvaluationError
-from codiemb_lib.evaluate.search import top_k
+from codiemb_lib.evaluate.search import EvaluationError, top_k
 
 _QUERIES = 4096  # whose rankings are in pytrec_eval's hands at once
 

@@ -3,7 +3,11 @@
 import numpy as np
 from tqdm.auto import trange
 
-from codiemb_lib.evaluate.errors import EvaluationError
+from codiemb_lib.core import CodiembError
+
+
+class EvaluationError(CodiembError, ValueError):
+    """Something cannot be scored, compared or mined, or a score came out that is none."""
 
 
 def top_k(

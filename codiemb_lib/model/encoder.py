@@ -13,9 +13,8 @@ from tqdm.auto import tqdm
 
 from codiemb_lib.core import EncoderSettings, atomic_path, unknown
 from codiemb_lib.model.blocks import Block, first_position, prepare
-from codiemb_lib.model.errors import EncoderError, refuse
 from codiemb_lib.model.loading import as_settings, locate, read_model, write_model
-from codiemb_lib.model.saved import POOLING_KEYS, read_saved, write_saved
+from codiemb_lib.model.saved import POOLING_KEYS, EncoderError, read_saved, refuse, write_saved
 from codiemb_lib.model.tokens import Packing, Padded, TextTokenizer, forward_passes
 
 

@@ -13,8 +13,7 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from codiemb_lib.core import EncoderSettings, project_root, sha256_folder, unknown
-from codiemb_lib.model.errors import EncoderError, refuse
-from codiemb_lib.model.saved import PROMPTS_FILE, parts, stated, statements
+from codiemb_lib.model.saved import PROMPTS_FILE, EncoderError, parts, refuse, stated, statements
 
 # Encoders that an installed package carries: its name, and the hash of its folder.
 _MINILM = "3da13c4fec2c7ca8a5492427c1d807047d51bb90403af34bd779e74c0990cb09"

@@ -11,9 +11,8 @@ from tqdm.auto import tqdm
 from codiemb_lib.core import EncoderSettings, atomic_path, sha256_text, versions
 from codiemb_lib.model import NUMERICS
 from codiemb_lib.model.encoder import Encoder, check_texts
-from codiemb_lib.model.errors import EncoderError
 from codiemb_lib.model.loading import as_settings, locate, model_hash
-from codiemb_lib.model.saved import read_saved
+from codiemb_lib.model.saved import EncoderError, read_saved
 
 CHUNK = 16_384  # texts that are tokenised, encoded and kept together
 

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from codiemb_lib.model.errors import refuse
+from codiemb_lib.model.saved import refuse
 
 _CHARACTERS = 16  # more than a token of running text has
 _CUT_AT_ONCE = 1024  # texts; sorted ones differ so little that larger pieces gain nothing

@@ -1,7 +1,5 @@
 """Does one number of a model go with another? Rank correlations over dependent models."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

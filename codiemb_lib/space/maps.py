@@ -1,7 +1,5 @@
 """Maps of embedding spaces in two dimensions, to be laid side by side, and their trust."""
 
-from __future__ import annotations
-
 import hashlib
 import logging
 import warnings

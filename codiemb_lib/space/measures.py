@@ -9,8 +9,6 @@ All raise ValueError where there are too few rows or a value is NaN or infinite,
 unit sphere for a row of zeros.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import numpy as np

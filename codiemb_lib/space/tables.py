@@ -5,8 +5,6 @@ texts, and queries and passages, lie in different parts of it and are measured a
 Kinds of which the data sets have too few texts are left out.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from functools import partial
 

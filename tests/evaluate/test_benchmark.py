@@ -15,8 +15,8 @@ from codiemb_lib.core import (
     Prompts,
     UnwritableError,
     data_root,
+    say_once,
 )
-from codiemb_lib.core.errors import say_once
 from codiemb_lib.data import Record, load_dataset, write_jsonl, write_splits
 from codiemb_lib.evaluate import (
     BenchmarkError,

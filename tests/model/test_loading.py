@@ -13,7 +13,7 @@ from sentence_transformers import SentenceTransformer
 
 from codiemb_lib.core import EncoderSettings, project_root
 from codiemb_lib.model import PACKAGED, Embedder, Encoder, model_hash
-from codiemb_lib.model.errors import EncoderError
+from codiemb_lib.model.saved import EncoderError
 from tests.model.conftest import edit_json
 
 TEXTS = ["the cat", "a", "the old dog is slow and the bus is fast", "the cat", "x " * 60]
