@@ -181,5 +181,6 @@ def _fetch(file: PinnedFile, path: Path, root: Path | None) -> None:
         pooch.retrieve(file.url, f"sha256:{file.sha256}", fname=path.name, path=path.parent)
     except (OSError, ValueError) as error:  # no connection; other bytes, which pooch does not keep
         raise SourceError(
-            f"{file.url}: expected sha256 {file.sha256}, found: {error}. {remedy}, as {file.path}."
+            f"{file.url}: expected a file of sha256 {file.sha256}, found: {error}. {remedy}, as "
+            f"{file.path}."
         ) from error

@@ -210,7 +210,7 @@ def test_what_the_root_lacks_is_fetched_once_and_checked(make, served, tmp_path)
     (tmp_path / "root" / "set" / "a.csv").write_text("a,b,1\n")
     assert load_dataset("made-up", **options) == fetched
     shutil.rmtree(tmp_path / "cache")
-    with pytest.raises(SourceError, match=r"a\.csv: expected sha256"):
+    with pytest.raises(SourceError, match=r"a\.csv: expected a file of sha256"):
         load_dataset("made-up", **options)
     assert not list((tmp_path / "cache").rglob("a.csv"))
 
