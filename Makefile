@@ -4,6 +4,7 @@
 # make test-browser  JupyterLab in a headless Chromium; skipped, with a reason, where there is none
 # make screenshots  the same, and what is on the screen goes to figures/notebooks
 # make lint        style, which room imports which, dependencies, names that only tests use
+# make pages     the pages that show the committed figures and results, and README's table
 # make lab         JupyterLab on the notebooks; ARGS=--no-browser, say
 # make lock        remake requirements.lock from the bounds in pyproject.toml
 #
@@ -23,7 +24,7 @@ ifneq "$(shell cat $(READY) 2>/dev/null)" "$(CURDIR)"
 .PHONY: $(READY)
 endif
 
-.PHONY: reproduce report test test-browser screenshots lint lab lock
+.PHONY: reproduce report test test-browser screenshots lint pages lab lock
 .DEFAULT_GOAL := reproduce
 
 reproduce: $(READY)
@@ -50,7 +51,10 @@ lint: $(READY)
 	.venv/bin/deptry .
 	rm -rf .venv/notebooks
 	$(RUN) nbconvert --log-level ERROR --to python --output-dir .venv/notebooks notebooks/*.ipynb
-	.venv/bin/vulture codiemb_lib notebooks/classroom speed $(wildcard data/build) .venv/notebooks
+	.venv/bin/vulture codiemb_lib notebooks/classroom figures speed $(wildcard data/build) .venv/notebooks
+
+pages: $(READY)
+	.venv/bin/python figures/pages.py
 
 lab: $(READY)
 	$(RUN) jupyterlab notebooks $(ARGS)

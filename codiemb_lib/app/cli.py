@@ -17,8 +17,8 @@ from codiemb_lib import __version__, core
 from codiemb_lib import fuse as fusing
 from codiemb_lib.app.benchmark import benchmark
 from codiemb_lib.app.data import data
-from codiemb_lib.app.gallery import gallery, redraw
 from codiemb_lib.app.options import FILE, examples, preset_option
+from codiemb_lib.app.redraw import redraw
 from codiemb_lib.app.reproduce import reproduce, verify
 
 
@@ -33,7 +33,7 @@ def cli() -> None:
     """Train, fuse and measure encoders for retrieval and similarity."""
 
 
-for command in (reproduce, verify, redraw, gallery, benchmark, data):
+for command in (reproduce, verify, redraw, benchmark, data):
     cli.add_command(command)
 
 

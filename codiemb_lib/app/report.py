@@ -16,8 +16,7 @@ from nbconvert import HTMLExporter
 from nbformat.v4 import new_markdown_cell, new_notebook
 from traitlets.config import Config
 
-from codiemb_lib import core
-from codiemb_lib.app.gallery import drawn
+from codiemb_lib import core, draw
 
 # JupyterLab's look without what it would fetch; progress bars are left out.
 _EMPTY = "html_head_js html_head_js_mathjax html_head_js_mermaidjs jupyter_widgets stream_stderr"
@@ -45,7 +44,7 @@ def report(preset: str) -> str:
     yaml = core.preset_path(preset).read_text(encoding="utf-8")
     sections = {
         "Results": [path.read_text(encoding="utf-8") for path in tables if path.is_file()],
-        "Figures": [_figure(figures, stem) for stem in drawn(figures)],
+        "Figures": [_figure(figures, x) for x in draw.FIGURES if (figures / f"{x}.png").is_file()],
         "Provenance": [*_provenance(settings), f"```yaml\n{yaml}\n```"],
     }
     sections = {name: [*map(new_markdown_cell, parts)] for name, parts in sections.items()}

@@ -17,7 +17,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "style": ["ROLES", "TASK_ROLES", "label_points", "shades", "use_style", "variant_styles"],
         "tables": [
             *("claims_table", "merges_table", "results_table"),
-            *("fill_readme", "readme_table", "results_page", "to_markdown"),
+            "to_markdown",
         ],
     },
 )

@@ -145,11 +145,7 @@ def plot_rated_pairs(rows: pd.DataFrame, *, ax: np.ndarray | None = None) -> np.
     return frame.axes_of(drawn, outer=True)
 
 
-def _texts(rows: pd.DataFrame) -> int:
-    return rows.loc[rows["measure"] == "effective_rank", "n"].max()
-
-
-@figure("trajectory", facts=lambda rows: {"texts": _texts(rows)})
+@figure("trajectory", facts=lambda r: {"texts": r.loc[r["measure"] == "effective_rank", "n"].max()})
 def plot_geometry_by_step(rows: pd.DataFrame, *, ax: np.ndarray | None = None) -> np.ndarray:
     """The space while models learn.
 

@@ -1,13 +1,11 @@
 """Tables for print: tidy rows in, text out, as the README and figures/RESULTS.md show them."""
 
 from collections import Counter
-from collections.abc import Sequence
-from pathlib import Path
 
 import pandas as pd
 
 from codiemb_lib import evaluate, fuse
-from codiemb_lib.core import figures_folder, load_preset, task_means
+from codiemb_lib.core import task_means
 from codiemb_lib.draw.frame import scores_by_dataset, seed_interval
 from codiemb_lib.draw.style import TASK_ROLES, variant_styles
 
@@ -125,41 +123,3 @@ def to_markdown(table: pd.DataFrame) -> str:
     lines = [list(table.columns), ["---"] * len(table.columns), *table.astype(str).values.tolist()]
     escaped = ([cell.replace("|", "\\|").replace("<", "&lt;") for cell in line] for line in lines)
     return "".join(f"| {' | '.join(line)} |\n" for line in escaped)
-
-
-def readme_table(preset: str) -> str:
-    """What a preset's committed rows say, in short, as Markdown: some models, and the verdicts."""
-    folder, models = figures_folder(preset), ["base", "ir_only", "sts_only", "mixed", "codiemb"]
-    scores, comparisons = (pd.read_csv(folder / f"{s}.csv") for s in ("trade_off", "comparisons"))
-    table = results_table(scores[scores["variant"].isin(models)], comparisons)
-    verdicts = evaluate.verdicts(comparisons).itertuples()
-    said = "".join(f"- {row.claim} {row.verdict}: {row.text}.\n" for row in verdicts)
-    return f"{to_markdown(table[['model', 'seeds', 'IR mean', 'STS mean']])}\n{said}"
-
-
-def results_page(presets: Sequence[str] = ("english", "mini")) -> str:
-    """The page figures/RESULTS.md: what was trained, and the tables of presets that have any."""
-    parts = [Path(__file__).with_name("results.md").read_text(encoding="utf-8")]
-    for name in presets:
-        folder = figures_folder(name)
-        if not (folder / "results.md").is_file():
-            continue
-        preset, costs = load_preset(name), pd.read_csv(folder / "costs.csv")
-        parts.append(
-            f"\n## {name}\n\n{', '.join(preset.variants)}: trained from the encoder "
-            f"`{preset.encoder.name}` with the seeds {', '.join(map(str, preset.seeds))}, "
-            f"{costs['steps'].max()} steps each, on {'; '.join(costs['hardware'].unique())}, "
-            f"by the code of {', '.join(costs['commit'].astype(str).unique())}. "
-            f"{', '.join(preset.fusion)}: merged from these.\n"
-        )
-        for title, stem in (("Scores", "results"), ("Claims", "claims"), ("Merges", "merges")):
-            if (table := folder / f"{stem}.md").is_file():
-                parts.append(f"\n### {title}\n\n{table.read_text(encoding='utf-8')}")
-    return "".join(parts)
-
-
-def fill_readme(text: str, preset: str = "english") -> str:
-    """README with `readme_table` between its two marks, `<!-- found` and `<!-- end`."""
-    head, mark, rest = text.partition("<!-- found")
-    first, _, tail = rest.partition("\n")
-    return f"{head}{mark}{first}\n{readme_table(preset)}{tail[tail.index('<!-- end') :]}"

@@ -147,7 +147,7 @@ def test_a_value_may_begin_with_a_minus(monkeypatch):
     assert given == [{"x": "-1e-3", "y": "-p"}]
 
 
-COMMANDS = ["execute", "reproduce", "draw", "gallery", "report", "fuse", "benchmark"]
+COMMANDS = ["execute", "reproduce", "draw", "verify", "report", "fuse", "benchmark"]
 COMMANDS += ["data list", "data describe", "data prepare", "data mine"]
 
 

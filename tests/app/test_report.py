@@ -9,9 +9,9 @@ import nbformat
 import pytest
 
 from codiemb_lib.app.cli import main
-from codiemb_lib.app.gallery import drawn, gallery_page
 from codiemb_lib.app.report import report
 from codiemb_lib.core.files import project_root, write_json
+from codiemb_lib.draw import FIGURES as FIGURE_STEMS
 
 FIGURES = project_root() / "figures"
 PIXEL = "iVBORw0KGgo="  # how every PNG begins
@@ -68,7 +68,8 @@ def test_report_holds_tables_figures_provenance_and_notebooks_and_loads_nothing(
     page = report("mini")
     assert "<td>a way to merge</td>" in page
     assert "<td>delta-guided</td>" in page  # of the table of results
-    stems = drawn(project / "figures" / "mini")
+    folder = project / "figures" / "mini"
+    stems = [stem for stem in FIGURE_STEMS if (folder / f"{stem}.png").is_file()]
     for stem in stems:
         assert f'<figure id="{stem}"><img alt="{stem}" src="data:image/png;base64,' in page
         assert f'download="{stem}.csv" href="data:text/csv;base64,' in page
@@ -91,7 +92,7 @@ def test_report_of_committed_rows_alone_says_so(project):
     assert '<figure id="trade_off">' in page
 
 
-def test_commands_write_the_report_the_gallery_and_a_figure(project, capsys):
+def test_commands_write_the_report_and_a_figure(project):
     assert main(["report", "--preset", "mini"]) == 0
     page = project / "data" / "runs" / "mini" / "report.html"
     assert page.read_text(encoding="utf-8") == report("mini")
@@ -101,10 +102,6 @@ def test_commands_write_the_report_the_gallery_and_a_figure(project, capsys):
     assert main(["draw", "trade_off"]) == 0
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert picture.with_suffix(".csv").read_bytes() == rows
-    shutil.copytree(FIGURES / "english", project / "figures" / "english")
-    shutil.copy(FIGURES.parent / "README.md", project)
-    assert main(["gallery"]) == 0
-    assert "### trade_off" in (project / "figures" / "README.md").read_text(encoding="utf-8")
 
 
 def test_unknown_figures_and_figures_without_rows_are_refused(project, capsys):
@@ -112,17 +109,3 @@ def test_unknown_figures_and_figures_without_rows_are_refused(project, capsys):
     assert "Did you mean 'trade_off'?" in capsys.readouterr().err
     assert main(["draw", "trade_off", "--preset", "smoke"]) == 2
     assert "expected the rows of the figure, found none" in capsys.readouterr().err
-
-
-def test_a_preset_without_figures_has_no_gallery(project, capsys):
-    assert main(["gallery", "nope"]) == 2
-    assert "expected figures of a preset, found none" in capsys.readouterr().err
-    assert not (project / "figures" / "README.md").exists()
-
-
-def test_the_committed_gallery_is_that_of_the_committed_figures():
-    page = (FIGURES / "README.md").read_text(encoding="utf-8")
-    assert page == gallery_page(FIGURES, ["english", "mini"]), "run `codiemb gallery`"
-    for link in re.findall(r"\]\(([^)]+)\)", page):
-        if link.startswith("mini/"):
-            assert (FIGURES / link).is_file(), link

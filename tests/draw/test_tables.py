@@ -9,10 +9,7 @@ from codiemb_lib.draw.frame import FigureError
 from codiemb_lib.draw.scores import cost_scores
 from codiemb_lib.draw.tables import (
     claims_table,
-    fill_readme,
     merges_table,
-    readme_table,
-    results_page,
     results_table,
     to_markdown,
 )
@@ -188,22 +185,6 @@ def test_tables_beside_the_figures_are_those_of_their_rows(preset):
         assert (folder / f"{stem}.md").read_text(encoding="utf-8") == to_markdown(table)
 
 
-def test_the_page_of_results_is_that_of_the_committed_rows():
-    page = results_page()
-    assert (project_root() / "figures" / "RESULTS.md").read_text(encoding="utf-8") == page
-    assert page.index("## english") < page.index("## mini")
-    assert "trained from the encoder `minilm-l6` with the seeds 0, 1, 2" in page
-
-
-def test_the_table_of_the_readme_has_five_models_and_a_line_a_verdict():
-    table, verdicts = readme_table("english").split("\n\n")
-    assert len(table.splitlines()) == 2 + 5
-    assert table.startswith("| model | seeds | IR mean | STS mean |")
-    claims = pd.read_csv(project_root() / "figures" / "english" / "claims.csv")
-    said = [f"- {c.claim} {c.verdict}: {c.text}." for c in claims.itertuples()]
-    assert verdicts.splitlines() == said
-
-
 def test_no_cell_becomes_html_or_another_cell():
     table = pd.DataFrame({"<b>": ["<img src=x onerror=alert(1)>", "a | b"]})
     assert to_markdown(table).splitlines() == [
@@ -212,12 +193,6 @@ def test_no_cell_becomes_html_or_another_cell():
         "| &lt;img src=x onerror=alert(1)> |",
         r"| a \| b |",
     ]
-
-
-def test_the_readme_shows_what_the_rows_say():
-    text = (project_root() / "README.md").read_text(encoding="utf-8")
-    assert fill_readme(text) == text, "run `codiemb gallery`"
-    assert readme_table("english") in text
 
 
 def costs_and_scores():
