@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from codiemb_lib.core import CodiembError, atomic_path
@@ -145,26 +146,20 @@ def read_places(file: Path) -> list[Place]:
 
     Layout: 8 bytes, the header's length; the header in JSON; the tensors' bytes.
     """
-    with file.open("rb") as stream:
-        length = int.from_bytes(stream.read(8), "little")
-        size = file.stat().st_size
-        try:
-            if not 0 < length <= size - 8:
-                raise ValueError(f"a header of {length} bytes in a file of {size}")
+    try:
+        with safe_open(file, "pt"), file.open("rb") as stream:  # the official reader checks it
+            length = int.from_bytes(stream.read(8), "little")
             header = json.loads(stream.read(length))
-            header.pop("__metadata__", None)
-            places = []
-            for key, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
-                begin, end = entry["data_offsets"]
-                shape, dtype = tuple(entry["shape"]), DTYPES[entry["dtype"]]
-                if end - begin != math.prod(shape) * dtype.itemsize or 8 + length + end > size:
-                    raise ValueError(f"bytes {begin} to {end} for {key}")
-                places.append(Place(file, key, 8 + length + begin, dtype, shape))
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise FusionError(
-                f"{file}: expected whole weights in safetensors, of the types {', '.join(DTYPES)}, "
-                f"found {error}. Copy or save the model again."
-            ) from error
+        header.pop("__metadata__", None)
+        places = []
+        for key, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+            start, dtype = 8 + length + entry["data_offsets"][0], DTYPES[entry["dtype"]]
+            places.append(Place(file, key, start, dtype, tuple(entry["shape"])))
+    except (SafetensorError, KeyError, OSError) as error:
+        raise FusionError(
+            f"{file}: expected whole weights in safetensors, of the types {', '.join(DTYPES)}, "
+            f"found {error}. Copy or save the model again."
+        ) from error
     return places
 
 

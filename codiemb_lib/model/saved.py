@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from codiemb_lib.core import read_json, unknown, write_json
-from codiemb_lib.model.errors import refuse
+from codiemb_lib.model.errors import EncoderError, refuse
 
 POOLING_KEYS = {
     "cls": "pooling_mode_cls_token",
@@ -23,8 +23,12 @@ def parts(folder: Path) -> list[tuple[str, Path]]:
     modules.json names them. Without it the folder is the transformer's, perhaps with pooling.
     """
     ours = [{"type": kind, "path": path} for kind, path in MODULES.items()]
-    modules = stated(folder / "modules.json") or ours
-    return [(module["type"].rpartition(".")[2], folder / module["path"]) for module in modules]
+    file = folder / "modules.json"
+    modules = stated(file) or ours
+    try:
+        return [(module["type"].rpartition(".")[2], folder / module["path"]) for module in modules]
+    except (AttributeError, KeyError, TypeError) as error:
+        raise EncoderError(f"{file}: expected types and paths, found {modules!r:.99}.") from error
 
 
 def statements(folder: Path) -> dict[str, Any]:
