@@ -146,7 +146,7 @@ def mine(
     embedder, progress = model.Embedder(encoder_settings(encoder)), sys.stderr.isatty()
     source_hash, asked = dataset.content_hash, repr((split, sorted(options.items())))
     made_of = core.sha256_text(source_hash, embedder.key, asked, *passages)
-    with core.alone(out):
+    with core.alone(out), core.scratch_beside(Path(out)):  # which clears what a kill has left
         if sets.made_of(out) == made_of:
             click.echo(f"{out}: mined before")
             return

@@ -151,16 +151,15 @@ def read_places(file: Path) -> list[Place]:
             length = int.from_bytes(stream.read(8), "little")
             header = json.loads(stream.read(length))
         header.pop("__metadata__", None)
-        places = []
-        for key, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
-            start, dtype = 8 + length + entry["data_offsets"][0], DTYPES[entry["dtype"]]
-            places.append(Place(file, key, start, dtype, tuple(entry["shape"])))
+        return [
+            Place(file, key, 8 + length + e["data_offsets"][0], DTYPES[e["dtype"]], (*e["shape"],))
+            for key, e in sorted(header.items(), key=lambda item: item[1]["data_offsets"])
+        ]
     except (SafetensorError, KeyError, OSError) as error:
         raise FusionError(
             f"{file}: expected whole weights in safetensors, of the types {', '.join(DTYPES)}, "
             f"found {error}. Copy or save the model again."
         ) from error
-    return places
 
 
 def read_tensor(place: Place) -> Tensor:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 from random import Random
-from tempfile import mkdtemp
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import nbformat
@@ -35,7 +35,7 @@ from tests.attack.oracles import Refused, need, strict_json, text_of
 from tests.conftest import tiny_encoder
 from tests.made_up import ir_records, sts_records
 
-ROOT = Path(__file__).parents[2]
+ROOT, SCRATCH = Path(__file__).parents[2], TemporaryDirectory(prefix="attack-")
 Mutation = Callable[[bytes, Random], bytes]
 
 
@@ -235,7 +235,7 @@ def same_bits(held: dict[str, torch.Tensor], said: dict[str, torch.Tensor]) -> b
 
 @cache
 def base() -> Path:
-    return tiny_encoder(prompts={"query": "find : "}).save(Path(mkdtemp()) / "base")
+    return tiny_encoder(prompts={"query": "find : "}).save(Path(SCRATCH.name) / "base")
 
 
 def model_files() -> dict[str, bytes]:
@@ -306,7 +306,7 @@ def adapter_files() -> dict[str, bytes]:
     config = LoraConfig(
         r=2, lora_alpha=4, target_modules=["query", "value"], init_lora_weights=False
     )
-    folder = Path(mkdtemp()) / "lora"
+    folder = Path(SCRATCH.name) / "lora"
     get_peft_model(BertModel.from_pretrained(base()), config).save_pretrained(folder)
     return {
         f"lora/{name}": data for name, data in folder_of(folder).items() if not name.endswith(".md")
