@@ -3,10 +3,12 @@
 # A rule executes one notebook; its output is the executed copy, written once every cell has passed.
 # Its inputs are the notebook, the preset, the registry of data sets, the runs before it, and the
 # files of the rooms of the library that this notebook imports, directly or not. How it draws counts
-# only where pictures are what it is for: a colour trains, merges and measures nothing anew. What the
-# notebook computes lies beside the copy. Trained and fused models are not declared as outputs, since Snakemake removes those
-# before it runs a rule again: a killed training would lose the checkpoint that it goes on from, and
-# a notebook whose text alone has changed would train anew instead of finding its finished run.
+# only where pictures are what it is for: a colour trains, merges and measures nothing anew. What
+# these files hold decides, by a hash that each rule has as a parameter; time stamps may lie. What the
+# notebook computes lies beside the copy. Trained and fused models are not declared as outputs, since
+# Snakemake removes those before it runs a rule again: a killed training would lose the checkpoint
+# that it goes on from, and a notebook whose text alone has changed would train anew instead of
+# finding its finished run.
 
 import glob
 import os
@@ -16,7 +18,7 @@ import sys
 from pathlib import Path
 
 from codiemb_lib.app import notebook_files
-from codiemb_lib.core import data_root, load_preset
+from codiemb_lib.core import data_root, load_preset, sha256_file, sha256_text
 from codiemb_lib.data import list_datasets, public_files
 
 PRESET = load_preset(config.get("preset", "mini"))
@@ -63,13 +65,22 @@ def needs(notebook, *, draws=False):
     """What every rule of a notebook depends on."""
     path = f"notebooks/{notebook}.ipynb"
     library = notebook_files(path, root="codiemb_lib", without=() if draws else ("draw",))
-    return {
-        "notebook": path,
-        "preset": f"notebooks/presets/{PRESET.name}.yaml",
+    files = {
+        "notebook": [path],
+        "preset": [f"notebooks/presets/{PRESET.name}.yaml"],
         "registry": ["data/registry.yaml", *sorted(glob.glob("data/build/*.py"))],
         "library": [str(file) for file in library],
         "local": local_files() + root_files(),
     }
+    # In a path a brace would begin a wildcard.
+    return {kind: [re.sub(r"([{}])", r"\1\1", file) for file in of] for kind, of in files.items()}
+
+
+def content(wildcards, input):
+    """A hash of what a rule's own files hold, that is of all but what earlier rules made."""
+    kinds = [input.notebook, input.preset, input.registry, input.library, input.local]
+    files = [file for kind in kinds for file in ([kind] if isinstance(kind, str) else kind)]
+    return sha256_text(*(f"{file} {sha256_file(file)}" for file in files))
 
 
 def run(model, seed):
@@ -113,6 +124,8 @@ rule start:
         **needs("00_start_here", draws=True),
     output:
         f"{RUNS}/00_start_here.ipynb",
+    params:
+        content=content,
     message:
         "00 start here"
     shell:
@@ -124,6 +137,8 @@ rule data:
         **needs("01_data_and_batches", draws=True),
     output:
         f"{RUNS}/01_data_and_batches.ipynb",
+    params:
+        content=content,
     message:
         "01 data and batches"
     shell:
@@ -135,6 +150,8 @@ rule losses:
         **needs("02_losses_by_hand", draws=True),
     output:
         f"{RUNS}/02_losses_by_hand.ipynb",
+    params:
+        content=content,
     message:
         "02 losses by hand"
     shell:
@@ -146,6 +163,8 @@ rule train:
         **needs("03_joint_training"),
     output:
         f"{RUNS}/{{variant}}/seed-{{seed}}/03_joint_training.ipynb",
+    params:
+        content=content,
     message:
         "03 train {wildcards.variant}, seed {wildcards.seed}"
     shell:
@@ -161,6 +180,8 @@ rule fuse:
         executed=f"{RUNS}/fusion/seed-{{seed}}/04_checkpoint_fusion.ipynb",
         rows=[f"{RUNS}/fusion/seed-{{seed}}/{table}.csv" for table in STUDY],
     priority: 1  # the longest of all: begun last, it would leave the other cores idle
+    params:
+        content=content,
     message:
         "04 fuse, seed {wildcards.seed}"
     shell:
@@ -176,6 +197,8 @@ rule benchmark:
         executed=f"{RUNS}/{{model}}/seed-{{seed}}/05_benchmark.ipynb",
         scores=f"{RUNS}/{{model}}/seed-{{seed}}/scores.csv",
         embeddings=f"{RUNS}/{{model}}/seed-{{seed}}/embeddings.safetensors",
+    params:
+        content=content,
     message:
         "05 benchmark {wildcards.model}, seed {wildcards.seed}"
     shell:
@@ -191,6 +214,8 @@ rule comparison:
     output:
         executed=f"{RUNS}/06_comparison.ipynb",
         rows=[f"{RUNS}/{table}.csv" for table in COMPARED],
+    params:
+        content=content,
     message:
         "06 comparison"
     shell:
@@ -205,6 +230,8 @@ rule geometry:
     output:
         executed=f"{RUNS}/07_embedding_geometry.ipynb",
         rows=[f"{RUNS}/{table}.csv" for table in SPACE],
+    params:
+        content=content,
     message:
         "07 embedding geometry"
     shell:
@@ -221,6 +248,8 @@ rule figures:
     output:
         executed=f"{RUNS}/09_paper_figures.ipynb",
         table=update(f"{FIGURES}/results.csv"),  # committed: not removed if the notebook fails
+    params:
+        content=content,
     message:
         "09 paper figures"
     shell:

@@ -12,24 +12,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from codiemb_lib import core, evaluate, model
-from codiemb_lib.app.options import (
-    FILE,
-    SPLIT,
-    Command,
-    encoder_settings,
-    examples,
-    from_here,
-    preset_option,
-    table_options,
-)
+from codiemb_lib.app import options
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
 @click.command(
-    cls=Command,
-    epilog=examples(
+    cls=options.Command,
+    epilog=options.examples(
         "benchmark minilm-l6 --tasks wordsim-353 my/beir-folder",
         "benchmark my/model --tasks rated.csv --scale 0 5",
         "benchmark my/model --preset cmteb-bge --mteb cmteb15",
@@ -38,14 +29,14 @@ if TYPE_CHECKING:
 @click.argument("encoder", metavar="MODEL")
 @click.option("--tasks", multiple=True, metavar="NAME_OR_PATH...", help="Default: of the preset.")
 @click.option("--mteb", multiple=True, metavar="NAME...", help="cmteb15, nanobeir, MTEB's tasks.")
-@preset_option(None)
-@click.option("--split", default="test", type=SPLIT)
-@table_options
+@options.preset_option(None)
+@click.option("--split", default="test", type=options.SPLIT)
+@options.table_options
 @click.option("--query-prompt", help="By default the preset's, or the model's own.")
 @click.option("--passage-prompt", help="Likewise.")
 @click.option("--ignore-identical-ids", is_flag=True, help="Rank no document of the query's id.")
-@click.option("--out", type=FILE, help="By default data/benchmark/MODEL.csv.")
-@click.option("--cache", type=FILE, help="By default data/cache/benchmark.")
+@click.option("--out", type=options.FILE, help="By default data/benchmark/MODEL.csv.")
+@click.option("--cache", type=options.FILE, help="By default data/cache/benchmark.")
 def benchmark(
     encoder: str,
     tasks: Sequence[str],
@@ -64,7 +55,7 @@ def benchmark(
     """
     settings = core.load_preset(preset) if preset else None
     folder = Path(cache or core.project_root() / "data" / "cache" / "benchmark")
-    embedder = model.Embedder(encoder_settings(encoder, settings), folder / "embeddings")
+    embedder = model.Embedder(options.encoder_settings(encoder, settings), folder / "embeddings")
     store, progress = evaluate.Store(embedder, folder), sys.stderr.isatty()
     sides = {s: v for s in core.Prompts.model_fields if (v := given.pop(s)) is not None}
     shared = {"sides": sides, "progress": progress}
@@ -73,7 +64,7 @@ def benchmark(
     own = {d.name: d for d in sets if getattr(d, given["split"]) != 0}
     jobs = {}
     for name in tasks or ([] if mteb else own):
-        how = own.get(name) or core.DatasetSettings(name=from_here(name))
+        how = own.get(name) or core.DatasetSettings(name=options.from_here(name))
         jobs[name] = partial(evaluate.local_task, store, how, own.get(name), **given, **shared)
     for task in evaluate.mteb_tasks(mteb) if mteb else ():
         prompts = settings.benchmark.get(task.metadata.name) if settings else None

@@ -5,24 +5,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from codiemb_lib import core, evaluate, model
 from codiemb_lib import data as sets
-from codiemb_lib.app.options import (
-    FILE,
-    SPLIT,
-    Command,
-    encoder_settings,
-    examples,
-    from_here,
-    table_options,
-)
-
-if TYPE_CHECKING:
-    from codiemb_lib.data import Record
+from codiemb_lib.app import options
 
 
 @click.group(no_args_is_help=False)
@@ -30,7 +19,7 @@ def data() -> None:
     """Data sets: those of the registry, and your own."""
 
 
-@data.command("list", epilog=examples("data list"))
+@data.command("list", epilog=options.examples("data list"))
 def list_entries() -> None:
     """Print the data sets of the registry: name, task, splits and licence."""
     for entry in sets.list_datasets():
@@ -40,8 +29,8 @@ def list_entries() -> None:
         click.echo(f"{entry.name:26} {entry.task:4} {splits:32} {entry.licence}")
 
 
-@data.command(epilog=examples("data describe wordsim-353", "data describe my/folder"))
-@click.argument("name_or_path", type=from_here)
+@data.command(epilog=options.examples("data describe wordsim-353", "data describe my/folder"))
+@click.argument("name_or_path", type=options.from_here)
 def describe(name_or_path: str) -> None:
     """Print what a data set is like."""
     import pandas as pd
@@ -57,18 +46,18 @@ def describe(name_or_path: str) -> None:
 
 
 @data.command(
-    cls=Command,
-    epilog=examples(
+    cls=options.Command,
+    epilog=options.examples(
         "data prepare qa.jsonl my/qa --task ir --columns question answer --dev 100 --test 100",
         "data prepare pairs.csv my/pairs --columns 1 2 3 --scale 0 5 --split dev",
         "data prepare org/set my/set --hub train dev=validation --columns left right score",
     ),
 )
-@click.argument("source", type=from_here)
-@click.argument("out", type=FILE)
+@click.argument("source", type=options.from_here)
+@click.argument("out", type=options.FILE)
 @click.option("--task", type=click.Choice(["ir", "sts"]), help="If the source does not say it.")
-@table_options
-@click.option("--split", type=SPLIT, help="Of a lone file.")
+@options.table_options
+@click.option("--split", type=options.SPLIT, help="Of a lone file.")
 @click.option("--hub", multiple=True, metavar="SPLIT...", help="Of SOURCE, a data set of the Hub.")
 @click.option("--config", default="", help="The configuration there.")
 @click.option("--revision", default="", help="The commit, tag or branch there.")
@@ -114,17 +103,17 @@ def prepare(
 def _splits_of_hub(named: Sequence[str]) -> dict[str, str]:
     """Splits of a data set of the Hub, by the names that they are to have here."""
     theirs = {ours: it or ours for ours, _, it in (name.partition("=") for name in named)}
-    if not theirs.keys() <= {*SPLIT.choices} or len(theirs) < len(named):
+    if not theirs.keys() <= {*options.SPLIT.choices} or len(theirs) < len(named):
         raise click.UsageError(
-            f"--hub: expected each of {[*SPLIT.choices]} at most once, found {[*named]}. "
+            f"--hub: expected each of {[*options.SPLIT.choices]} at most once, found {[*named]}. "
             "Write OURS=THEIRS, or OURS=THEIRS+THEIRS."
         )
     return theirs
 
 
-@data.command(epilog=examples("data mine my/qa my/mined --encoder minilm-l6"))
-@click.argument("source", type=from_here)
-@click.argument("out", type=FILE)
+@data.command(epilog=options.examples("data mine my/qa my/mined --encoder minilm-l6"))
+@click.argument("source", type=options.from_here)
+@click.argument("out", type=options.FILE)
 @click.option("--encoder", required=True, help="Its folder, or a name as in a preset.")
 @click.option("--split", default="train", help="Whose records get negatives.")
 @click.option("--negatives", default=4, help="At most, a record.")
@@ -132,10 +121,8 @@ def _splits_of_hub(named: Sequence[str]) -> dict[str, str]:
 @click.option("--depth", default=100, help="Nearest passages that are looked at.")
 @click.option("--query-prompt", default="")
 @click.option("--passage-prompt", default="")
-@click.option("--corpus", type=FILE, help="A corpus.jsonl, or its folder, that is no part of OUT.")
-def mine(
-    source: str, out: str, encoder: str, split: str, corpus: str | None, **options: Any
-) -> None:
+@click.option("--corpus", type=options.FILE, help="A corpus.jsonl, or its folder; no part of OUT.")
+def mine(source: str, out: str, encoder: str, split: str, corpus: str | None, **given: Any) -> None:
     """Find hard negatives with an encoder.
 
     They are those of one split of SOURCE; OUT gets the other splits as they are.
@@ -143,8 +130,8 @@ def mine(
     dataset = sets.load_dataset(source)
     records = dataset.split(split)
     passages = [*dataset.corpus, *(sets.read_beir_corpus(corpus).values() if corpus else ())]
-    embedder, progress = model.Embedder(encoder_settings(encoder)), sys.stderr.isatty()
-    source_hash, asked = dataset.content_hash, repr((split, sorted(options.items())))
+    embedder, progress = model.Embedder(options.encoder_settings(encoder)), sys.stderr.isatty()
+    source_hash, asked = dataset.content_hash, repr((split, sorted(given.items())))
     made_of = core.sha256_text(source_hash, embedder.key, asked, *passages)
     with core.alone(out), core.scratch_beside(Path(out)):  # which clears what a kill has left
         if sets.made_of(out) == made_of:
@@ -154,7 +141,7 @@ def mine(
         if (file := Path(out) / f"{split}.jsonl").exists():
             raise sets.RecordError(f"{file}: expected no such file, found one.")
         sets.split_lines(out, dataset.splits, dataset.corpus)  # the same of the other files
-        mined = evaluate.mine(embedder, records, corpus=passages, progress=progress, **options)
+        mined = evaluate.mine(embedder, records, corpus=passages, progress=progress, **given)
         _write(out, {**dataset.splits, split: mined}, dataset.corpus, made_of)
     counts = [len(record.negatives) for record in mined]
     click.echo(
@@ -164,7 +151,10 @@ def mine(
 
 
 def _write(
-    folder: str, splits: Mapping[str, Sequence[Record]], corpus: Sequence[str], made_of: str = ""
+    folder: str,
+    splits: Mapping[str, Sequence[sets.Record]],
+    corpus: Sequence[str],
+    made_of: str = "",
 ) -> None:
     """Write a folder of records, and print how many stand in which file."""
     for file, count in sets.write_splits(folder, splits, corpus, made_of=made_of).items():

@@ -4,8 +4,6 @@ papermill only warns of a parameter that a notebook does not know, and then runs
 default. Here that is an error, and so is a value of the wrong type.
 """
 
-from __future__ import annotations
-
 import ast
 import logging
 import signal
@@ -29,7 +27,6 @@ from codiemb_lib import core
 
 logging.getLogger("papermill").setLevel(logging.CRITICAL)  # what it reports, we say ourselves
 
-KERNEL_SECONDS = 3600  # for a kernel to answer: many may start at once on a busy machine
 Literal = int | float | bool | str
 
 
@@ -85,7 +82,7 @@ def execute(
                 kernel_name="python3",
                 language="python",
                 progress_bar=progress,
-                start_timeout=KERNEL_SECONDS,
+                start_timeout=3600,  # seconds: many may start at once on a busy machine
                 kernel_manager_class=type("_Kernel", (_Kernel,), {"keep_open": lock}),
                 config=Config(KernelManager=ipc),
                 resources={"metadata": {"path": str(notebook.resolve().parent)}},
@@ -199,5 +196,4 @@ def _reason(error: PapermillExecutionError | DeadKernelError, executed: Path) ->
 
 
 def _first_line(source: str) -> str:
-    lines = [line for line in source.splitlines() if line.strip() and not line.startswith("#")]
-    return lines[0] if lines else ""
+    return next((line for line in source.splitlines() if line.strip() and line[0] != "#"), "")

@@ -4,14 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from codiemb_lib import core, data
-
-if TYPE_CHECKING:
-    from codiemb_lib.core import EncoderSettings, Preset
 
 SPLIT = click.Choice(["train", "dev", "test"])
 FILE = click.Path()  # so that a shell completes it; what it leads to is checked where it is read
@@ -74,7 +70,7 @@ def from_here(name: str) -> str:
     return name
 
 
-def encoder_settings(name: str, preset: Preset | None = None) -> EncoderSettings:
+def encoder_settings(name: str, preset: core.Preset | None = None) -> core.EncoderSettings:
     """An encoder by its name, or by a path from here, as a shell means it.
 
     A preset's settings hold for its own encoder and for a folder, which is taken for a model that

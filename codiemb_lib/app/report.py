@@ -4,8 +4,6 @@ It is a notebook, put together from what lies in `figures/<preset>` and `data/ru
 turned to HTML by nbconvert.
 """
 
-from __future__ import annotations
-
 import base64
 import html
 import logging
@@ -20,7 +18,6 @@ from traitlets.config import Config
 
 from codiemb_lib import core
 from codiemb_lib.app.gallery import drawn
-from codiemb_lib.core import Preset
 
 # JupyterLab's look without what it would fetch; progress bars are left out.
 _EMPTY = "html_head_js html_head_js_mathjax html_head_js_mermaidjs jupyter_widgets stream_stderr"
@@ -69,9 +66,8 @@ def report(preset: str) -> str:
 
 def _figure(folder: Path, stem: str) -> str:
     """A figure with its caption and its rows."""
-    picture, rows = (
-        base64.b64encode((folder / f"{stem}.{end}").read_bytes()).decode() for end in ("png", "csv")
-    )
+    files = (folder / f"{stem}.{end}" for end in ("png", "csv"))
+    picture, rows = (base64.b64encode(file.read_bytes()).decode() for file in files)
     return (
         f'<figure id="{stem}"><img src="data:image/png;base64,{picture}" alt="{stem}"></figure>\n\n'
         f"{(folder / f'{stem}.md').read_text(encoding='utf-8')}\n\n"
@@ -79,7 +75,7 @@ def _figure(folder: Path, stem: str) -> str:
     )
 
 
-def _provenance(preset: Preset) -> Iterator[str]:
+def _provenance(preset: core.Preset) -> Iterator[str]:
     """The runs, what they share or where they differ, and what they cost."""
     yield f"This page was made at commit {core.git_commit() or 'unknown'}."
     runs = [(preset.name, m, seed) for m in preset.models for seed in preset.model_seeds(m)]

@@ -8,17 +8,11 @@ import re
 import sys
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from codiemb_lib import DOORS, core, data, draw
 from codiemb_lib.app.options import examples, preset_option
-
-if TYPE_CHECKING:
-    from codiemb_lib.core import Preset
-
-_ROOM_OF = {name: room for room, names in DOORS.items() for name in names}
 
 
 @click.command(epilog=examples("reproduce --preset smoke --cores 2", "reproduce -- --dry-run"))
@@ -71,7 +65,7 @@ def verify(preset: str) -> None:
     click.get_current_context().exit(int(damaged > 0))
 
 
-def _outlived_copies(preset: Preset) -> Iterator[Path]:
+def _outlived_copies(preset: core.Preset) -> Iterator[Path]:
     """Executed notebooks of a preset whose model, or one of whose figures, has been removed."""
     for seed in preset.seeds:
         folders = {m: core.run_folder(preset.name, m, seed) for m in [*preset.models, "fusion"]}
@@ -89,14 +83,13 @@ def _outlived_copies(preset: Preset) -> Iterator[Path]:
 
 def imported_rooms(code: str) -> set[str]:
     """The rooms that a piece of Python imports, also by the names that the package itself has."""
-    names = []
-    for node in ast.walk(ast.parse(code)):
-        if isinstance(node, ast.Import):
-            names += [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            names += [f"{node.module}.{alias.name}" for alias in node.names]
+    nodes = [*ast.walk(ast.parse(code))]
+    names = [alias.name for n in nodes if isinstance(n, ast.Import) for alias in n.names]
+    froms = [node for node in nodes if isinstance(node, ast.ImportFrom)]
+    names += [f"{node.module}.{alias.name}" for node in froms for alias in node.names]
     found = [name.split(".")[1] for name in names if name.startswith("codiemb_lib.")]
-    return {_ROOM_OF.get(name, name) for name in found}
+    room_of = {name: room for room, names in DOORS.items() for name in names}
+    return {room_of.get(name, name) for name in found}
 
 
 def notebook_files(

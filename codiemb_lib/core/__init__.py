@@ -11,7 +11,6 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "errors": ["CodiembError", "say_once"],
         "files": [
             *["PACKED", "alone", "atomic_path", "check_writable", "scratch_beside"],
             *["data_root", "project_root", "UnwritableError"],
@@ -32,6 +31,9 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             *["collect", "collect_costs", "label_rows", "write_rows"],
         ],
         "settings": ["Settings", "explain", "read_settings"],
-        "words": ["MAIN_METRIC", "Task", "layer_of", "normalise", "task_means", "unknown"],
+        "words": [
+            *["MAIN_METRIC", "Task", "CodiembError", "say_once"],
+            *["layer_of", "normalise", "task_means", "unknown"],
+        ],
     },
 )

@@ -1,7 +1,5 @@
 """Files written whole or not at all, the folders of the project, and the hashes of content."""
 
-from __future__ import annotations
-
 import bz2
 import errno
 import fcntl
@@ -16,13 +14,13 @@ import shutil
 import tempfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from platform import node
 from typing import Any
 
-from codiemb_lib.core.errors import CodiembError
+from codiemb_lib.core.words import CodiembError
 
 logger = logging.getLogger(__name__)
 PACKED = {"": open, ".gz": gzip.open, ".bz2": bz2.open}  # by the end of a name
@@ -107,14 +105,11 @@ def scratch_beside(path: Path) -> Iterator[Path]:
             old.rename(path)
         shutil.rmtree(left, ignore_errors=True)
         os.close(held)
-    while True:
-        form = {"prefix": f"{_hidden(path)}.", "suffix": ".partial", "dir": path.parent}
-        scratch = Path(tempfile.mkdtemp(**form))
-        try:
+    held = None
+    while held is None:
+        scratch = Path(tempfile.mkdtemp(".partial", f"{_hidden(path)}.", path.parent))
+        with suppress(BlockingIOError, FileNotFoundError):  # taken for one that was left: once more
             held = _lock(scratch / ".lock")
-            break
-        except (BlockingIOError, FileNotFoundError):  # taken for one that was left: once more
-            continue
     try:
         yield scratch
     finally:
@@ -223,11 +218,10 @@ def read_text(path: str | Path, error: Error = CodiembError) -> str:
     except UnicodeDecodeError as wrong:
         place = wrong.start
     if place >= 0:
-        found = (
-            f"{path}:{data.count(10, 0, place) + 1}: expected UTF-8, found byte {data[place]:#04x}"
-        )
+        line = data.count(10, 0, place) + 1
         raise error(
-            f"{found}. Save it as UTF-8: iconv -f UTF-16 -t UTF-8 FILE > NEW, or -f of what it is."
+            f"{path}:{line}: expected UTF-8, found byte {data[place]:#04x}. Save it as UTF-8: "
+            "iconv -f UTF-16 -t UTF-8 FILE > NEW, or -f of what it is."
         )
     if not text.strip():
         raise error(f"{path}: expected content, found an empty file.")

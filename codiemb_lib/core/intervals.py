@@ -1,7 +1,5 @@
 """Intervals: over texts by the bootstrap or the jackknife, over seeds by Student's t."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 import numpy as np

@@ -54,15 +54,10 @@ class Merge(Settings):
     t: float | None = None
     floor: Annotated[float, Field(ge=0)] | None = None
 
-    @field_validator("method")
-    @classmethod
-    def _method_is_known(cls, method: str) -> str:
-        if method not in METHODS:
-            raise ValueError(unknown("method", method, METHODS))
-        return method
-
     @model_validator(mode="after")
     def _fits_its_method(self) -> Merge:
+        if self.method not in METHODS:
+            raise ValueError(unknown("method", self.method, METHODS))
         method, given, count = METHODS[self.method], self.options(), len(self.ingredients)
         if strangers := [name for name in given if name not in method.options]:
             raise ValueError(unknown(f"option of {self.method}", strangers[0], method.options))

@@ -9,11 +9,10 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 from pydantic.types import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from codiemb_lib.core.errors import CodiembError
 from codiemb_lib.core.files import project_root
 from codiemb_lib.core.merge import METHODS, FusionStudy, Merge
 from codiemb_lib.core.settings import Name, Settings, explain, read_settings
-from codiemb_lib.core.words import Task, unknown
+from codiemb_lib.core.words import CodiembError, Task, unknown
 
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
@@ -168,14 +167,6 @@ class Preset(Settings):
     geometry: GeometrySettings = GeometrySettings()
 
     @model_validator(mode="after")
-    def _names_differ_and_drawn_models_exist(self) -> Preset:
-        _each_once([dataset.name for dataset in self.datasets])
-        _each_once(["base", "fusion", *self.variants, *self.fusion])  # folders side by side
-        if strangers := [v for v in self.geometry.umap_variants if v not in self.models]:
-            raise ValueError(f"umap_variants: expected some of {self.models}, found {strangers}")
-        return self
-
-    @model_validator(mode="after")
     def _objectives_of_variants_are_settings(self) -> Preset:
         for variant, settings in self.variants.items():
             try:
@@ -189,7 +180,11 @@ class Preset(Settings):
         return self
 
     @model_validator(mode="after")
-    def _variants_are_merged(self) -> Preset:
+    def _names_differ_and_are_known(self) -> Preset:
+        _each_once([dataset.name for dataset in self.datasets])
+        _each_once(["base", "fusion", *self.variants, *self.fusion])  # folders side by side
+        if strangers := [v for v in self.geometry.umap_variants if v not in self.models]:
+            raise ValueError(f"umap_variants: expected some of {self.models}, found {strangers}")
         merged = {f"fusion {model!r}": merge.ingredients for model, merge in self.fusion.items()}
         if self.fusion_study:
             merged["fusion_study"] = self.fusion_study.runs

@@ -1,7 +1,5 @@
 """Where a run lies, what its manifest says, and the tables of many runs put together."""
 
-from __future__ import annotations
-
 import logging
 import os
 import platform
@@ -16,7 +14,6 @@ from typing import Any
 
 import pandas as pd
 
-from codiemb_lib.core.errors import CodiembError
 from codiemb_lib.core.files import (
     atomic_path,
     damaged,
@@ -26,6 +23,7 @@ from codiemb_lib.core.files import (
     write_json,
 )
 from codiemb_lib.core.preset import Preset, preset_path
+from codiemb_lib.core.words import CodiembError
 
 logger = logging.getLogger(__name__)
 

@@ -1,7 +1,5 @@
 """Settings in YAML files, checked strictly: unknown keys and keys that stand twice are refused."""
 
-from __future__ import annotations
-
 import re
 import reprlib
 from pathlib import Path
@@ -10,9 +8,8 @@ from typing import Annotated, Any, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from codiemb_lib.core.errors import CodiembError
 from codiemb_lib.core.files import read_text
-from codiemb_lib.core.words import unknown
+from codiemb_lib.core.words import CodiembError, unknown
 
 S = TypeVar("S", bound=BaseModel)
 Name = Annotated[
@@ -72,16 +69,13 @@ class _Yaml(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-_SHORT = reprlib.Repr()  # a few lines of YAML may stand for billions, by its aliases
-_SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother = 2, 200, 200
-
-
 def explain(error: ValidationError) -> str:
     """What is wrong with settings: a clause for each problem, which begins with its key."""
     clauses = []
     for problem in error.errors():
         clause = f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}".removeprefix(": ")
         if not isinstance(problem["input"], dict):  # a whole section would be too much to show
-            clause += f", found {_SHORT.repr(problem['input']):.200}"
+            text = isinstance(problem["input"], str)  # aliases of YAML may stand for billions
+            clause += f", found {(repr if text else reprlib.repr)(problem['input']):.200}"
         clauses.append(clause.replace("Value error, ", "", 1))
     return "; ".join(clauses)

@@ -1,10 +1,13 @@
-"""The words that every room uses: tasks and their metrics, names and how they are compared."""
+"""The words of every room: tasks and metrics, names and how they are compared, what goes wrong."""
 
 from __future__ import annotations
 
 import difflib
+import logging
 import re
+import unicodedata
 from collections.abc import Iterable
+from functools import cache
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
@@ -13,6 +16,22 @@ if TYPE_CHECKING:
 Task = Literal["ir", "sts"]
 
 MAIN_METRIC = {"ir": "ndcg@10", "sts": "spearman"}
+
+
+class CodiembError(Exception):
+    """What the user can mend: the message says what was expected, found, and what to do.
+
+    `status` is that with which the command `codiemb` ends: 2 where it was asked for what cannot be
+    done, 1 where the work itself failed.
+    """
+
+    status = 2
+
+
+@cache
+def say_once(message: str) -> None:
+    """Warn of what happened to the user's data, at every door and once a process."""
+    logging.getLogger(__name__).warning(message)
 
 
 def task_means(scores: pd.DataFrame) -> dict[str, float]:
@@ -30,7 +49,14 @@ def layer_of(name: str) -> int | None:
 
 def normalise(text: str) -> str:
     """Lower-case letters and digits in single spaces, or signs alone: what reads alike is equal."""
-    return " ".join(re.findall(r"[^\W_]+", text.lower())) or text.strip()
+    text = text.lower()
+    if text.isascii():
+        words = re.findall(r"[^\W_]+", text)
+    else:  # \w has no vowel signs, without which words of Hindi would read alike
+        text = unicodedata.normalize("NFC", text)
+        kept = (c if c.isalnum() or unicodedata.category(c)[0] == "M" else " " for c in text)
+        words = "".join(kept).split()
+    return " ".join(words) or text.strip()
 
 
 def unknown(kind: str, name: str, choices: Iterable[str], where: str = "") -> str:

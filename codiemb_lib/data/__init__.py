@@ -10,7 +10,8 @@ import lazy_loader
 
 # Raised when numbers are meant to change (CONTRIBUTING.md). 1: those of the first golden values.
 # 2: 2026-12-01: rows of one query are one record in JSON too: squad-sentences has fewer records.
-NUMERICS = 2
+# 3: 2026-12-01: combining marks count when texts are compared; squad-sentences alone has any.
+NUMERICS = 3
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,

@@ -12,39 +12,17 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from importlib import metadata, util
+from importlib import metadata
 from itertools import accumulate
 from pathlib import Path
+from runpy import run_path
 from statistics import median
-from types import MappingProxyType, ModuleType
+from types import MappingProxyType
 from typing import Any, TypeVar
 
-from codiemb_lib.core import (
-    Preset,
-    PresetError,
-    Task,
-    alone,
-    atomic_path,
-    damaged,
-    data_root,
-    normalise,
-    project_root,
-    read_json,
-    sha256_file,
-    sha256_files,
-    sha256_text,
-    unknown,
-    write_json,
-)
-from codiemb_lib.data import NUMERICS
-from codiemb_lib.data.formats import (
-    SPLITS,
-    find_part,
-    read_beir_corpus,
-    read_file,
-    read_hub,
-    read_path,
-)
+from codiemb_lib import core
+from codiemb_lib.data import NUMERICS, formats
+from codiemb_lib.data.formats import SPLITS
 from codiemb_lib.data.leaks import find_leaks, remove_leaks
 from codiemb_lib.data.records import Record, RecordError, SourceError, to_json
 from codiemb_lib.data.registry import (
@@ -68,7 +46,7 @@ class Dataset:
     """A data set in memory."""
 
     name: str  # as it was asked for; each record carries it
-    task: Task  # of all its records
+    task: core.Task  # of all its records
     splits: Mapping[str, tuple[Record, ...]]  # "train", "dev", "test", or some of them
     licence: str
     provenance: str
@@ -85,7 +63,7 @@ class Dataset:
             return []
         if split not in self.splits:
             where = f"of data set {self.name!r}"
-            raise DatasetError(unknown("split", split, self.splits, where))
+            raise DatasetError(core.unknown("split", split, self.splits, where))
         records = self.splits[split]
         return _sample(records, [r.id or str(i) for i, r in enumerate(records)], limit, seed)
 
@@ -107,20 +85,17 @@ def _sample(items: Sequence[T], names: Sequence[str], limit: int | None, seed: i
         raise ValueError(f"limit: expected None or a number >= 0, found {limit}.")
     if limit is None or limit >= len(items):
         return list(items)
-    order = sorted(range(len(items)), key=lambda i: sha256_text(str(seed), names[i]))
+    order = sorted(range(len(items)), key=lambda i: core.sha256_text(str(seed), names[i]))
     return [items[i] for i in sorted(order[:limit])]
 
 
 def _content_hash(splits: Mapping[str, Iterable[Record]], corpus: Iterable[str]) -> str:
     # Hashed without the name, so that a moved folder keeps its hash.
     lines = (f"{s} {to_json(replace(r, dataset=''))}" for s, rs in splits.items() for r in rs)
-    return sha256_text(*lines, *corpus)
+    return core.sha256_text(*lines, *corpus)
 
 
-# --- By name --------------------------------------------------------------------------------------
-
-
-def load_datasets(preset: Preset) -> dict[str, Dataset]:
+def load_datasets(preset: core.Preset) -> dict[str, Dataset]:
     """The data sets of a preset by name; with `remove_leaks`, train is cleared of dev and test.
 
     Dev and test are always those that `load_dataset` gives. What is taken out is said.
@@ -130,10 +105,10 @@ def load_datasets(preset: Preset) -> dict[str, Dataset]:
     return remove_leaks(datasets, find_leaks(datasets)) if preset.remove_leaks else datasets
 
 
-def check_tasks(preset: Preset, tasks: Mapping[str, Task]) -> None:
+def check_tasks(preset: core.Preset, tasks: Mapping[str, core.Task]) -> None:
     """Refuse a preset without dev records of one of the tasks, given those of its data sets."""
     if missing := {"ir", "sts"} - {tasks[d.name] for d in preset.datasets if d.dev != 0}:
-        raise PresetError(
+        raise core.PresetError(
             f"preset {preset.name!r}: expected data sets of both tasks with dev records, found "
             f"none of {missing.pop()!r}. Every run is scored on both."
         )
@@ -169,25 +144,22 @@ def load_dataset(
                 f"{name}: expected the registry alone to say its form, found {form}."
             )
         entry = entries[name]
-        folder = Path(cache) if cache else project_root() / "data" / "cache"
-        splits, corpus = _read_entry(entry, data_root(root), folder)
+        folder = Path(cache) if cache else core.project_root() / "data" / "cache"
+        splits, corpus = _read_entry(entry, core.data_root(root), folder)
         task, licence, provenance = entry.task, entry.licence, entry.provenance
-    elif (local := project_root() / name).exists():
+    elif (local := core.project_root() / name).exists():
         splits, corpus = _read_folder(local, **form)
         task, licence, provenance = _one_task(name, splits), "see source", f"local: {name}"
     else:
-        message = unknown("data set", name, entries)
+        message = core.unknown("data set", name, entries)
         raise DatasetError(f"{message} Paths are read too: data/README.md. There is no {local}.")
-    named = {
-        split: tuple(replace(record, dataset=name) for record in records)
-        for split, records in splits.items()
-    }
+    named = {s: tuple(replace(r, dataset=name) for r in rs) for s, rs in splits.items()}
     corpus = tuple(dict.fromkeys(corpus))
     content = _content_hash(named, corpus)
     return Dataset(name, task, MappingProxyType(named), licence, provenance, content, corpus)
 
 
-def _one_task(name: str, splits: Mapping[str, Iterable[Record]]) -> Task:
+def _one_task(name: str, splits: Mapping[str, Iterable[Record]]) -> core.Task:
     tasks = sorted({record.task for records in splits.values() for record in records})
     if len(tasks) > 1:
         raise RecordError(f"{name}: expected one task in a data set, found {tasks}. Split it.")
@@ -196,21 +168,22 @@ def _one_task(name: str, splits: Mapping[str, Iterable[Record]]) -> Task:
 
 def _read_folder(path: Path, **form: Any) -> Contents:
     made_of(path)  # is whole
-    corpus = read_beir_corpus(path).values() if find_part(path, "corpus") else ()
-    return read_path(path, **form), corpus
+    corpus = formats.read_beir_corpus(path).values() if formats.find_part(path, "corpus") else ()
+    return formats.read_path(path, **form), corpus
 
 
 def _read_entry(entry: Entry, root: Path | None, cache: Path) -> Contents:
     if isinstance(entry, HubEntry):
         options = entry.model_dump(include={"task", "columns", "scale", "config", "revision"})
         names = {split: entry.splits[split] for split in SPLITS if split in entry.splits}
-        return {s: read_hub(entry.hub, split=name, **options) for s, name in names.items()}, ()
+        read = partial(formats.read_hub, entry.hub, **options)
+        return {split: read(split=name) for split, name in names.items()}, ()
     find = partial(find_file, root=root, fetched=cache / "files")
     if isinstance(entry, BuildEntry):
         splits, corpus = _built(entry, find, cache)
     elif isinstance(entry.files, dict):
         form = {"task": entry.task, "columns": entry.columns, "scale": entry.scale}
-        splits, corpus = {s: read_file(find(f), **form) for s, f in entry.files.items()}, ()
+        splits, corpus = {s: formats.read_file(find(f), **form) for s, f in entry.files.items()}, ()
     else:
         place, *_ = [find(file) for file in entry.files]  # all checked
         splits, corpus = _read_folder(place.parent)
@@ -223,39 +196,28 @@ def _read_entry(entry: Entry, root: Path | None, cache: Path) -> Contents:
     return named, corpus
 
 
-# --- By a script ----------------------------------------------------------------------------------
-
-
 def _built(entry: BuildEntry, find: Callable[[PinnedFile], Path], cache: Path) -> Contents:
     """What the entry's script made of its sources, now or before: then as a folder of the cache."""
-    script = project_root() / "data" / "build" / f"{entry.build}.py"
+    script = core.project_root() / "data" / "build" / f"{entry.build}.py"
     if not script.is_file():
         raise SourceError(f"data set {entry.name!r}: expected the script {script}, found none.")
     sources = {name: find(file) for name, file in entry.files.items()}
     sources |= {name: package_folder(name) for name in entry.packages}
     names = [package.distribution for package in entry.packages.values()]
     versions = [f"{name}=={metadata.version(name)}" for name in names]
-    key = sha256_text(entry.model_dump_json(), sha256_file(script), str(NUMERICS), *versions)[:16]
-    folder = cache / f"{entry.name}-{key}"
-    with alone(folder):
+    made_by = (entry.model_dump_json(), core.sha256_file(script), str(NUMERICS), *versions)
+    folder = cache / f"{entry.name}-{core.sha256_text(*made_by)[:16]}"
+    with core.alone(folder):
         if not folder.is_dir():
             cut = {"fractions": entry.fractions} if entry.fractions else {}
-            splits, corpus = load_script(script).build(sources, **entry.options, **cut)
+            splits, corpus = run_path(str(script))["build"](sources, **entry.options, **cut)
             write_splits(folder, splits, [*dict.fromkeys(corpus)])
     return _read_folder(folder)
 
 
-def load_script(path: Path) -> ModuleType:
-    """The module of a Python file that lies in no package."""
-    spec = util.spec_from_file_location(path.stem, path)
-    module = util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def split_of(key: str, fractions: Mapping[str, float]) -> str:
     """The split of an item, decided by the hash of its key alone: stable when others come or go."""
-    return split_at(int(sha256_text(key)[:12], 16) / 16**12, fractions)
+    return split_at(int(core.sha256_text(key)[:12], 16) / 16**12, fractions)
 
 
 def split_at(place: float, fractions: Mapping[str, float]) -> str:
@@ -269,16 +231,13 @@ def cut_dev(splits: Mapping[str, Sequence[Record]], share: float) -> dict[str, l
 
     A record that shares a passage with test stays in train, so that dev has none of test's.
     """
-    test = {normalise(text) for record in splits["test"] for text in record.positives}
+    test = {core.normalise(text) for record in splits["test"] for text in record.positives}
     cut: dict[str, list[Record]] = {"train": [], "dev": [], "test": list(splits["test"])}
     for record in splits["train"]:
-        passages = sorted(map(normalise, record.positives))
+        passages = sorted(map(core.normalise, record.positives))
         place = split_of(passages[0], {"train": 1 - share, "dev": share})
         cut["train" if test.intersection(passages) else place].append(record)
     return cut
-
-
-# --- Sets of one's own ----------------------------------------------------------------------------
 
 
 def hold_out(
@@ -296,7 +255,7 @@ def hold_out(
 
     def key(record: Record) -> str:
         texts = [record.query, *(record.positives if record.task == "sts" else ())]
-        return sha256_text(str(seed), *sorted(map(normalise, texts)))
+        return core.sha256_text(str(seed), *sorted(map(core.normalise, texts)))
 
     keys = [key(record) for record in records]
     where, left = {}, Counter(sizes)
@@ -329,12 +288,12 @@ def write_splits(
     the caller says of the origin to the manifest, for :func:`made_of`.
     """
     files, folder = split_lines(folder, splits, corpus), Path(folder)
-    with atomic_path(folder) as new:
+    with core.atomic_path(folder) as new:
         shutil.copytree(folder, new) if folder.is_dir() else new.mkdir()
         for file, lines in files.items():
             (new / file.name).write_text("".join(lines), encoding="utf-8")
-        hashes = sha256_files(new, (file for file in new.glob("*.jsonl")))
-        write_json(new / MANIFEST, {"made_of": made_of, "files": hashes})
+        hashes = core.sha256_files(new, (file for file in new.glob("*.jsonl")))
+        core.write_json(new / MANIFEST, {"made_of": made_of, "files": hashes})
     return {file: len(lines) for file, lines in files.items()}
 
 
@@ -345,8 +304,8 @@ def made_of(folder: str | Path) -> str:
         SourceError: A file is not as it was written.
     """
     file = Path(folder, MANIFEST)
-    stated = read_json(file) if file.is_file() else {"made_of": "", "files": {}}
-    if spoilt := damaged(file.parent, stated["files"]):
+    stated = core.read_json(file) if file.is_file() else {"made_of": "", "files": {}}
+    if spoilt := core.damaged(file.parent, stated["files"]):
         raise SourceError(
             f"{folder}: expected the files that {MANIFEST} lists, found {spoilt} missing or "
             f"changed. Make the folder again; or remove {MANIFEST}, if you changed them yourself."
@@ -362,7 +321,7 @@ def split_lines(
         raise RecordError(f"{folder}: expected at least one split to write, found none.")
     for split, records in splits.items():
         if split not in SPLITS:
-            raise RecordError(f"{folder}: {unknown('split', split, SPLITS)}")
+            raise RecordError(f"{folder}: {core.unknown('split', split, SPLITS)}")
         if not records:
             raise RecordError(f"{folder}: expected records in the split {split!r}, found none.")
     _one_task(str(folder), splits)
@@ -371,7 +330,7 @@ def split_lines(
     lines["corpus"] = [json.dumps(document, ensure_ascii=False) for document in documents]
     files = {Path(folder) / f"{part}.jsonl": [f"{x}\n" for x in xs] for part, xs in lines.items()}
     for file, content in files.items():
-        standing = find_part(folder, file.stem)
+        standing = formats.find_part(folder, file.stem)
         if standing and (standing != file or file.read_bytes() != "".join(content).encode()):
             raise RecordError(
                 f"{standing}: expected no such file, or the same {file.name}. Choose another name."

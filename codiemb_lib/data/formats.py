@@ -4,8 +4,6 @@ A line that cannot be used is a RecordError that names it; what is not there is 
 is left out of a file, and what is merged, is said once.
 """
 
-from __future__ import annotations
-
 import csv
 import io
 import math
@@ -17,22 +15,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from codiemb_lib.core import PACKED, Task, read_text, say_once
-from codiemb_lib.data.records import (
-    FORMS,
-    Record,
-    RecordError,
-    SourceError,
-    collect,
-    convert_rows,
-    form_of,
-    is_number,
-    is_text,
-    read_jsonl,
-    read_rows,
-    refuse,
-    scored_texts,
-    stripped,
-)
+from codiemb_lib.data import records
+from codiemb_lib.data.records import FORMS, Record, RecordError, SourceError, is_number, refuse
 
 SPLITS = ("train", "dev", "test")
 _STEMS = {"dev": ("dev", "validation", "valid", "val")}
@@ -70,6 +54,9 @@ def read_path(
             "a BEIR folder and no word of its form, found none. What save_to_disk of datasets has "
             "written, write with to_parquet."
         )
+    for file in {*path.glob("*.*")} - {*files.values(), find_part(path, "corpus")}:
+        if file.name.lower().endswith((".csv", ".tsv", ".parquet", "jsonl")):
+            say_once(f"{file}: passed over, for its name is none of a split")
     return {split: read_file(file, task=task, **form) for split, file in files.items()}
 
 
@@ -114,11 +101,11 @@ def read_file(
         delimiter: None: of a line `sep=;` above the table, a tab if the first row has one, a comma.
         quoting: "yes": quotation marks enclose cells; "no": they are text; None: as the file shows.
     """
-    if (form := form_of(path)) != "table":
+    if (form := records.form_of(path)) != "table":
         if delimiter is not None or quoting:
             raise RecordError(f"{path}: expected no delimiter and no quoting, for it is {form}.")
         if not columns and scale is None:
-            return read_jsonl(path, task=task)
+            return records.read_jsonl(path, task=task)
     inferred = task or ("sts" if scale else "ir")
     wanted = check_columns(path, inferred, columns or ((0, 1, 2) if scale else ()), scale)
     counts: Counter[str] = Counter()
@@ -126,7 +113,7 @@ def read_file(
         rows = _read_cells(path, columns, (delimiter, quoting), counts, rated=inferred == "sts")
         wanted = [*rows[0][1]] if rows else wanted  # by the names of the header
     else:
-        rows = [*read_rows(path)]
+        rows = [*records.read_rows(path)]
     last = [row.get(wanted[-1]) for _, row in rows]
     if not (task or scale) and wanted[2:] and last and all(map(is_number, last)):
         raise RecordError(
@@ -162,8 +149,8 @@ _HEADING = re.compile(
     r"|answer|passage|document|positive|negative|text|pos|neg|anchor|sentence)s?[_\d]*",
     re.IGNORECASE,
 )
-_LABEL = re.compile(r"[^\W\d][\w.-]{,29}")  # a single word, as headers have it in any language
-_QUOTED = re.compile(r'"[^"]*(""[^"]*)*"')
+_LABEL = re.compile(r"[\w\u0900-\u0eff.-]{1,30}( [\w\u0900-\u0eff.-]{1,30})?")  # in any language
+_QUOTED = re.compile(r'"([^"]|""|\\")*"')  # some libraries write \"
 
 
 def _read_cells(
@@ -209,7 +196,8 @@ def _split_cells(
     marks = {"yes": csv.QUOTE_MINIMAL, "no": csv.QUOTE_NONE}[quoting]
     lines, rows, number = io.StringIO(text, newline=""), [], 1
     try:
-        reader = csv.reader(lines, delimiter=delimiter, quoting=marks, strict=True)
+        form = {"delimiter": delimiter, "skipinitialspace": delimiter != " "}
+        reader = csv.reader(lines, quoting=marks, strict=True, **form)
         for row in reader:
             rows += [(number, row)] if row else []
             number = reader.line_num + 1  # a quoted cell may hold several lines
@@ -242,8 +230,8 @@ def _split_cells(
     words = (all(_LABEL.fullmatch(row[place].strip()) for place in places) for _, row in rows)
     if not (rated or headed) and next(words) and 10 * sum(words) < len(rows) - 1:
         raise RecordError(
-            f"{path}:{number}: expected a header or a record, found {first!r:.120}, single words "
-            "unlike the other rows. Name them as columns, or set a header query,positive above."
+            f"{path}:{number}: expected a header or a record, found {first!r:.120}, a word or "
+            "two unlike the other rows. Name them as columns, or set `query` and `positive` above."
         )
     labels = cells if headed and len({*cells}) == len(cells) else wanted
     kept = ((line, [row[place] for place in places]) for line, row in rows[headed:])
@@ -256,9 +244,10 @@ def _split_cells(
 def _from_rows(
     source: str | Path, rows: Rows, columns: Columns, scale: Scale | None, counts: Counter[str]
 ) -> list[Record]:
-    if scale:
-        return collect(source, rows, lambda row: _rated(row, columns, scale, counts), counts)
-    return collect(source, rows, lambda row: _answered(row, columns, counts), counts)
+    def convert(row: Mapping) -> list[Record]:
+        return _rated(row, columns, scale, counts) if scale else _answered(row, columns, counts)
+
+    return records.collect(source, rows, convert, counts)
 
 
 def _rated(row: Mapping, columns: Columns, scale: Scale, counts: Counter[str]) -> list[Record]:
@@ -283,7 +272,7 @@ def _answered(row: Mapping, columns: Columns, counts: Counter[str]) -> list[Reco
     if not query or not row["pos"]:
         counts[_NO_TEXT] += 1
         return []
-    return scored_texts(row | {"query": query[0]}, "ir", counts)
+    return records.scored_texts(row | {"query": query[0]}, "ir", counts)
 
 
 def _cells(row: Mapping, columns: Columns) -> list[Any]:
@@ -297,7 +286,7 @@ def _texts(column: str | int, cell: Any, most: float = math.inf) -> list[str]:
     texts = cell if isinstance(cell, list) else [cell]
     if len(texts) > most or not all(text is None or isinstance(text, str) for text in texts):
         refuse(str(column), "one text" if most == 1 else "a text, or a list of texts", cell)
-    return [seen for text in texts if text and (seen := stripped(text))]
+    return [seen for text in texts if text and (seen := records.stripped(text))]
 
 
 # --- BEIR -----------------------------------------------------------------------------------------
@@ -316,9 +305,7 @@ def read_beir(folder: str | Path) -> dict[str, list[Record]]:
     corpus, queries = _beir_texts(folder, "corpus"), _beir_texts(folder, "queries")
     found = {split: find_part(folder / "qrels", split) for split in SPLITS}
     if not any(found.values()):
-        raise SourceError(
-            f"{folder / 'qrels'}: expected train.tsv, dev.tsv or test.tsv, found none."
-        )
+        raise SourceError(f"{folder}/qrels: expected train.tsv, dev.tsv or test.tsv, found none.")
     return {split: _judged(file, corpus, queries) for split, file in found.items() if file}
 
 
@@ -343,12 +330,13 @@ def _beir_texts(folder: Path, stem: str) -> dict[str, str]:
         name, *parts = row["_id"], row.get("title") or "", row["text"] or ""
         if not isinstance(name, (str, int)) or name == "" or str(name) in texts:
             refuse("_id", "a string or whole number that no other line has", name)
-        joined = stripped(" ".join(map(str, parts)))
-        if not all(isinstance(part, str) for part in parts) or (joined and not is_text(joined)):
+        joined = records.stripped(" ".join(map(str, parts)))
+        whole = not joined or records.is_text(joined)
+        if not whole or not all(isinstance(part, str) for part in parts):
             refuse("text", "a string without half a surrogate pair", joined)
         return str(name), joined
 
-    for _, (name, text) in convert_rows(file, read_rows(file), convert):
+    for _, (name, text) in records.convert_rows(file, records.read_rows(file), convert):
         texts[name] = text
     return texts
 
@@ -381,12 +369,13 @@ def _judged(file: Path, corpus: dict[str, str], queries: dict[str, str]) -> list
         return [Record("ir", query, tuple(positives), negatives, scores, id=name, same_id=same)]
 
     found: dict[str, dict[str, float]] = defaultdict(dict)  # by query the grades of texts
-    first = read_text(file, RecordError).split("\n", 1)[0].rstrip("\r").split("\t")
+    line = read_text(file, RecordError).lstrip("\r\n").split("\n", 1)[0].rstrip("\r")
+    delimiter = next((mark for mark in "\t, " if mark in line), "\t")  # TREC's own have blanks
     columns = ("query-id", "corpus-id", "score")
-    if any(map(is_number, first)):
-        columns = (0, 2, 3, 1) if len(first) == 4 else ()  # of TREC, or the three of BEIR
-    rows = _read_cells(file, columns, ("\t", None), counts, rated=False)
-    for _, (query, text, grade) in convert_rows(file, rows, convert):
+    if any(map(is_number, line.split(delimiter))):
+        columns = (0, 2, 3, 1) if line.count(delimiter) == 3 else ()  # of TREC, or three of BEIR
+    rows = _read_cells(file, columns, (delimiter, None), counts, rated=False)
+    for _, (query, text, grade) in records.convert_rows(file, rows, convert):
         if not queries[query] or not text:
             counts["judgements left out, for a text is empty"] += 1
             continue
@@ -394,7 +383,7 @@ def _judged(file: Path, corpus: dict[str, str], queries: dict[str, str]) -> list
         counts[_DIFFER] += earlier != grade
         found[query][text] = max(grade, earlier)
     # Ids name the queries here, as MTEB counts them.
-    return collect(file, enumerate(found.items()), build, counts, join=False)
+    return records.collect(file, enumerate(found.items()), build, counts, join=False)
 
 
 # --- The Hub --------------------------------------------------------------------------------------

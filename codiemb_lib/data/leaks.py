@@ -51,9 +51,7 @@ def leak_counts(leaks: pd.DataFrame) -> pd.DataFrame:
     those of these pairs with the same text first, `records` those of the first split that are
     concerned, near-identical ones included.
     """
-    items = {
-        kind: leaks["item"].where(leaks[kind].astype(bool)) for kind in ("identical", "same_order")
-    }
+    items = {k: leaks["item"].where(leaks[k].astype(bool)) for k in ("identical", "same_order")}
     groups = leaks.assign(**items, records=leaks["place"]).groupby(_COUNTS, sort=False)
     return groups[[*items, "records"]].nunique().reset_index()
 
@@ -127,9 +125,7 @@ def _likeness(
 ) -> Callable[[Item], list[Item]]:
     """What gives the items that a new one is like; some of them may be no old ones."""
     alike: dict[str, set[str]] = defaultdict(set)
-    texts, others = (
-        [t for kind, *ts in side if kind != "query" for t in ts] for side in (new, old)
-    )
+    texts, others = ([t for kind, *ts in of if kind != "query" for t in ts] for of in (new, old))
     for text, other in near_identical(texts, others, near):
         alike[text].add(other)
     partners: dict[str, set[str]] = defaultdict(set)
@@ -143,9 +139,8 @@ def _likeness(
         if kind == "passage":
             return [(kind, other) for other in alike[texts[0]]]
         one, two = (alike[text] for text in texts)
-        return [
-            (kind, a, b) for x, y in ((one, two), (two, one)) for a in x for b in partners[a] & y
-        ]
+        orders = ((one, two), (two, one))
+        return [(kind, a, b) for x, y in orders for a in x for b in partners[a] & y]
 
     return like
 

@@ -1,7 +1,5 @@
 """The unified record (t, q, {d+}, {d-}, {y+}, {y-}), its validation, and JSON files of records."""
 
-from __future__ import annotations
-
 import json
 import math
 import re
@@ -14,16 +12,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar, get_args
 
-from codiemb_lib.core import (
-    PACKED,
-    CodiembError,
-    Task,
-    normalise,
-    parse_json,
-    read_text,
-    say_once,
-    write_text,
-)
+from codiemb_lib import core
 
 T = TypeVar("T")
 # Neither a blank nor of Unicode's categories Cc and Cf: NUL, zero-width spaces, marks of direction.
@@ -33,11 +22,11 @@ _MERGED = "rows merged with an earlier one of the same query"
 _UNSCORED = "lists of scores left out, for not all rows of their query have one"
 
 
-class RecordError(CodiembError, ValueError):
+class RecordError(core.CodiembError, ValueError):
     """A record, or a line of a file of records, that cannot be used."""
 
 
-class SourceError(CodiembError, FileNotFoundError):
+class SourceError(core.CodiembError, FileNotFoundError):
     """What a data set is read from is not there, or has other bytes than the registry says."""
 
 
@@ -47,11 +36,11 @@ class Record:
 
     An IR record is a query with m >= 1 positives and n >= 0 hard negatives. An STS record is a
     pair: the query, exactly one positive, and its gold score in [0, 1]. Scores of IR passages are
-    optional and unbounded: some collections carry those of a teacher. What has another type, size
-    or range is refused.
+    optional and unbounded: some collections carry those of a teacher. Blanks around a text go. What
+    has another type, size or range is refused.
     """
 
-    task: Task
+    task: core.Task
     query: str  # or the first text of the pair
     positives: tuple[str, ...]  # the relevant passages, or the second text of the pair alone
     negatives: tuple[str, ...] = ()  # hard ones, none of them a positive
@@ -62,10 +51,11 @@ class Record:
     same_id: str = ""  # the document of the query's id: see `ignore_identical_ids`
 
     def __post_init__(self) -> None:
-        if self.task not in get_args(Task):
+        if self.task not in get_args(core.Task):
             refuse("task", "'ir' or 'sts'", self.task)
         if not is_text(self.query):
             refuse("query", "a string that is not empty", self.query)
+        object.__setattr__(self, "query", self.query.strip())
         for name in ("dataset", "id", "same_id"):
             if not isinstance(getattr(self, name), str):
                 refuse(name, "a string", getattr(self, name))
@@ -133,14 +123,12 @@ def _tuple(record: Record, field: str, valid: Callable[[Any], bool], expected: s
     values = getattr(record, field)
     if not isinstance(values, (list, tuple)) or not all(map(valid, values)):
         refuse(field, expected, values)
-    object.__setattr__(record, field, tuple(values))
-    return tuple(values)
+    values = tuple(value.strip() if isinstance(value, str) else value for value in values)
+    object.__setattr__(record, field, values)
+    return values
 
 
-# --- Files ----------------------------------------------------------------------------------------
-
-
-def read_jsonl(path: str | Path, *, task: Task | None = None) -> list[Record]:
+def read_jsonl(path: str | Path, *, task: core.Task | None = None) -> list[Record]:
     """Read JSON lines, or one JSON list, of three forms, told apart by the keys of each row.
 
     - `task`: the unified record, whose fields are all checked.
@@ -164,9 +152,7 @@ def read_jsonl(path: str | Path, *, task: Task | None = None) -> list[Record]:
                 raise RecordError(f"expected the keys {expected}, found {', '.join(row)}.")
             return [Record(**row)]
         if not row.keys() & {"positives", "pos"}:
-            remedy = (
-                f"Name the columns of a table: codiemb data prepare {path} FOLDER --columns A B"
-            )
+            remedy = f"Name columns of a table: codiemb data prepare {path} FOLDER --columns A B"
             refuse("positives", "the key 'positives' or 'pos'", sorted(row), remedy)
         row_task = row.get("task_type", task)
         if row_task is None:
@@ -177,7 +163,7 @@ def read_jsonl(path: str | Path, *, task: Task | None = None) -> list[Record]:
     return collect(path, read_rows(path), convert, counts)
 
 
-def scored_texts(row: dict[str, Any], task: Task, counts: Counter[str]) -> list[Record]:
+def scored_texts(row: dict[str, Any], task: core.Task, counts: Counter[str]) -> list[Record]:
     """The records of a row of the authors' code or of FlagEmbedding."""
     query = _join_instruction("query", row.get("query"))
     positives, positive_scores = _side(row, "positive")
@@ -208,9 +194,9 @@ def _side(row: dict[str, Any], name: str) -> tuple[list[str], list[Any]]:
 
 def _join_instruction(field: str, text: Any) -> str:
     if isinstance(text, str):
-        return text
+        return text.strip()
     if isinstance(text, list) and len(text) == 3 and all(isinstance(part, str) for part in text):
-        return text[1] + text[2]
+        return (text[1] + text[2]).strip()
     refuse(field, "a string, or [task instruction, example instruction, text]", text)
 
 
@@ -218,16 +204,13 @@ def write_jsonl(path: str | Path, records: Iterable[Record]) -> None:
     """Write records, at least one, so that `read_jsonl` gives them back."""
     if not (text := "".join(f"{to_json(record)}\n" for record in records)):
         raise RecordError(f"{path}: expected at least one record to write, found none.")
-    write_text(path, text)
+    core.write_text(path, text)
 
 
 def to_json(record: Record) -> str:
     """The record's line in a JSONL file: fields in fixed order, empty ones left out."""
     row = {field: value for field in Record.__slots__ if (value := getattr(record, field))}
     return json.dumps(row, ensure_ascii=False)
-
-
-# --- Rows of any form -----------------------------------------------------------------------------
 
 
 def convert_rows(
@@ -260,19 +243,19 @@ def collect(
     if join:
         queries: dict[Any, list[Record]] = defaultdict(list)
         for place, record in enumerate(records):
-            queries[record.query.strip() if record.task == "ir" else place].append(record)
+            queries[record.query if record.task == "ir" else place].append(record)
         counts[_MERGED] += len(records) - len(queries)
         records = [_joined(of, counts) if len(of) > 1 else of[0] for of in queries.values()]
     for what, n in counts.items():
         if n:
-            say_once(f"{source}: {n} {what}")
+            core.say_once(f"{source}: {n} {what}")
     if not records:
         raise RecordError(f"{source}: expected at least one record, found none.")
     return records
 
 
 def _joined(members: Sequence[Record], counts: Counter[str]) -> Record:
-    fields: dict[str, tuple] = {"positives": ()}
+    fields: dict[str, Any] = {"positives": ()}
     for side in ("positive", "negative"):
         given = [(getattr(m, f"{side}s"), getattr(m, f"{side}_scores")) for m in members]
         scored = all(len(texts) == len(scores) for texts, scores in given)
@@ -282,6 +265,7 @@ def _joined(members: Sequence[Record], counts: Counter[str]) -> Record:
         counts[_REPEATED] += len({text for text, _ in pairs}) - len(texts)
         best = dict(sorted(pairs, key=itemgetter(1))) if scored else {}  # the last one stays
         fields |= {f"{side}s": tuple(texts), f"{side}_scores": (*map(best.get, texts),) * scored}
+    fields["same_id"] = next(filter(None, (m.same_id for m in members)), "")
     return replace(members[0], **fields)
 
 
@@ -289,7 +273,7 @@ def answers_of(records: Iterable[Record]) -> dict[str, set[str]]:
     """The positives of each query, over all records, by `normalise`: none is a negative of it."""
     known: dict[str, set[str]] = defaultdict(set)
     for record in records:
-        known[normalise(record.query)].update(map(normalise, record.positives))
+        known[core.normalise(record.query)].update(map(core.normalise, record.positives))
     return known
 
 
@@ -300,7 +284,7 @@ FORMS |= dict.fromkeys((".csv", ".tsv", ".txt"), "table")
 def form_of(path: str | Path) -> str:
     """What a file holds by its name, packed or not: "JSON", "Parquet" or a "table"."""
     name = Path(path).name.lower()
-    suffix = Path(Path(name).stem if Path(name).suffix in PACKED else name).suffix
+    suffix = Path(Path(name).stem if Path(name).suffix in core.PACKED else name).suffix
     if suffix not in FORMS:
         raise RecordError(
             f"{path}: expected a name in {', '.join(FORMS)}, behind it perhaps .gz or .bz2, found "
@@ -313,11 +297,11 @@ def read_rows(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """The rows of a file of JSON lines, of one JSON list, or of Parquet, with 1-based places."""
     if form_of(path) == "Parquet":
         values = enumerate(_parquet(path), start=1)
-    elif (text := read_text(path, RecordError)).lstrip().startswith("["):
-        values = enumerate(parse_json(text, path, error=RecordError), start=1)
+    elif (text := core.read_text(path, RecordError)).lstrip().startswith("["):
+        values = enumerate(core.parse_json(text, path, error=RecordError), start=1)
     else:  # split at line feeds alone: JSON strings may hold the other separators that Python knows
-        lines = enumerate(text.split("\n"), start=1)
-        values = ((n, parse_json(line, path, n, RecordError)) for n, line in lines if line.strip())
+        lines = ((n, line) for n, line in enumerate(text.split("\n"), start=1) if line.strip())
+        values = ((n, core.parse_json(line, path, n, RecordError)) for n, line in lines)
     for number, row in values:
         if not isinstance(row, dict):
             raise RecordError(f"{path}:{number}: expected a JSON object, found {row!r:.120}.")

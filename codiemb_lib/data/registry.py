@@ -15,15 +15,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, RootModel, ValidationError, model_validator
 
-from codiemb_lib.core import (
-    CodiembError,
-    Settings,
-    Task,
-    explain,
-    project_root,
-    read_settings,
-    sha256_file,
-)
+from codiemb_lib import core
 from codiemb_lib.data.formats import SPLITS, Scale, check_columns
 from codiemb_lib.data.records import SourceError
 
@@ -31,14 +23,11 @@ Split = Literal["train", "dev", "test"]
 Share = Annotated[float, Field(gt=0, lt=1)]
 
 
-class DatasetError(CodiembError, ValueError):
+class DatasetError(core.CodiembError, ValueError):
     """A registry that cannot be read, or no data set or split of this name."""
 
 
-# --- Entries --------------------------------------------------------------------------------------
-
-
-class PinnedFile(Settings):
+class PinnedFile(core.Settings):
     """A file and its bytes: inside an installed package, else of the data root or an address."""
 
     path: str
@@ -47,18 +36,18 @@ class PinnedFile(Settings):
     url: str = ""  # empty: it is not fetched
 
 
-class Package(Settings):
+class Package(core.Settings):
     """An installed package whose whole folder a script reads; its version stands for its bytes."""
 
     distribution: str  # its name for pip
     licence: str
 
 
-class Entry(Settings):
+class Entry(core.Settings):
     """What every data set of the registry says about itself."""
 
     name: str
-    task: Task
+    task: core.Task
     licence: str
     provenance: str
 
@@ -118,29 +107,23 @@ class BuildEntry(Entry):
         return self
 
 
-_KINDS = {"hub": HubEntry, "build": BuildEntry, "files": FilesEntry}
-
-
 def list_datasets(registry: str | Path | None = None) -> list[Entry]:
     """The entries of `data/registry.yaml`, or of another registry, in the order of the file.
 
     Raises:
         DatasetError: It is no YAML, or an entry has an unknown or wrong key.
     """
-    path = Path(registry) if registry else project_root() / "data" / "registry.yaml"
-    content = read_settings(path, RootModel[dict[str, dict[str, Any]]], DatasetError).root
+    path = Path(registry) if registry else core.project_root() / "data" / "registry.yaml"
+    content = core.read_settings(path, RootModel[dict[str, dict[str, Any]]], DatasetError).root
     return [_entry(path, name, settings) for name, settings in content.items()]
 
 
 def _entry(path: Path, name: str, settings: dict[str, Any]) -> Entry:
-    kind = next((kind for key, kind in _KINDS.items() if key in settings), FilesEntry)
+    kind = HubEntry if "hub" in settings else BuildEntry if "build" in settings else FilesEntry
     try:
         return kind.model_validate(settings | {"name": name})
     except ValidationError as error:
-        raise DatasetError(f"{path}: data set {name!r}: {explain(error)}") from error
-
-
-# --- Their sources --------------------------------------------------------------------------------
+        raise DatasetError(f"{path}: data set {name!r}: {core.explain(error)}") from error
 
 
 def public_files(entries: Iterable[Entry]) -> Iterator[PinnedFile]:
@@ -177,7 +160,7 @@ def find_file(file: PinnedFile, root: Path | None, fetched: Path) -> Path:
         path, remedy = fetched / file.path, "Remove it, to have it fetched again"
         if not path.is_file():
             _fetch(file, path, root)
-    if (found := sha256_file(path)) != file.sha256:
+    if (found := core.sha256_file(path)) != file.sha256:
         raise SourceError(
             f"{path}: expected sha256 {file.sha256}, found {found}. {remedy}; if the file has "
             "changed on purpose, look at it, then correct data/registry.yaml."
@@ -198,6 +181,5 @@ def _fetch(file: PinnedFile, path: Path, root: Path | None) -> None:
         pooch.retrieve(file.url, f"sha256:{file.sha256}", fname=path.name, path=path.parent)
     except (OSError, ValueError) as error:  # no connection; other bytes, which pooch does not keep
         raise SourceError(
-            f"{file.url}: expected a file of sha256 {file.sha256}, found: {error}. {remedy}, as "
-            f"{file.path}."
+            f"{file.url}: expected sha256 {file.sha256}, found: {error}. {remedy}, as {file.path}."
         ) from error

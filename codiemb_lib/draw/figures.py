@@ -5,8 +5,6 @@ ax = FIGURES["trade_off"].plot(rows)
 write("trade_off", rows, "figures/mini")  # picture, rows and caption
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -8,8 +8,6 @@ shows nothing. One of several panels returns an array of Axes in reading order a
 `ax`; the default is a new figure.
 """
 
-from __future__ import annotations
-
 import functools
 import inspect
 import itertools
@@ -26,16 +24,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from codiemb_lib.core import MAIN_METRIC, CodiembError, t_interval, unknown
-from codiemb_lib.draw.style import (
-    ROLES,
-    SHEET,
-    TASK_ROLES,
-    WIDTH,
-    Role,
-    VariantStyle,
-    label_points,
-    variant_styles,
-)
+from codiemb_lib.draw import style
 
 # Of each table the columns that name a row, and those of its numbers, none of which may lack.
 TABLES = {
@@ -81,7 +70,7 @@ MEASURES = {
 FEW_MEASURES = ("anisotropy", "uniformity", "alignment", "effective_rank")
 MAPS = {"umap": "UMAP", "pca": "PCA"}
 # The titles of panels by value of a column, in the order in which panels stand.
-_TITLES = {"texts": TEXTS, "task": TASK_ROLES, "measure": MEASURES, "map": MAPS}
+_TITLES = {"texts": TEXTS, "task": style.TASK_ROLES, "measure": MEASURES, "map": MAPS}
 FAINT = 0.35  # opacity of a single seed
 
 
@@ -115,7 +104,7 @@ def figure(table: str, *, facts: Callable[[pd.DataFrame], dict] = lambda rows: {
         @functools.wraps(plot)
         def drawn(rows: pd.DataFrame, *, ax: Axes | np.ndarray | None = None):
             _check(stem, rows)
-            with plt.style.context(SHEET):
+            with plt.style.context(style.SHEET):
                 return plot(rows, ax=ax)
 
         REGISTRY[stem] = Figure(table, text, facts, drawn)
@@ -143,7 +132,7 @@ def _about_seeds(rows: pd.DataFrame) -> dict[str, str]:
     counts = rows.groupby("variant")["seed"].nunique()
     usual = int(counts.mode().max())
     seeds = f"n = {usual} seed{'s' * (usual > 1)} a model"
-    styles = variant_styles(rows["variant"])
+    styles = style.variant_styles(rows["variant"])
     if others := [f"{styles[v].label}: {counts[v]}" for v in styles if counts[v] != usual]:
         seeds += f" ({', '.join(others)})"
     if counts.max() < 3:
@@ -153,9 +142,6 @@ def _about_seeds(rows: pd.DataFrame) -> dict[str, str]:
     points = f"Faint points are seeds, solid points their mean; {seeds}. {interval}"
     lines = f"Thin lines are seeds, thick lines their mean; {seeds}."
     return {"seeds": seeds, "points": points, "lines": lines}
-
-
-# Rows
 
 
 def _check(stem: str, rows: pd.DataFrame) -> None:
@@ -184,9 +170,7 @@ def complete(table: pd.DataFrame) -> pd.DataFrame:
     """The table, if it has a value in every cell: means over different sets cannot be compared."""
     if (gaps := table.isna().any(axis=1)).any():
         row = table.loc[gaps.idxmax()]
-        where = ", ".join(
-            f"{name} {at}" for name, at in zip(table.index.names, row.name, strict=True)
-        )
+        where = ", ".join(map("{} {}".format, table.index.names, row.name))
         raise FigureError(
             f"expected a value of every {', '.join(table.columns.names)}, found {where} without "
             f"{[*row.index[row.isna()]]}. Compute it, or leave it out for all."
@@ -215,7 +199,7 @@ def means_by_task(rows: pd.DataFrame, *index: str) -> pd.DataFrame:
 
 def both_tasks(means: pd.DataFrame) -> pd.DataFrame:
     """Means by task, if there are those of both: a preset may have data sets of one alone."""
-    return complete(means.reindex(columns=pd.Index(TASK_ROLES, name="task")))
+    return complete(means.reindex(columns=pd.Index(style.TASK_ROLES, name="task")))
 
 
 def first_seed(rows: pd.DataFrame) -> pd.DataFrame:
@@ -228,9 +212,6 @@ def seed_interval(values: pd.Series) -> tuple[float, float]:
     return t_interval(values) if len(values) > 2 else (np.nan, np.nan)
 
 
-# Panels
-
-
 @dataclass(slots=True)
 class Panel:
     """A panel: its Axes, the values of row and column that it stands for, and what to draw."""
@@ -239,7 +220,7 @@ class Panel:
     row: str
     column: str
     rows: pd.DataFrame
-    styles: dict[str, VariantStyle]  # of all variants of the figure
+    styles: dict[str, style.VariantStyle]  # of all variants of the figure
     ends: pd.DataFrame | None = None  # variant, x and y where the name of a variant can stand
 
     def _shown(self, **more: object) -> dict:
@@ -291,18 +272,13 @@ class Panel:
 def panels(rows, ax, *, column, row="", wrap=99, height, styles=None, **subplots) -> list[Panel]:
     """A titled panel for each value of a column of `rows`, or of two, in reading order.
 
-    Args:
-        rows: Tidy rows.
-        ax: As many Axes, or None for those of a new figure.
-        column: Whose values stand beside each other.
-        row: Whose values stand below each other.
-        wrap: After how many panels the next row of them begins, where `row` is not given.
-        height: Of a row of panels, in inches.
-        styles: Of the variants, if not those that they have everywhere.
-        subplots: Keywords of `plt.subplots`, such as `sharex`.
+    Values of `column` stand beside each other, those of `row` below each other; without `row`,
+    `wrap` panels make a row. `height` is that of a row, in inches. `ax` are as many Axes, or None
+    for those of a new figure, which `subplots` describes as in `plt.subplots`. `styles` are of the
+    variants, if not those that they have everywhere.
     """
     if styles is None:
-        styles = variant_styles(rows.get("variant", ()))
+        styles = style.variant_styles(rows.get("variant", ()))
     names, above = _levels(rows, column), _levels(rows, row) if row else [""]
     count = len(above) * len(names)
     axes = axes_for(count, ax, across=min(wrap, len(names)), height=height, **subplots)
@@ -320,7 +296,7 @@ def panels(rows, ax, *, column, row="", wrap=99, height, styles=None, **subplots
 def _levels(rows: pd.DataFrame, column: str) -> list[str]:
     """The values of a column in the order of panels: those known, then as they appear."""
     found = rows[column].unique()
-    known = [*(variant_styles(found) if column == "variant" else _TITLES.get(column, ()))]
+    known = [*(style.variant_styles(found) if column == "variant" else _TITLES.get(column, ()))]
     return sorted(found, key=lambda name: known.index(name) if name in known else len(known))
 
 
@@ -328,7 +304,7 @@ def axes_for(count, ax, *, across, height, **subplots) -> np.ndarray:
     """A flat array of `count` Axes: those given, or a new figure's, `across` of them in a row."""
     if ax is None:
         down = -(-count // across)
-        size = {"figsize": (WIDTH, down * height + 0.3), "layout": "constrained"}
+        size = {"figsize": (style.WIDTH, down * height + 0.3), "layout": "constrained"}
         ax = plt.subplots(down, across, squeeze=False, **size, **subplots)[1].flatten()
         for surplus in ax[count:]:
             surplus.remove()
@@ -359,11 +335,11 @@ def named(drawn: list[Panel], *, lines: bool = True) -> np.ndarray:
         if lines:  # room for names on their right
             right = panel.ax.transAxes.transform((1.2, 0))
             panel.ax.set_xlim(right=panel.ax.transData.inverted().transform(right)[0])
-        label_points(panel.ax, x, y, [styles[name].label for name in variants])
+        style.label_points(panel.ax, x, y, [styles[name].label for name in variants])
     return axes_of(drawn)
 
 
-def legend_entries(styles: dict[str, VariantStyle], *, lines: bool = True) -> list[Line2D]:
+def legend_entries(styles: dict[str, style.VariantStyle], *, lines: bool = True) -> list[Line2D]:
     """Handles of a legend, a line with its marker each, or the marker alone."""
     return [
         Line2D([], [], color=s.colour, marker=s.marker, ls=s.line if lines else "", label=s.label)
@@ -373,11 +349,14 @@ def legend_entries(styles: dict[str, VariantStyle], *, lines: bool = True) -> li
 
 def rule(ax: Axes, role: str, *, x: float | None = None, y: float | None = None) -> None:
     """A line behind all else, upright at `x` or level at `y`, in the look of a role."""
-    form = {"color": ROLES[role].colour, "linestyle": ROLES[role].line, "lw": 0.8, "zorder": 0}
+    look = style.ROLES[role]
+    form = {"color": look.colour, "linestyle": look.line, "lw": 0.8, "zorder": 0}
     ax.axhline(y, **form) if x is None else ax.axvline(x, **form)
 
 
-def draw_intervals(ax: Axes, rows: pd.DataFrame, at: str, look: Role, *, lw: float = 0.8) -> None:
+def draw_intervals(
+    ax: Axes, rows: pd.DataFrame, at: str, look: style.Role, *, lw: float = 0.8
+) -> None:
     """Draw intervals from `low` to `high` at heights `y`, marked at `at`: solid where `told`."""
     ax.hlines(rows["y"], rows["low"], rows["high"], color=look.colour, lw=lw)
     form = {"fc": np.where(rows["told"], look.colour, "white"), "ec": look.colour}

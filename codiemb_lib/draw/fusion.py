@@ -1,7 +1,5 @@
 """Figures of fusion: what runs changed and what a merge makes of it."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import numpy as np

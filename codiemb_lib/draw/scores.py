@@ -1,7 +1,5 @@
 """Figures of scores: both tasks, by test set, compared, what they cost, and while models learn."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -59,12 +57,6 @@ def plot_scores_by_dataset(rows: pd.DataFrame, *, ax: np.ndarray | None = None) 
     return frame.axes_of(drawn)
 
 
-def _claims(rows: pd.DataFrame) -> pd.DataFrame:
-    """The rows of claims; of a preset that decides none, those against the base encoder."""
-    claims = rows[rows["claim"] != evaluate.AGAINST_BASE]
-    return claims if len(claims) else rows
-
-
 def _claim_texts(rows: pd.DataFrame) -> str:
     names = [name for name in rows["claim"].unique() if name in evaluate.CLAIMS]
     return " ".join(f"{name}: {evaluate.CLAIMS[name].text}." for name in names)
@@ -82,7 +74,8 @@ def plot_comparisons(rows: pd.DataFrame, *, ax: np.ndarray | None = None) -> np.
     worse. Solid: texts (p after Holm) and seeds both put the difference on one side of zero, or of
     the tick; hollow: they do not. {claims}
     """
-    rows = _claims(rows)
+    if len(claims := rows[rows["claim"] != evaluate.AGAINST_BASE]):  # a preset may decide none
+        rows = claims
     told = [bool(evaluate.outcome(row)) for _, row in rows.iterrows()]
     columns = ["difference", "low", "high", "bound", "seeds_low", "seeds_high"]
     rows = rows.assign(told=told, **{column: 100 * rows[column] for column in columns})
@@ -146,13 +139,9 @@ def cost_scores(
 ) -> pd.DataFrame:
     """Rows (preset, variant, seed, task, value, tokens, seconds) of every model that has scores.
 
-    `value` is the mean of the main metric over the task's test sets. A fused model costs what its
-    ingredients cost at the same seed; merging is not counted. The untrained encoder costs nothing.
-
-    Args:
-        costs: Rows of `collect_costs`.
-        scores: Score rows of the same preset.
-        ingredients: Of each fused model.
+    `costs` are rows of `collect_costs`. `value` is the mean of the main metric over the task's test
+    sets. A fused model costs what its `ingredients` cost at the same seed; merging is not counted.
+    The untrained encoder costs nothing.
     """
     own = costs.set_index(["variant", "seed"])[["tokens", "seconds"]]
     main = frame.main_scores(scores[scores["split"] == "test"])

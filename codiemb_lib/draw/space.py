@@ -1,7 +1,5 @@
 """Figures of embedding spaces: their measures by model, step and layer, pairs of texts, maps."""
 
-from __future__ import annotations
-
 import numpy as np
 import pandas as pd
 import seaborn as sns

@@ -1,13 +1,11 @@
 """How figures look: one meaning per colour, print sizes, labels at points, and the files saved."""
 
-from __future__ import annotations
-
 import io
 import itertools
 import re
 import zlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -61,10 +59,7 @@ def _variant(label: str, role: str, marker: str, dashes: tuple[float, ...]) -> V
 
 
 # The tasks themselves, where a figure has a line for each.
-TASK_STYLES = {
-    task: _variant(role, role, ROLES[role].marker, ROLES[role].dashes)
-    for task, role in TASK_ROLES.items()
-}
+TASK_STYLES = {task: VariantStyle(*astuple(ROLES[role]), role) for task, role in TASK_ROLES.items()}
 # In the order in which figures list them.
 VARIANTS = {
     "base": _variant("base encoder", "baseline", "^", (1, 1.2)),
@@ -200,12 +195,7 @@ def save_figure(
 
     The same figure and rows give the same bytes: no dates, no versions, floats with 6 significant
     digits. A file that is already as it should be is left alone, so nothing downstream runs again.
-
-    Returns:
-        The paths `<stem>.pdf`, `.png`, `.csv` and `.md`.
-
-    Raises:
-        UnwritableError: The folder cannot be written.
+    Returns the paths `<stem>.pdf`, `.png`, `.csv` and `.md`.
     """
     pdf, png = io.BytesIO(), io.BytesIO()
     with plt.style.context(SHEET):

@@ -1,7 +1,5 @@
 """Tables for print: tidy rows in, text out, as the README and figures/RESULTS.md show them."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,11 +18,7 @@ def results_table(scores: pd.DataFrame, comparisons: pd.DataFrame | None = None)
     Values are nDCG@10 for retrieval and Spearman's rho for similarity, times 100, as text with two
     decimals: the mean over seeds, and for the task means `±` half the 95 % t-interval of the seeds,
     of two seeds half their range. `†` marks what differs from the base encoder by the paired test
-    over texts (p after Holm under 0.05).
-
-    Args:
-        scores: Score rows of one preset.
-        comparisons: Rows of `compare`; without them nothing is marked.
+    over texts (p after Holm under 0.05), if the `comparisons` of `compare` are given.
 
     Raises:
         FigureError: A model lacks a test set or a seed's score on one.
@@ -98,11 +92,8 @@ def merges_table(study: pd.DataFrame, comparisons: pd.DataFrame) -> pd.DataFrame
     Scores are times 100, means over seeds: of the settings that dev picked for each seed (`picked`,
     how often), on dev and on test. Beside them the differences to the uniform soup on test, as in
     `claims_table`. `won` marks the best mean of both tasks on dev: of all, and of the delta-guided
-    family, whose methods' names begin with `delta`.
-
-    Args:
-        study: Rows of the picks of a fusion study, with the method as variant.
-        comparisons: Rows of `compare`, of each method against `uniform`.
+    family, whose methods' names begin with `delta`. `study` has the rows of a fusion study's picks,
+    with the method as variant, `comparisons` those of each method against `uniform`.
     """
     dev = fuse.candidates(study).groupby("method", sort=False)
     scores = dev[["ir", "sts", "mean"]].mean().sort_values("mean", ascending=False, kind="stable")
@@ -136,11 +127,9 @@ def to_markdown(table: pd.DataFrame) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in escaped)
 
 
-def readme_table(
-    preset: str, models: Sequence[str] = ("base", "ir_only", "sts_only", "mixed", "codiemb")
-) -> str:
+def readme_table(preset: str) -> str:
     """What a preset's committed rows say, in short, as Markdown: some models, and the verdicts."""
-    folder = figures_folder(preset)
+    folder, models = figures_folder(preset), ["base", "ir_only", "sts_only", "mixed", "codiemb"]
     scores, comparisons = (pd.read_csv(folder / f"{s}.csv") for s in ("trade_off", "comparisons"))
     table = results_table(scores[scores["variant"].isin(models)], comparisons)
     verdicts = evaluate.verdicts(comparisons).itertuples()

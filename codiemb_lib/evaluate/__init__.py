@@ -15,19 +15,18 @@ NUMERICS = 2
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "benchmark": ["Store", "local_task", "run_tasks"],
+        "benchmark": ["BenchmarkError", "Store", "local_task", "run_tasks"],
         "claims": [
             *["AGAINST_BASE", "ALPHA", "CLAIMS"],
             *["against", "families", "lacking", "outcome", "verdicts"],
         ],
         "compare": ["Comparison", "ISOTROPY", "compare", "directions", "resample", "text_scores"],
-        "errors": ["BenchmarkError", "EvaluationError"],
         "mining": ["mine"],
         "mteb": ["mteb_task", "mteb_tasks"],
         "scores": [
             *["EncodedDataset", "encode_dataset", "encode_split", "load_encoded", "save_encoded"],
             *["is_constant", "score", "score_dataset", "sts_metrics", "texts_of"],
         ],
-        "search": ["top_k"],
+        "search": ["EvaluationError", "top_k"],
     },
 )

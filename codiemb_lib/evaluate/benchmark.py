@@ -4,34 +4,22 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
-from codiemb_lib.core import (
-    CodiembError,
-    DatasetSettings,
-    Prompts,
-    UnwritableError,
-    check_writable,
-    hardware,
-    read_json,
-    sha256_text,
-    write_json,
-    write_rows,
-)
+from codiemb_lib import core
+from codiemb_lib import model as encoders
 from codiemb_lib.data import list_datasets, load_dataset
 from codiemb_lib.evaluate import NUMERICS
-from codiemb_lib.evaluate.errors import BenchmarkError, EvaluationError
-from codiemb_lib.evaluate.scores import encode_dataset, score_dataset
-
-if TYPE_CHECKING:
-    from codiemb_lib.model import Embedder
+from codiemb_lib.evaluate.scores import encode_dataset, grades_of, score_dataset
+from codiemb_lib.evaluate.search import EvaluationError
 
 logger = logging.getLogger(__name__)
 
@@ -42,10 +30,20 @@ COLUMNS += ["by", "seconds", "hardware", "model_hash", "data_hash"]
 Row = dict[str, Any]
 
 
+class BenchmarkError(core.CodiembError, RuntimeError):
+    """Some tasks failed; `scores` holds the rows of the others."""
+
+    status = 1
+
+    def __init__(self, message: str, scores: pd.DataFrame):
+        super().__init__(message)
+        self.scores = scores
+
+
 class Store(NamedTuple):
     """An encoder, and the folder where its finished tasks are kept."""
 
-    embedder: Embedder
+    embedder: encoders.Embedder
     folder: Path
 
     def encode(self, texts: list[str], *, prompt: str, progress: bool = False) -> np.ndarray:
@@ -53,13 +51,13 @@ class Store(NamedTuple):
         return self.embedder.embed(texts, prompt=prompt, progress=progress)
 
     def prompts(
-        self, given: Prompts | None, sides: Mapping[str, str], task: str, dataset: str = ""
+        self, given: core.Prompts | None, sides: Mapping[str, str], task: str, dataset: str = ""
     ) -> dict[str, str]:
         """Both prompts of a task: `sides` before those that are given, or else the model's own."""
         if given is None:
             named, default = self.embedder.prompts, self.embedder.default_prompt
             given = own_prompts(named, task, dataset, default)
-        return {side: sides.get(side, getattr(given, side)) for side in Prompts.model_fields}
+        return {side: sides.get(side, getattr(given, side)) for side in core.Prompts.model_fields}
 
     def once(self, parts: Iterable[str], compute: Callable[[], list[Row]]) -> list[Row]:
         """The rows of a task: those that were kept, or those that are computed now, with seconds.
@@ -69,13 +67,13 @@ class Store(NamedTuple):
         Raises:
             EvaluationError: A value is no score: outside of 0 to 1 in retrieval, of -1 to 1 else.
         """
-        key = sha256_text(self.embedder.key, str(NUMERICS), *parts)
+        key = core.sha256_text(self.embedder.key, str(NUMERICS), *parts)
         file = self.folder / "scores" / f"{key}.json"
         if not file.is_file():
             _ = self.embedder.encoder  # loaded before the clock starts
             began = time.perf_counter()
             rows = compute()
-            measured = {"seconds": time.perf_counter() - began, "hardware": hardware()}
+            measured = {"seconds": time.perf_counter() - began, "hardware": core.hardware()}
             for row in rows:
                 low = 0 if row["task"] == "ir" else -1
                 if not low - 1e-9 <= row["value"] <= 1 + 1e-9:  # NaN neither
@@ -83,14 +81,14 @@ class Store(NamedTuple):
                         f"{row['metric']}: expected a score from {low} to 1, found {row['value']}. "
                         "Look at the encoder's weights and the data set's judgements."
                     )
-            write_json(file, [row | measured for row in rows])
-        return read_json(file)
+            core.write_json(file, [row | measured for row in rows])
+        return core.read_json(file)
 
 
 def local_task(
     store: Store,
-    settings: DatasetSettings,
-    prompts: Prompts | None = None,
+    settings: core.DatasetSettings,
+    prompts: core.Prompts | None = None,
     *,
     split: str = "test",
     root: str = "",
@@ -115,6 +113,7 @@ def local_task(
     used = store.prompts(prompts, sides, dataset.task, settings.name)
     ignore = (ignore_identical_ids or settings.ignore_identical_ids) and dataset.task == "ir"
     used["ignore_identical_ids"] = ignore
+    grades_of(records if dataset.task == "ir" else (), defaultdict(int))  # said of kept rows, too
 
     def compute() -> list[Row]:
         prompted = settings.model_copy(update=used)
@@ -131,7 +130,7 @@ def local_task(
 
 def own_prompts(
     named: Mapping[str, str], task: str, dataset: str = "", default: str = ""
-) -> Prompts:
+) -> core.Prompts:
     """The prompts that a sentence-transformers model names itself.
 
     Those of the data set, `NAME` and `NAME-passage`, as training here saves them; else for
@@ -139,11 +138,11 @@ def own_prompts(
     """
     if dataset in named:
         passage = named.get(f"{dataset}-passage", "")
-        return Prompts(query_prompt=named[dataset], passage_prompt=passage)
+        return core.Prompts(query_prompt=named[dataset], passage_prompt=passage)
     if task == "ir":
         passage = named.get("document") or named.get("passage", "")
-        return Prompts(query_prompt=named.get("query", ""), passage_prompt=passage)
-    return Prompts(query_prompt=named.get("STS", default))
+        return core.Prompts(query_prompt=named.get("query", ""), passage_prompt=passage)
+    return core.Prompts(query_prompt=named.get("STS", default))
 
 
 def run_tasks(
@@ -164,9 +163,9 @@ def run_tasks(
     """
     rows: list[Row] = []
     failures: dict[str, Exception] = {}
-    check_writable(Path(out).parent)  # before long work
+    core.check_writable(Path(out).parent)  # before long work
     if Path(out).is_dir():
-        raise UnwritableError(
+        raise core.UnwritableError(
             f"{out}: expected the name of a table to write, found a folder. Choose another name."
         )
     for name in (bar := tqdm(tasks, desc="benchmark", disable=not progress)):
@@ -174,13 +173,13 @@ def run_tasks(
         try:
             scored = tasks[name]()
         except Exception as error:
-            if not isinstance(error, OSError | CodiembError):  # else the end says what to mend
+            if not isinstance(error, OSError | core.CodiembError):  # else the end says what to mend
                 logger.error("%s failed:", name, exc_info=error)
             failures[name] = error
             continue
         labels = {"model": model, "model_hash": store.embedder.model_hash}
         rows += [labels | {"dataset": name} | row for row in scored]
-        write_rows(out, _table(rows))
+        core.write_rows(out, _table(rows))
     if failures:
         causes = "; ".join(f"{n}: {type(e).__name__}: {e}" for n, e in failures.items())
         raise BenchmarkError(

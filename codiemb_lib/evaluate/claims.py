@@ -1,7 +1,5 @@
 """The rule that decides the claims of claims.yaml."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple

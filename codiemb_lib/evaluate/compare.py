@@ -5,8 +5,6 @@ of the texts of each test set, and the scores of a resample are averaged over th
 Other training runs: Student's interval of the difference over seeds, paired by seed.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,8 +15,8 @@ from numpy.typing import ArrayLike
 from scipy import stats
 
 from codiemb_lib.core import MAIN_METRIC, t_interval
-from codiemb_lib.evaluate.errors import EvaluationError
 from codiemb_lib.evaluate.scores import EncodedDataset, by_text, texts_of
+from codiemb_lib.evaluate.search import EvaluationError
 
 Run = tuple[str, int]  # a model and its seed
 
@@ -29,8 +27,7 @@ ISOTROPY = {"ir": "ir_isotropy", "sts": "sts_isotropy"}  # of a task's texts: mi
 class Comparison:
     """A model against a reference: the claim is that it is better by more than `bound`.
 
-    `task` is what they are compared on: the score of `ir` or `sts`, or the `ISOTROPY` of its texts.
-    More is better of each.
+    `task` is of what more is better: the score of `ir` or `sts`, or the `ISOTROPY` of its texts.
     """
 
     model: str
@@ -166,10 +163,26 @@ def bootstrap_scores(
     return np.concatenate([score(np.arange(n)[None]), drawn], axis=1)
 
 
-# Scores (M, B) from how often each of n texts was drawn, counts (n, B).
+class _Ranks:
+    """Average ranks of values (n,) within resamples, which are how often each text stands in them.
+
+    The values are sorted once; a rank is the number of texts in front, and half of those that tie.
+    """
+
+    def __init__(self, values: ArrayLike) -> None:
+        _, self.group = np.unique(values, return_inverse=True)  # (n,) 0 for the least
+        self.order = np.argsort(self.group, kind="stable")
+        self.starts = np.flatnonzero(np.diff(self.group[self.order], prepend=-1))
+
+    def centred(self, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Counts (n, B) -> ranks less their mean (n, B), and the sum of their squares (B,)."""
+        ties = np.add.reduceat(counts[self.order], self.starts, axis=0)  # (groups, B)
+        ranks = np.cumsum(ties, axis=0) - (ties + len(counts)) / 2
+        return ranks[self.group], np.einsum("gb,gb->b", ties, ranks**2)
 
 
 def _correlations(models: list[_Ranks], gold: _Ranks, counts: np.ndarray) -> np.ndarray:
+    """Spearman's rho (M, B) from how often each of n texts was drawn, (n, B)."""
     y, y_square = gold.centred(counts)
     y = y * counts
     centred = (ranks.centred(counts) for ranks in models)
@@ -191,24 +204,6 @@ def _isotropy(models: np.ndarray, counts: np.ndarray) -> np.ndarray:
     totals = [np.square(units.T @ counts, dtype=np.float64).sum(axis=0) for units in models]
     with np.errstate(invalid="ignore"):  # 0 / 0 is NaN
         return (own - np.stack(totals)) / pairs
-
-
-class _Ranks:
-    """Average ranks of values (n,) within resamples, which are how often each text stands in them.
-
-    The values are sorted once; a rank is the number of texts in front, and half of those that tie.
-    """
-
-    def __init__(self, values: ArrayLike) -> None:
-        _, self.group = np.unique(values, return_inverse=True)  # (n,) 0 for the least
-        self.order = np.argsort(self.group, kind="stable")
-        self.starts = np.flatnonzero(np.diff(self.group[self.order], prepend=-1))
-
-    def centred(self, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Counts (n, B) -> ranks less their mean (n, B), and the sum of their squares (B,)."""
-        ties = np.add.reduceat(counts[self.order], self.starts, axis=0)  # (groups, B)
-        ranks = np.cumsum(ties, axis=0) - (ties + len(counts)) / 2
-        return ranks[self.group], np.einsum("gb,gb->b", ties, ranks**2)
 
 
 def compare(

@@ -5,19 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import chain, islice
-from typing import TYPE_CHECKING
 
+from codiemb_lib import model
 from codiemb_lib.core import normalise
 from codiemb_lib.data import Record, answers_of
-from codiemb_lib.evaluate.errors import EvaluationError
-from codiemb_lib.evaluate.search import top_k
-
-if TYPE_CHECKING:
-    from codiemb_lib.model import Embedder
+from codiemb_lib.evaluate.search import EvaluationError, top_k
 
 
 def mine(
-    encoder: Embedder,
+    encoder: model.Embedder,
     records: Sequence[Record],
     *,
     corpus: Iterable[str] = (),

@@ -4,8 +4,6 @@ mteb could load our folders through sentence-transformers, with the same scores.
 two cores take two thirds to nine tenths of the time, and no text is encoded twice.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from types import MappingProxyType, SimpleNamespace
@@ -15,8 +13,8 @@ import numpy as np
 
 from codiemb_lib.core import Prompts, load_preset
 from codiemb_lib.evaluate.benchmark import Row, Store
-from codiemb_lib.evaluate.errors import EvaluationError
 from codiemb_lib.evaluate.scores import check_differ
+from codiemb_lib.evaluate.search import EvaluationError
 
 _TASKS = {"Retrieval": "ir", "STS": "sts"}
 _METRICS = {

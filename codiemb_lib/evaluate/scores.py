@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,13 +17,10 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 from scipy import stats
 
+from codiemb_lib import model
 from codiemb_lib.core import DatasetSettings, Preset, atomic_path, say_once
 from codiemb_lib.data import Dataset, Record, load_dataset
-from codiemb_lib.evaluate.errors import EvaluationError
-from codiemb_lib.evaluate.search import top_k
-
-if TYPE_CHECKING:
-    from codiemb_lib.model import Encoder
+from codiemb_lib.evaluate.search import EvaluationError, top_k
 
 _QUERIES = 4096  # whose rankings are in pytrec_eval's hands at once
 
@@ -56,11 +53,8 @@ class EncodedDataset:
     ignored: dict[int, int] = field(default_factory=dict)
 
 
-# --- Records to vectors ---------------------------------------------------------------------------
-
-
 def encode_dataset(
-    encoder: Encoder,
+    encoder: model.Encoder,
     settings: DatasetSettings,
     records: Sequence[Record],
     corpus: Iterable[str] = (),
@@ -87,7 +81,7 @@ def encode_dataset(
         texts = (text for record in records for text in (*record.positives, *record.negatives))
         passages = list(dict.fromkeys(chain(texts, corpus)))
         row_of = {text: row for row, text in enumerate(passages)}
-        gold = _grades(records, row_of)
+        gold = grades_of(records, row_of)
         if settings.ignore_identical_ids:
             ignored = {i: row_of[r.same_id] for i, r in enumerate(records) if r.same_id in row_of}
         passage_prompt = settings.passage_prompt
@@ -104,7 +98,7 @@ def encode_dataset(
     return EncodedDataset(settings.name, task, queries, passages, left, right, gold, ignored)
 
 
-def _grades(records: Sequence[Record], row_of: Mapping[str, int]) -> list[dict[int, int]]:
+def grades_of(records: Sequence[Record], row_of: Mapping[str, int]) -> list[dict[int, int]]:
     """For each record the grades of its positives, by their rows."""
     scores = [score for record in records for score in record.positive_scores]
     graded = all(score >= 1 and float(score).is_integer() for score in scores)
@@ -122,16 +116,11 @@ def _grades(records: Sequence[Record], row_of: Mapping[str, int]) -> list[dict[i
 
 
 def encode_split(
-    encoder: Encoder,
-    preset: Preset,
-    split: str,
-    *,
-    data: Mapping[str, Dataset] | None = None,
+    encoder: model.Encoder, preset: Preset, split: str, *, data: Mapping[str, Dataset] | None = None
 ) -> list[EncodedDataset]:
     """Encode a split of every data set of which the preset takes records for it.
 
-    The queries of "test" are searched in the data set's corpus too. `data` are the data sets by
-    name; None: they are loaded.
+    The queries of "test" are searched in the corpus too. Without `data`, by name, it is loaded.
     """
     encoded = []
     for settings in preset.datasets:
@@ -175,8 +164,8 @@ def load_encoded(path: str | Path) -> list[EncodedDataset]:
                 judged, gold = gold.tolist(), [{} for _ in queries]
                 for query, row, grade in judged:
                     gold[query][row] = grade
-            query_texts, passage_texts, ignored = texts
-            parts = query_texts, passage_texts, queries, passages, gold, dict(ignored)
+            *sides, ignored = texts
+            parts = *sides, queries, passages, gold, dict(ignored)
             datasets.append(EncodedDataset(name, task, *parts))
     return sorted(datasets, key=lambda dataset: (dataset.task, dataset.name))
 
@@ -197,9 +186,6 @@ def texts_of(space: Iterable[EncodedDataset]) -> dict[str, np.ndarray]:
         for kind, members in KINDS.items()
     }
     return {kind: np.stack(rows) for kind, rows in vectors.items() if len(rows) >= 2}
-
-
-# --- Vectors to scores ----------------------------------------------------------------------------
 
 
 def ranking_metrics(

@@ -1,11 +1,13 @@
 """Exact search: the rows of largest inner product, in memory that does not grow with all pairs."""
 
-from __future__ import annotations
-
 import numpy as np
 from tqdm.auto import trange
 
-from codiemb_lib.evaluate.errors import EvaluationError
+from codiemb_lib.core import CodiembError
+
+
+class EvaluationError(CodiembError, ValueError):
+    """Something cannot be scored, compared or mined, or a score came out that is none."""
 
 
 def top_k(
@@ -22,8 +24,7 @@ def top_k(
     each by default. Of every tile but the first, only what exceeds the k-th best so far is sorted.
 
     Args:
-        queries: (Q, D), taken as float32.
-        passages: (C, D), taken as float32; not copied if that is their type.
+        queries, passages: (Q, D) and (C, D), taken as float32; not copied if that is their type.
         k: How many, from 1 to C.
         block: The rows of queries and of passages that make a tile; at least k passages do.
 

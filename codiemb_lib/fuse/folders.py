@@ -1,7 +1,5 @@
 """Model folders that become one: opened beside their base, adapters merged in by peft, checked."""
 
-from __future__ import annotations
-
 import json
 import math
 import re
@@ -168,7 +166,16 @@ def settings_folder(source: Path | None, base: Path, folders: Sequence[Path], li
     That is `source`, or the base for an adapter; without one that of `like`, if all models agree.
     """
     if source is None:
-        _check_same_settings([folder for folder in folders if not _is_adapter(folder)])
+        first = like.folder  # were their weights equal, would all encode a text as this one does?
+        for folder in (path for path in folders if path != first and not _is_adapter(path)):
+            expected, found = _stated(first), _stated(folder)
+            if expected.pop("files") != found.pop("files"):  # they may mean the same; takes seconds
+                expected, found = expected | _read(first), found | _read(folder)
+            if different := [name for name in expected if expected[name] != found[name]]:
+                raise FusionError(
+                    f"{folder}: expected the {' and '.join(different)} of {first}, found another "
+                    "or none. With `settings_from` name the one whose settings the result takes."
+                )
         return like.folder
     chosen = base if _is_adapter(source) else source
     if _layers(like.folder) < _layers(chosen) < math.inf:
@@ -177,19 +184,6 @@ def settings_folder(source: Path | None, base: Path, folders: Sequence[Path], li
             f"{like.folder}, found one with {_layers(chosen)}, {chosen}."
         )
     return chosen
-
-
-def _check_same_settings(folders: Sequence[Path]) -> None:
-    """Refuse models that would not encode a text alike, were their weights equal."""
-    for folder in folders[1:]:
-        expected, found = _stated(folders[0]), _stated(folder)
-        if expected.pop("files") != found.pop("files"):  # which may mean the same; it takes seconds
-            expected, found = expected | _read(folders[0]), found | _read(folder)
-        if different := [name for name in expected if expected[name] != found[name]]:
-            raise FusionError(
-                f"{folder}: expected the {' and '.join(different)} of {folders[0]}, found another "
-                "or none. With `settings_from` name the one whose settings the result takes."
-            )
 
 
 def _stated(folder: Path) -> dict[str, Any]:

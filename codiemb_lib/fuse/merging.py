@@ -1,16 +1,15 @@
 """Merges: of tensors in memory, or of model folders into one with a card, as a recipe says."""
 
-from __future__ import annotations
-
 import fnmatch
 import inspect
+import json
 import platform
 import re
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 import numpy as np
 import pandas as pd
@@ -20,21 +19,8 @@ from jinja2 import Template
 from pydantic import Field, ValidationError, field_validator, model_validator
 from torch import Tensor
 
-from codiemb_lib import __version__
-from codiemb_lib.core import (
-    METHODS,
-    EncoderSettings,
-    Merge,
-    alone,
-    explain,
-    load_preset,
-    read_settings,
-    scratch_beside,
-    sha256_file,
-    task_means,
-    unknown,
-)
-from codiemb_lib.fuse import methods
+from codiemb_lib import __version__, core
+from codiemb_lib.fuse import NUMERICS, methods
 from codiemb_lib.fuse.folders import check_origin, open_folders, settings_folder, tied
 from codiemb_lib.fuse.methods import Weights
 from codiemb_lib.fuse.tensors import Folder, FusionError, Lazy, cast, check_alike, wide, write_model
@@ -48,7 +34,7 @@ _MARKDOWN = {  # of formulas in docstrings
 }
 
 
-class Recipe(Merge):
+class Recipe(core.Merge):
     """A merge of model folders, whose paths are relative to the recipe."""
 
     base: str  # as an encoder is named in a preset: packaged, a folder, or on the Hub
@@ -62,18 +48,18 @@ class Recipe(Merge):
     def _a_list_has_its_paths_as_names(cls, given: object) -> object:
         if not isinstance(given, list):
             return given
-        named = {str(path): path for path in given}
+        named = {str(Path(str(path))): path for path in given}
         if len(named) < len(given):
             raise ValueError("expected each ingredient once; weights weigh them")
         return named
 
     @model_validator(mode="after")
-    def _names_are_known(self) -> Recipe:
+    def _names_are_known(self) -> Self:
         if "base" in self.ingredients:
             raise ValueError("ingredients: expected other names than `base`, that of the base")
-        known = ["", "base", *self.ingredients]
-        if self.settings_from not in known:
-            raise ValueError(f"settings_from: {unknown('ingredient', self.settings_from, known)}")
+        known, named = ["", "base", *self.ingredients], self.settings_from
+        if named not in known:
+            raise ValueError(f"settings_from: {core.unknown('ingredient', named, known)}")
         return self
 
 
@@ -101,14 +87,13 @@ def merge(
         base: The initialisation: a mapping from names to tensors, a folder, or the name of an
             encoder. Layers that the checkpoints were trained without are left out.
         checkpoints: Models with its names, shapes and integers, of the same kind.
-        method: A name in `core.METHODS`; its function in `fuse/methods.py` says what it does.
+        method, **options: A name in `core.METHODS`; its function in `fuse/methods.py` says more.
         scale: Length of the merged delta; 0 gives the base.
         keep: Tensors that are not merged, nor count in a norm: patterns of names such as
             "*embeddings*", the first that fits, and "base" or the number of a checkpoint.
         output: For folders: the folder to write, absent or empty; a card says how it was made.
         settings_from: "base", or the number of the checkpoint whose settings the result takes.
         score: For the greedy soup: from a model to a number, higher being better.
-        **options: Of the method.
 
     Returns:
         The merged mapping, in the order of the base, or the path `output`.
@@ -128,22 +113,19 @@ def merge(
         )
     try:
         if output is None:
-            return merge_weights(base, models, Merge(ingredients=[*models], **options), score)
+            return merge_weights(base, models, core.Merge(ingredients=[*models], **options), score)
         ingredients = {name: str(folder) for name, folder in models.items()}
         options["settings_from"] = str(settings_from)
         recipe = Recipe(base=str(base), ingredients=ingredients, **options)
     except ValidationError as error:
-        raise FusionError(explain(error)) from error
+        raise FusionError(core.explain(error)) from error
     _merge_folders(recipe, Path(), Path(output), score)
     return Path(output)
 
 
-# Tensors
-
-
 @torch.no_grad()
 def merge_weights(
-    base: Weights, runs: Mapping[str, Weights], settings: Merge, score: Score | None = None
+    base: Weights, runs: Mapping[str, Weights], settings: core.Merge, score: Score | None = None
 ) -> dict[str, Tensor]:
     """The model that settings make of the runs they name, in the types of numbers of the first."""
     merged = work_out(base, runs, settings, score)
@@ -152,10 +134,10 @@ def merge_weights(
 
 
 def work_out(
-    base: Weights, runs: Mapping[str, Weights], settings: Merge, score: Score | None = None
+    base: Weights, runs: Mapping[str, Weights], settings: core.Merge, score: Score | None = None
 ) -> Lazy:
     """The model that settings make of the runs they name, in float32 or wider, tensor by tensor."""
-    if METHODS[settings.method].scored != (score is not None):
+    if core.METHODS[settings.method].scored != (score is not None):
         raise FusionError(
             f"expected a `score` with 'greedy' and no other, found {score} with {settings.method}."
         )
@@ -183,7 +165,7 @@ def work_out(
 
 
 def with_kept(
-    base: Weights, runs: Mapping[str, Weights], settings: Merge
+    base: Weights, runs: Mapping[str, Weights], settings: core.Merge
 ) -> tuple[dict[str, str], Weights, list[Weights]]:
     """Which model a tensor comes from that is not merged; base and models as if all had these."""
     sources: dict[str, str] = {}
@@ -201,15 +183,15 @@ def with_kept(
     return sources, alike(base), [alike(runs[name]) for name in settings.ingredients]
 
 
-# Folders
-
-
 @torch.no_grad()
 def fuse_recipe(path: str | Path, output: str | Path) -> list[str]:
-    """Merge what a recipe in YAML names, by paths from its folder; return the ingredients kept."""
+    """Merge what a recipe in YAML names, by paths from its folder; return the ingredients kept.
+
+    A model that stands in `output` and was made of the same files by the same recipe is kept.
+    """
     path = Path(path)
-    recipe = read_settings(path, Recipe, FusionError)
-    if METHODS[recipe.method].scored != bool(recipe.dev):
+    recipe = core.read_settings(path, Recipe, FusionError)
+    if core.METHODS[recipe.method].scored != bool(recipe.dev):
         raise FusionError(
             f"{path}: expected `dev`, a preset whose dev sets decide, with `method: greedy` and no "
             f"other, found dev: {recipe.dev!r} with {recipe.method}."
@@ -220,15 +202,20 @@ def fuse_recipe(path: str | Path, output: str | Path) -> list[str]:
 def _merge_folders(
     recipe: Recipe, here: Path, output: Path, score: Score | None = None, hashed: bool = False
 ) -> list[str]:
-    """The one road from folders to a folder; `hashed`: whether the card has hashes of the files."""
+    """The one road from folders to a folder; `hashed`: by the hashes of files, which are kept."""
     base = here / recipe.base
     if not base.is_dir():
         from codiemb_lib.model import locate  # takes seconds
 
-        base = locate(EncoderSettings(name=recipe.base, revision=recipe.revision))
+        base = locate(core.EncoderSettings(name=recipe.base, revision=recipe.revision))
     folders = {name: here / folder for name, folder in recipe.ingredients.items()}
     check_origin(base, folders.values())
-    with alone(output), scratch_beside(output) as scratch:
+    hashes = [core.sha256_folder(folder) for folder in (base, *folders.values()) if hashed]
+    made_of = core.sha256_text(recipe.model_dump_json(), str(NUMERICS), *hashes)
+    with core.alone(output), core.scratch_beside(output) as scratch:
+        record = output / "merge.json"
+        if hashed and record.is_file() and (done := core.read_json(record))["made_of"] == made_of:
+            return done["kept"]
         if output.exists() and (not output.is_dir() or any(output.iterdir())):
             raise FusionError(f"{output}: expected a new or an empty folder, found content.")
         origin, models, like = open_folders(base, [*folders.values()], scratch)
@@ -239,7 +226,8 @@ def _merge_folders(
         merged = work_out(origin, dict(zip(folders, models, strict=True)), recipe, score)
         kept = [name for j, name in enumerate(folders) if j in (merged.kept or range(len(folders)))]
         card = _model_card(output.name, recipe, kept, settings, folders if hashed else {})
-        write_model(output, merged, like=like, settings=settings, card=card)
+        texts = {"README.md": card, record.name: json.dumps({"made_of": made_of, "kept": kept})}
+        write_model(output, merged, like=like, settings=settings, texts=texts)
     return kept
 
 
@@ -249,7 +237,7 @@ def _dev_score(preset: str, like: Folder, settings: Path, scratch: Path) -> Scor
     from codiemb_lib.evaluate import encode_split, score
     from codiemb_lib.model import Encoder
 
-    experiment = load_preset(preset)
+    experiment = core.load_preset(preset)
     root = experiment.data_root
     data = {d.name: load_dataset(d.name, root=root) for d in experiment.datasets if d.dev != 0}
 
@@ -266,7 +254,7 @@ def _dev_score(preset: str, like: Folder, settings: Path, scratch: Path) -> Scor
 
 def mean_of_tasks(scores: pd.DataFrame) -> float:
     """What dev decides by: the mean of the tasks' means (`core.task_means`)."""
-    return float(np.mean([*task_means(scores).values()]))
+    return float(np.mean([*core.task_means(scores).values()]))
 
 
 def _model_card(
@@ -274,7 +262,7 @@ def _model_card(
 ) -> str:
     """The README.md of a merged model, with the SHA-256 of the files of weights in `hashed`."""
     files = [
-        (ingredient, file.relative_to(folder).as_posix(), sha256_file(file))
+        (ingredient, file.relative_to(folder).as_posix(), core.sha256_file(file))
         for ingredient, folder in hashed.items()
         for file in Folder(folder).files
     ]

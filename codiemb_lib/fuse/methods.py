@@ -6,14 +6,12 @@ names to tensors, and returns such a mapping; a tensor is worked out when it is 
 larger than the memory can be merged. Options are checked by `core/merge.py`.
 """
 
-from __future__ import annotations
-
 import copy
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -40,7 +38,7 @@ class Moves:
         self.tensors = [model[name] for model in models]
         self._labels = labels(base, models)
 
-    def only(self, j: int) -> Moves:
+    def only(self, j: int) -> Self:
         """Those of model j alone."""
         alone = copy.copy(self)
         alone.tensors, alone._labels = [self.tensors[j]], [self._labels[0], self._labels[1 + j]]
@@ -115,9 +113,6 @@ def _merged(base: Weights, models: Sequence[Weights], rule: Callable[[Moves], Te
     return Lazy(base, work_out)
 
 
-# Averages of weights
-
-
 def uniform(base: Weights, models: Sequence[Weights]) -> Lazy:
     r"""The uniform soup: :math:`\theta = \frac1J \sum_j \theta_j`.
 
@@ -186,9 +181,6 @@ def slerp(base: Weights, models: Sequence[Weights], *, t: float = 0.5) -> Lazy:
         return moves.mix([math.sin(s * omega) / math.sin(omega) for s in (1 - t, t)])
 
     return _merged(base, models, rule)
-
-
-# The base plus a sum of what the models learnt
 
 
 def task_arithmetic(

@@ -1,7 +1,5 @@
 """What a fusion study found on dev: every candidate's scores, and which fixed settings do best."""
 
-from __future__ import annotations
-
 import pandas as pd
 
 from codiemb_lib.core import t_interval, task_means

@@ -1,7 +1,5 @@
 """The merges of a preset: made of its runs, compared on dev, and the path between two runs."""
 
-from __future__ import annotations
-
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -12,19 +10,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from codiemb_lib.core import (
-    METHODS,
-    FusionStudy,
-    Merge,
-    Preset,
-    is_complete,
-    layer_of,
-    read_json,
-    run_folder,
-    sha256_text,
-    write_manifest,
-    write_rows,
-)
+from codiemb_lib import core
 from codiemb_lib.fuse import NUMERICS
 from codiemb_lib.fuse.merging import mean_of_tasks, merge_weights, with_kept, work_out
 from codiemb_lib.fuse.methods import Weights, delta_guided_weights, delta_norms
@@ -32,27 +18,27 @@ from codiemb_lib.fuse.tensors import Folder
 from codiemb_lib.model import Encoder, model_hash
 
 
-def study_of(preset: Preset) -> FusionStudy:
+def study_of(preset: core.Preset) -> core.FusionStudy:
     """The fusion study of a preset; without one, soup and delta over its first fusion's runs."""
     ingredients = next(iter(preset.fusion.values())).ingredients
     plain = {"uniform": ({},), "delta": ({},)}
-    return preset.fusion_study or FusionStudy(ingredients=ingredients, candidates=plain)
+    return preset.fusion_study or core.FusionStudy(ingredients=ingredients, candidates=plain)
 
 
-def merged_variants(preset: Preset) -> list[str]:
+def merged_variants(preset: core.Preset) -> list[str]:
     """The trained variants that the preset's fusions, its study or its path need."""
     named = [name for merge in preset.fusion.values() for name in merge.ingredients]
     return [name for name in preset.variants if name in (*named, *study_of(preset).runs)]
 
 
-def open_runs(preset: Preset, seed: int) -> dict[str, Folder]:
+def open_runs(preset: core.Preset, seed: int) -> dict[str, Folder]:
     """The weights of the `merged_variants` of one seed, read from their folders when asked for."""
-    folders = {name: run_folder(preset.name, name, seed) for name in merged_variants(preset)}
+    folders = {name: core.run_folder(preset.name, name, seed) for name in merged_variants(preset)}
     return {name: Folder(folder / "model") for name, folder in folders.items()}
 
 
 def save_merge(
-    preset: Preset, model: str, seed: int, encoder: Encoder, base: Weights, runs: Mapping
+    preset: core.Preset, model: str, seed: int, encoder: Encoder, base: Weights, runs: Mapping
 ) -> Path:
     """Make one fused model of a preset and return its run folder: `model/`, `fusion.csv`, manifest.
 
@@ -60,20 +46,20 @@ def save_merge(
     takes the weights that :func:`merge_weights` makes of `base` and `runs`.
     """
     started = time.perf_counter()
-    settings, folder = preset.fusion[model], run_folder(preset.name, model, seed)
-    folders = {name: run_folder(preset.name, name, seed) for name in settings.ingredients}
-    manifests = {name: read_json(run / "manifest.json") for name, run in folders.items()}
+    settings, folder = preset.fusion[model], core.run_folder(preset.name, model, seed)
+    folders = {name: core.run_folder(preset.name, name, seed) for name in settings.ingredients}
+    manifests = {name: core.read_json(run / "manifest.json") for name, run in folders.items()}
     origins = {name: manifest["fingerprint"] for name, manifest in manifests.items()}
     recipe = settings.model_dump(mode="json", exclude_none=True)
-    fingerprint = sha256_text(repr(recipe), repr(origins), str(NUMERICS))
-    if is_complete(folder, fingerprint):
+    fingerprint = core.sha256_text(repr(recipe), repr(origins), str(NUMERICS))
+    if core.is_complete(folder, fingerprint):
         return folder
     (folder / "manifest.json").unlink(missing_ok=True)  # it says that the model is whole
     encoder.backbone.load_state_dict(merge_weights(base, runs, settings))
     encoder.save(folder / "model")
-    write_rows(folder / "fusion.csv", movements(base, runs, settings).assign(seed=seed))
+    core.write_rows(folder / "fusion.csv", movements(base, runs, settings).assign(seed=seed))
     made_of = {"ingredient_fingerprints": origins, "model_hash": model_hash(preset.encoder)}
-    write_manifest(
+    core.write_manifest(
         folder,
         preset=preset,
         model=model,
@@ -86,7 +72,7 @@ def save_merge(
     return folder
 
 
-def movements(base: Weights, runs: Mapping[str, Weights], settings: Merge) -> pd.DataFrame:
+def movements(base: Weights, runs: Mapping[str, Weights], settings: core.Merge) -> pd.DataFrame:
     """How far each tensor of each ingredient moved, and what it weighs in the merge.
 
     Rows (ingredient, tensor, layer, module, delta_norm, weight), without tensors outside embeddings
@@ -102,9 +88,9 @@ def movements(base: Weights, runs: Mapping[str, Weights], settings: Merge) -> pd
         for tensor, source in sources.items()
     }
     rows = [
-        (name, tensor, layer_of(tensor), module_of(tensor), norm.item(), weight.mean().item())
+        (name, tensor, core.layer_of(tensor), module_of(tensor), norm.item(), weight.mean().item())
         for tensor, norms in delta_norms(base, [runs[name] for name in ingredients]).items()
-        if layer_of(tensor) is not None
+        if core.layer_of(tensor) is not None
         for name, norm, weight in zip(ingredients, norms, weights[tensor], strict=True)
     ]
     columns = ["ingredient", "tensor", "layer", "module", "delta_norm", "weight"]
@@ -121,9 +107,9 @@ def module_of(tensor: str) -> str:
 def try_on_dev(
     base: Weights,
     runs: Mapping[str, Weights],
-    study: FusionStudy,
+    study: core.FusionStudy,
     scores: Callable[[Weights], pd.DataFrame],
-) -> tuple[pd.DataFrame, dict[str, Merge]]:
+) -> tuple[pd.DataFrame, dict[str, core.Merge]]:
     """Score every candidate of a study on dev, and pick one for each method.
 
     The pick has the best mean of both tasks' means. A greedy soup looks at dev by itself; its row
@@ -133,12 +119,12 @@ def try_on_dev(
     for the row) and chosen; and each method's pick.
     """
     tables: list[pd.DataFrame] = []
-    picks: dict[str, Merge] = {}
+    picks: dict[str, core.Merge] = {}
     for method, tried in study.candidates.items():
         best = -np.inf
         for number, settings in enumerate(tried):
             looks = 1
-            if METHODS[settings.method].scored:
+            if core.METHODS[settings.method].scored:
                 soup = work_out(base, runs, settings, lambda model: mean_of_tasks(scores(model)))
                 looks = 2 * len(settings.ingredients) - 1  # each alone; all but the best in a soup
                 kept = tuple(settings.ingredients[number] for number in soup.kept)
@@ -153,7 +139,7 @@ def try_on_dev(
     return table.assign(chosen=table["settings"] == table["method"].map(chosen)), picks
 
 
-def _label(settings: Merge, study: FusionStudy) -> str:
+def _label(settings: core.Merge, study: core.FusionStudy) -> str:
     """What sets a candidate apart, such as `power 2, scale 0.8`."""
     parts = settings.options() | ({"scale": settings.scale} if settings.scale != 1 else {})
     if settings.weights:

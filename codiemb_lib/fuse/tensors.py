@@ -5,20 +5,19 @@ in shards. A tensor is a view of its file's pages, which leave the process with 
 walks through models in step holds one tensor of each, never a model.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import math
-import mmap
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -46,7 +45,7 @@ class Lazy(Mapping[str, Tensor]):
     """A model with the names of another; each look at a tensor works it out, on any thread."""
 
     def __init__(self, like: Mapping[str, Tensor], work_out: Callable[[str], Tensor]) -> None:
-        self._names = dict.fromkeys(like)
+        self.places: dict[str, Any] = dict.fromkeys(like)  # by name; of a folder, where it lies
         self._work_out = work_out
         self.folder: Path | None = getattr(like, "folder", None)  # which messages name
         self.kept: list[int] | None = None  # the models in a greedy soup, by number
@@ -55,10 +54,10 @@ class Lazy(Mapping[str, Tensor]):
         return self._work_out(name)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
+        return iter(self.places)
 
     def __len__(self) -> int:
-        return len(self._names)
+        return len(self.places)
 
 
 class Place(NamedTuple):
@@ -71,7 +70,7 @@ class Place(NamedTuple):
     shape: tuple[int, ...]
 
 
-class Folder(Mapping[str, Tensor]):
+class Folder(Lazy):
     """The weights of a model folder; a tensor is read from disk each time it is asked for.
 
     What is read are the transformer and the other parts that modules.json names; the tensors of the
@@ -80,6 +79,7 @@ class Folder(Mapping[str, Tensor]):
     """
 
     def __init__(self, folder: str | Path) -> None:
+        super().__init__({}, lambda name: read_tensor(self.places[name]))
         self.folder = Path(folder)
         if not self.folder.is_dir():
             raise FusionError(f"{folder}: expected a model folder, found none.")
@@ -93,7 +93,6 @@ class Folder(Mapping[str, Tensor]):
             raise FusionError(
                 f"{folder}: expected weights in safetensors, found {found}. Save the model again."
             )
-        self.places: dict[str, Place] = {}
         for file in self.files:
             for place in read_places(file):
                 if place.key.endswith("position_ids"):
@@ -112,15 +111,6 @@ class Folder(Mapping[str, Tensor]):
         """The place of a file in a folder that has the transformer's files in `transformer`."""
         ours = file.parent == self.transformer
         return transformer / file.name if ours else file.relative_to(self.folder)
-
-    def __getitem__(self, name: str) -> Tensor:
-        return read_tensor(self.places[name])
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.places)
-
-    def __len__(self) -> int:
-        return len(self.places)
 
 
 def files_of(folder: Path) -> list[Path]:
@@ -142,37 +132,32 @@ def files_of(folder: Path) -> list[Path]:
 
 
 def read_places(file: Path) -> list[Place]:
-    """The tensors of a safetensors file, in the order of their bytes, from its header.
+    """The tensors of a safetensors file, in the order of their bytes.
 
-    Layout: 8 bytes, the header's length; the header in JSON; the tensors' bytes.
+    The official reader vouches that these follow each other up to the end of the file.
     """
+    places, end = [], file.stat().st_size
     try:
-        with safe_open(file, "pt"), file.open("rb") as stream:  # the official reader checks it
-            length = int.from_bytes(stream.read(8), "little")
-            header = json.loads(stream.read(length))
-        header.pop("__metadata__", None)
-        return [
-            Place(file, key, 8 + length + e["data_offsets"][0], DTYPES[e["dtype"]], (*e["shape"],))
-            for key, e in sorted(header.items(), key=lambda item: item[1]["data_offsets"])
-        ]
-    except (SafetensorError, KeyError, OSError) as error:
+        with safe_open(file, "numpy") as opened:
+            for key in reversed(opened.offset_keys()):
+                part = opened.get_slice(key)
+                shape, dtype = tuple(part.get_shape()), DTYPES[part.get_dtype()]
+                end -= math.prod(shape) * dtype.itemsize
+                places.append(Place(file, key, end, dtype, shape))
+    except (SafetensorError, KeyError) as error:
         raise FusionError(
             f"{file}: expected whole weights in safetensors, of the types {', '.join(DTYPES)}, "
             f"found {error}. Copy or save the model again."
         ) from error
+    return places[::-1]
 
 
 def read_tensor(place: Place) -> Tensor:
     """One tensor as a view of its file's pages; what is written to it stays in this process."""
-    count = math.prod(place.shape)
-    if not count:
-        return torch.empty(place.shape, dtype=place.dtype)
-    before = place.start % mmap.ALLOCATIONGRANULARITY  # where a map may begin
-    with place.file.open("rb") as stream:
-        size, offset = before + count * place.dtype.itemsize, place.start - before
-        pages = mmap.mmap(stream.fileno(), size, offset=offset, access=mmap.ACCESS_COPY)
-    tensor = torch.frombuffer(pages, dtype=place.dtype, count=count, offset=before)
-    return tensor.view(place.shape)
+    size = math.prod(place.shape) * place.dtype.itemsize
+    file = str(place.file)  # a Path would be resolved each time
+    pages = np.memmap(file, np.uint8, "c", place.start, size)
+    return torch.from_numpy(pages).view(place.dtype).view(place.shape)
 
 
 def check_alike(base: Mapping[str, Tensor], models: Sequence[Mapping[str, Tensor]]) -> None:
@@ -194,9 +179,7 @@ def check_alike(base: Mapping[str, Tensor], models: Sequence[Mapping[str, Tensor
             if description.startswith("integer") and not torch.equal(model[name], base[name])
         ]
         if not problems and all(torch.equal(model[n], base[n].to(model[n].dtype)) for n in base):
-            logger.warning(
-                "%s: expected a model that was trained, found the base's weights.", label
-            )
+            logger.warning("%s: expected a trained model, found the base's weights.", label)
         if problems:
             raise FusionError(
                 f"{label}: expected the names, shapes, kinds and integers of the base's tensors, "
@@ -227,12 +210,17 @@ def wide(dtype: torch.dtype) -> torch.dtype:
 
 
 def write_model(
-    output: Path, weights: Mapping[str, Tensor], *, like: Folder, settings: Path, card: str = ""
+    output: Path,
+    weights: Mapping[str, Tensor],
+    *,
+    like: Folder,
+    settings: Path,
+    texts: Mapping[str, str] = MappingProxyType({}),
 ) -> Path:
     """Write a model folder, a few tensors at a time, whole or not at all.
 
     Files, order and types of numbers are those of `like`; configurations, tokenizer and modules are
-    copied from `settings`; `card` becomes README.md.
+    copied from `settings`; `texts` are further files, by their names.
     """
     with atomic_path(output) as temporary:
         temporary.mkdir()
@@ -245,14 +233,12 @@ def write_model(
             target = temporary / place
             target.parent.mkdir(exist_ok=True, parents=True)
             if path in like.files:
-                contents = {
-                    name: place for name, place in like.places.items() if place.file == path
-                }
+                contents = {name: p for name, p in like.places.items() if p.file == path}
                 write_tensors(target, contents, weights)
             else:
                 shutil.copyfile(path, target)
-        if card:
-            (temporary / "README.md").write_text(card, encoding="utf-8")
+        for name, text in texts.items():
+            (temporary / name).write_text(text, encoding="utf-8")
     return output
 
 
@@ -274,11 +260,9 @@ def write_tensors(file: Path, contents: Mapping[str, Place], weights: Mapping[st
 
     def write(name: str, place: Place) -> None:
         tensor = cast(name, weights[name], place.dtype).contiguous()
-        rest = memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
-        at = start + header[place.key]["data_offsets"][0]
-        while rest:  # a single call writes two gigabytes at most
-            written = os.pwrite(stream.fileno(), rest, at)
-            rest, at = rest[written:], at + written
+        with file.open("r+b") as part:
+            part.seek(start + header[place.key]["data_offsets"][0])
+            part.write(tensor.reshape(-1).view(torch.uint8).numpy())
 
     flushes: list[Future[None]] = []
     with file.open("wb") as stream, ThreadPoolExecutor(1) as disk, _single_threads() as pool:

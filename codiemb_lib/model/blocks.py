@@ -8,10 +8,8 @@ On a CPU dropout is a good part of a training step. Here its random bits come by
 attention with it has its gradient in closed form.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 import torch
@@ -34,7 +32,7 @@ class Block(NamedTuple):
     mask: Tensor | None  # (B, 1, 1, T), added to scores: -inf at padding, else 0; None: all 0
 
     @classmethod
-    def of(cls, ids: Tensor, lengths: Tensor, moved: Callable[[Tensor], Tensor]) -> Block:
+    def of(cls, ids: Tensor, lengths: Tensor, moved: Callable[[Tensor], Tensor]) -> Self:
         """The block of padded ids (B, T), with the lengths (B,) of its texts; its mask is moved."""
         B, T = ids.shape
         mask = None
@@ -87,26 +85,14 @@ def keep_mask(
     return torch.ge(bits, dropped - 2**15, out=kept), 2**16 / (2**16 - dropped)
 
 
-class _DropOut(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x: Tensor, p: float) -> Tensor:
-        kept, factor = keep_mask(x.shape, p, x.dtype)
-        ctx.save_for_backward(kept.mul_(factor))
-        return x * kept
-
-    @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
-        (kept,) = ctx.saved_tensors
-        return gradient * kept, None
-
-
 class Dropout(nn.Dropout):
     """Dropout whose mask comes from :func:`keep_mask` where the tensor lies on a CPU."""
 
     def forward(self, input: Tensor) -> Tensor:
         """Zero some entries and scale the others, in training alone."""
         if self.training and 0 < self.p < 1 and input.device.type == "cpu":
-            return _DropOut.apply(input, self.p)
+            kept, factor = keep_mask(input.shape, self.p, input.dtype)
+            return input * kept.mul_(factor)
         return super().forward(input)
 
 
@@ -156,7 +142,6 @@ class _Attention(torch.autograd.Function):
 
 
 def _rows(blocks: Sequence[Block]) -> Iterator[tuple[Block, slice]]:
-    """Each block with its rows."""
     start = 0
     for block in blocks:
         end = start + block.texts * block.length

@@ -1,10 +1,9 @@
 """The encoder: a transformer, a pooling of its token states, prompts, and unit-length output."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import torch
@@ -14,9 +13,8 @@ from tqdm.auto import tqdm
 
 from codiemb_lib.core import EncoderSettings, atomic_path, unknown
 from codiemb_lib.model.blocks import Block, first_position, prepare
-from codiemb_lib.model.errors import EncoderError, refuse
 from codiemb_lib.model.loading import as_settings, locate, read_model, write_model
-from codiemb_lib.model.saved import POOLING_KEYS, read_saved, write_saved
+from codiemb_lib.model.saved import POOLING_KEYS, EncoderError, read_saved, refuse, write_saved
 from codiemb_lib.model.tokens import Packing, Padded, TextTokenizer, forward_passes
 
 
@@ -24,8 +22,7 @@ class Encoder(nn.Module):
     """Texts in, unit vectors out.
 
     Args:
-        backbone: A transformers model whose output has `last_hidden_state`.
-        tokenizer: Its tokenizer.
+        backbone, tokenizer: Of transformers; the output of the former has `last_hidden_state`.
         pooling: `cls`, `mean` or `last` (the last token that is no padding).
         max_length: Texts are cut to this many tokens, prompt and special tokens included.
         include_prompt: Whether the prompt's tokens count in the mean. The paper leaves them out.
@@ -59,7 +56,7 @@ class Encoder(nn.Module):
         self.joins_blocks = prepare(backbone)
 
     @classmethod
-    def load(cls, source: EncoderSettings | str | Path) -> Encoder:
+    def load(cls, source: EncoderSettings | str | Path) -> Self:
         """Load an encoder: `Encoder.load("minilm-l6")`, or a local folder, or `"org/model"`.
 
         What settings leave open, and named prompts, come from the folder's own files. A relative

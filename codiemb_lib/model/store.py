@@ -1,7 +1,5 @@
 """Embeddings of any number of texts by one encoder, kept on disk: no text is encoded twice."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
@@ -13,9 +11,8 @@ from tqdm.auto import tqdm
 from codiemb_lib.core import EncoderSettings, atomic_path, sha256_text, versions
 from codiemb_lib.model import NUMERICS
 from codiemb_lib.model.encoder import Encoder, check_texts
-from codiemb_lib.model.errors import EncoderError
 from codiemb_lib.model.loading import as_settings, locate, model_hash
-from codiemb_lib.model.saved import read_saved
+from codiemb_lib.model.saved import EncoderError, read_saved
 
 CHUNK = 16_384  # texts that are tokenised, encoded and kept together
 
@@ -25,12 +22,15 @@ class Embedder:
 
     Files of the folder `store` are named after all that decides them: `key`, which is the SHA-256
     of the model's files, the settings and our code, then prompt and texts. So nothing in it is ever
-    out of date, and all of it may be deleted at any time.
+    out of date, and all of it may be deleted at any time. `prompts` and `default_prompt`, "" if it
+    has none, are those that the model's own files name.
     """
 
     def __init__(self, source: EncoderSettings | str | Path, store: str | Path | None = None):
         self.settings = as_settings(source)
-        self._saved = read_saved(locate(self.settings))
+        saved = read_saved(locate(self.settings))
+        self.prompts: dict[str, str] = saved["prompts"]
+        self.default_prompt: str = self.prompts.get(saved["default_prompt_name"], "")
         self.model_hash = model_hash(self.settings)
         self.key = sha256_text(
             self.model_hash,
@@ -44,16 +44,6 @@ class Embedder:
         """The loaded encoder."""
         loaded = Encoder.load(self.settings).eval()
         return loaded.to(torch.accelerator.current_accelerator(check_available=True) or "cpu")
-
-    @property
-    def prompts(self) -> dict[str, str]:
-        """The named prompts of a sentence-transformers folder, without loading its weights."""
-        return self._saved["prompts"]
-
-    @property
-    def default_prompt(self) -> str:
-        """The prompt that such a folder has for texts without one; "" if it has none."""
-        return self.prompts.get(self._saved["default_prompt_name"], "")
 
     def embed(
         self, texts: Iterable[str], *, prompt: str | None = None, progress: bool = False

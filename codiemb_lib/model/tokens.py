@@ -1,13 +1,11 @@
 """From texts to token ids, and from token ids to the blocks and forward passes of an encoder."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from codiemb_lib.model.errors import EncoderError
+from codiemb_lib.model.saved import refuse
 
 _CHARACTERS = 16  # more than a token of running text has
 _CUT_AT_ONCE = 1024  # texts; sorted ones differ so little that larger pieces gain nothing
@@ -38,14 +36,12 @@ class Packing(NamedTuple):
 class TextTokenizer:
     """From prompts and texts to what an encoder takes; light enough to live in a worker process.
 
-    `base` is a tokenizer of transformers; texts are cut to `max_length` tokens, prompt and special
-    tokens included.
+    `base` is a tokenizer of transformers; a text is cut to `max_length` tokens, all included.
     """
 
     def __init__(self, base, max_length: int):
         self.base = base
         self.max_length = max_length
-        self._prompt_lengths: dict[str, int] = {}
         splitter = getattr(getattr(base, "backend_tokenizer", None), "pre_tokenizer", None)
         by_word = splitter is not None and len(splitter.pre_tokenize_str("a b")) > 1
         self._by_word = by_word and base.truncation_side == "right"
@@ -60,8 +56,8 @@ class TextTokenizer:
                 ids[i : i + 1] = self._ids([text])
         # A byte-level tokenizer may join the prompt's last blank to the first word, which then goes
         # with the prompt, as in sentence-transformers; but something of every text is left.
-        lengths = map(self._prompt_length, prompts)
-        return [Tokens(i, min(n, len(i) - 1)) for i, n in zip(ids, lengths, strict=True)]
+        lengths = {prompt: self._prompt_length(prompt) for prompt in dict.fromkeys(prompts)}
+        return [Tokens(i, min(lengths[p], len(i) - 1)) for i, p in zip(ids, prompts, strict=True)]
 
     def _head(self, text: str) -> str:
         """Of a long text only whole words enough to fill `max_length`: the rest costs time."""
@@ -75,17 +71,15 @@ class TextTokenizer:
         return self.base(texts, truncation=True, max_length=self.max_length, **only)["input_ids"]
 
     def _prompt_length(self, prompt: str) -> int:
-        if prompt not in self._prompt_lengths:
-            ids = self.base(prompt)["input_ids"] if prompt else []
-            # The special token that closes the prompt when it stands alone is no part of it.
-            length = len(ids) - (bool(ids) and ids[-1] in self.base.all_special_ids)
-            if length >= self.max_length - 1:
-                raise EncoderError(
-                    f"expected room for a text behind its prompt, found a prompt of {length} "
-                    f"tokens under max_length {self.max_length}. Shorten it, or raise max_length."
-                )
-            self._prompt_lengths[prompt] = length
-        return self._prompt_lengths[prompt]
+        ids = self.base(prompt)["input_ids"] if prompt else []
+        # The special token that closes the prompt when it stands alone is no part of it.
+        length = len(ids) - (bool(ids) and ids[-1] in self.base.all_special_ids)
+        refuse(
+            length >= self.max_length - 1,
+            f"expected room for a text behind its prompt, found a prompt of {length} tokens under "
+            f"max_length {self.max_length}. Shorten it, or raise max_length.",
+        )
+        return length
 
     def pad(self, tokens: Sequence[Tokens]) -> Padded:
         """Put texts side by side in one array."""

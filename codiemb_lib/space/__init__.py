@@ -16,7 +16,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "associations": ["FEWEST_CLUSTERS", "rank_correlations", "with_scores"],
-        "layers": ["measures_by_layer"],
         "maps": ["coordinates_hash", "maps_of"],
         "measures": [
             *["alignment_by_text", "anisotropy", "anisotropy_by_text", "cosine_gap_by_text"],
@@ -25,7 +24,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         ],
         "tables": [
             *["BINS", "COLUMNS", "cosine_histograms", "equal_texts", "measures_by_kind"],
-            *["positive_pairs", "rated_pairs", "spectra"],
+            *["measures_by_layer", "positive_pairs", "rated_pairs", "spectra"],
         ],
     },
 )

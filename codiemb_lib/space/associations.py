@@ -1,7 +1,4 @@
-"""Does one number of a model go with another? Rank correlations over models that are not
-independent."""
-
-from __future__ import annotations
+"""Does one number of a model go with another? Rank correlations over dependent models."""
 
 from collections.abc import Sequence
 
@@ -16,24 +13,15 @@ FEWEST_CLUSTERS = 4  # for an interval to say anything
 
 
 def rank_correlations(
-    points: pd.DataFrame,
-    by: Sequence[str],
-    *,
-    resamples: int = 1999,
-    seed: int = 0,
+    points: pd.DataFrame, by: Sequence[str], *, resamples: int = 1999
 ) -> pd.DataFrame:
-    """Rows (*by, correlation, low, high, n, clusters): Spearman's rho of `value` and `score`.
+    """Rows (*by, correlation, low, high, n, clusters): Spearman's rho of two columns of `points`.
 
-    The points of a variant, its seeds and checkpoints, are not independent: they are a cluster. The
-    bootstrap draws whole clusters, and its percentiles are the 95 % interval, the ranks being those
+    They are `value` and `score`, both finite, in groups by the columns `by`. The points of a
+    `variant`, its seeds and checkpoints, are not independent: they are a cluster. The bootstrap
+    draws whole clusters, and its percentiles are the 95 % interval, the ranks being those
     of all points. With ten clusters it is rough and, if anything, too short. Groups of fewer than
     `FEWEST_CLUSTERS`, and those in which a side is constant, are left out.
-
-    Args:
-        points: Columns `variant`, `value` and `score`, both finite, and those of `by`.
-        by: What makes a group.
-        resamples: Of the bootstrap.
-        seed: Of the resamples.
     """
     rows = []
     for key, group in points.groupby(list(by), sort=False):
@@ -42,8 +30,8 @@ def rank_correlations(
         if len(clusters) < FEWEST_CLUSTERS or any(map(is_constant, sides)):
             continue
         sides = [stats.rankdata(side) for side in sides]
-        rng = np.random.default_rng(seed)
-        drawn = rng.multinomial(len(clusters), np.full(len(clusters), 1 / len(clusters)), resamples)
+        rng, count = np.random.default_rng(0), len(clusters)
+        drawn = rng.multinomial(count, np.full(count, 1 / count), resamples)
         with np.errstate(invalid="ignore"):  # a draw of equal points has no correlation
             many = _weighted(*sides, drawn[:, codes])
         low, high = np.nanquantile(many, [0.025, 0.975])
@@ -55,13 +43,10 @@ def rank_correlations(
 def with_scores(measures: pd.DataFrame, scores: pd.DataFrame, on: Sequence[str]) -> pd.DataFrame:
     """Points for :func:`rank_correlations`: each measure beside the score of each task.
 
-    Measures without a finite value are left out; the score is the headline metric, averaged over
-    the task's data sets. Without rows on one side there are none.
-
-    Args:
-        measures: Rows of `measures_by_kind`, with the columns of `on`.
-        scores: Score rows (task, dataset, metric, value), with the columns of `on`.
-        on: What names a model: variant and seed, perhaps step.
+    Rows of `measures_by_kind` and score rows (task, dataset, metric, value) are joined on the
+    columns `on`, which name a model: variant and seed, perhaps step. Measures without a finite
+    value are left out; the score is the headline metric, averaged over the task's data sets.
+    Without rows on one side there are none.
     """
     if measures.empty or scores.empty:  # empty columns have no type to be joined on
         return measures.iloc[:0].assign(task="", score=0.0)

@@ -1,7 +1,4 @@
-"""Maps of embedding spaces in two dimensions that can be laid side by side, and how far to trust
-them."""
-
-from __future__ import annotations
+"""Maps of embedding spaces in two dimensions, to be laid side by side, and their trust."""
 
 import hashlib
 import logging
@@ -23,15 +20,11 @@ logger = logging.getLogger(__name__)
 def aligned_umap(spaces: Sequence[np.ndarray], *, neighbours: int, seed: int = 0) -> np.ndarray:
     """UMAP of several models' embeddings (n, D) of the same n texts, in one plane: (models, n, 2).
 
-    One aligned fit (`umap.AlignedUMAP`): each model keeps its own neighbours, and each text is
-    drawn towards its place on the maps of the models before and after, so that the maps can be
-    compared. A single fit to all rows joined would not do: a text's nearest neighbours then are
-    itself in the other models, and all maps come out alike. One model gets plain UMAP.
-
-    Args:
-        spaces: Row i of each is the same text.
-        neighbours: Of a text, whose distances the map tries to keep.
-        seed: Of the optimisation.
+    One aligned fit (`umap.AlignedUMAP`): each model keeps the distances of a text to its own
+    `neighbours`, and each text is drawn towards its place on the maps of the models before and
+    after, so that the maps can be compared. A single fit to all rows joined would not do: a text's
+    nearest neighbours then are itself in the other models, and all maps come out alike. One model
+    gets plain UMAP.
     """
     from umap import UMAP, AlignedUMAP  # takes seconds to import
 
@@ -92,14 +85,10 @@ def maps_of(
             mine = [np.asarray(fit[number], dtype=np.float64) for fit in of_seeds]
             trusted = [judge(plane) if k else 1.0 for plane in mine]
             kept = [neighbours_kept(mine[0], p, neighbours=k) for p in mine[1:]]
-            rows = pd.DataFrame(mine[0], columns=["x", "y"]).assign(
-                trust=trusted[0],
-                trust_low=min(trusted),
-                trust_high=max(trusted),
-                agreement=np.mean(kept) if kept else 1.0,
-            )
-            rows.insert(0, "map", name)
-            parts.append(rows)
+            x, y = mine[0].T
+            judged = {"trust": trusted[0], "trust_low": min(trusted), "trust_high": max(trusted)}
+            judged["agreement"] = np.mean(kept) if kept else 1.0
+            parts.append(pd.DataFrame({"map": name, "x": x, "y": y, **judged}))
         tables.append(pd.concat(parts, ignore_index=True))
     return tables
 

@@ -9,8 +9,6 @@ All raise ValueError where there are too few rows or a value is NaN or infinite,
 unit sphere for a row of zeros.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import numpy as np
@@ -206,23 +204,13 @@ def intrinsic_dimension(embeddings: ArrayLike) -> float:
 # The tokens of a text
 
 
-class OverSmoothing(NamedTuple):
-    """One value a text, (B,): how alike a model has made its tokens.
+def over_smoothing(states: ArrayLike, lengths: ArrayLike) -> np.ndarray:
+    """How alike a model has made the tokens of each text: three measures of their matrix, (3, B).
 
-    `cosine` is :func:`anisotropy` of the text's token matrix (mean token cosine: Shi et al., ICLR
-    2022): 1 is a text whose tokens all point one way. The others are those of :func:`spectrum`.
-    """
-
-    cosine: np.ndarray
-    effective_rank: np.ndarray
-    condition_number: np.ndarray
-
-
-def over_smoothing(states: ArrayLike, lengths: ArrayLike) -> OverSmoothing:
-    """Measures of each text's own token matrix; what is padding is not looked at.
-
-    A rank is bounded by the tokens of its text: compare models on the same texts. One condition
-    number can be huge: beside the mean, look at the median.
+    First :func:`anisotropy` (mean token cosine: Shi et al., ICLR 2022), 1 where all tokens of the
+    text point one way. Then the effective rank, bounded by the number of tokens, so that models are
+    compared on the same texts, and the condition number, of which one can be huge: look at the
+    median. What is padding is not looked at.
 
     Args:
         states: (B, T, D), padded on the right.
@@ -230,11 +218,8 @@ def over_smoothing(states: ArrayLike, lengths: ArrayLike) -> OverSmoothing:
     """
     texts = [tokens[:length] for tokens, length in zip(np.asarray(states), lengths, strict=True)]
     spectra = [spectrum(tokens) for tokens in texts]
-    return OverSmoothing(
-        np.array([anisotropy(tokens) for tokens in texts]),
-        np.array([found.effective_rank for found in spectra]),
-        np.array([found.condition_number for found in spectra]),
-    )
+    ranks = [(found.effective_rank, found.condition_number) for found in spectra]
+    return np.array([[anisotropy(tokens) for tokens in texts], *zip(*ranks, strict=True)])
 
 
 # What is measured
@@ -245,10 +230,8 @@ def unit_rows(embeddings: ArrayLike, rows: int) -> np.ndarray:
     matrix = _finite(embeddings, rows)
     lengths = np.sqrt(np.einsum("nd,nd->n", matrix, matrix, dtype=np.float64))
     if not lengths.all():
-        raise ValueError(
-            f"Expected embeddings that have a direction, found a row of zeros: row "
-            f"{np.argmin(lengths)}."
-        )
+        row = np.argmin(lengths)
+        raise ValueError(f"Expected rows with a direction, found a row of zeros: row {row}.")
     return np.divide(matrix, lengths[:, None], dtype=matrix.dtype)
 
 
@@ -257,9 +240,7 @@ def _finite(embeddings: ArrayLike, rows: int) -> np.ndarray:
     matrix = np.asarray(embeddings)
     matrix = matrix.astype(np.result_type(matrix.dtype, np.float32), copy=False)
     if matrix.ndim != 2 or len(matrix) < rows:
-        raise ValueError(
-            f"Expected embeddings of shape (n, D) with n >= {rows}, found {matrix.shape}."
-        )
+        raise ValueError(f"Expected embeddings (n, D) with n >= {rows}, found {matrix.shape}.")
     finite = np.isfinite(matrix).all(axis=1)
     if not finite.all():
         raise ValueError(

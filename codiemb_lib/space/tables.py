@@ -1,38 +1,30 @@
-"""The space that a model makes of data sets: the measures of `measures`, by kind of text.
+"""The space that a model makes of data sets: its measures by kind of text, and layer by layer.
 
-A *space* is what `load_encoded` returns: the embeddings of one model. Retrieval and
-similarity texts, and queries and passages, lie in different parts of it and are measured apart and
-together. Kinds of which the data sets have too few texts are left out.
+A *space* is what `load_encoded` returns: the embeddings of one model. Retrieval and similarity
+texts, and queries and passages, lie in different parts of it and are measured apart and together.
+Kinds of which the data sets have too few texts are left out.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
+from functools import partial
 
 import numpy as np
 import pandas as pd
+import torch
 
 from codiemb_lib.core import jackknife_intervals, mean_interval
 from codiemb_lib.evaluate import EncodedDataset, texts_of
-from codiemb_lib.space.measures import (
-    alignment_by_text,
-    anisotropy_by_text,
-    cosine_gap_by_text,
-    hubness,
-    intrinsic_dimension,
-    isoscore,
-    potential_by_text,
-    spectrum,
-)
+from codiemb_lib.model import Encoder
+from codiemb_lib.space import measures
 
 COLUMNS = ("texts", "measure", "value", "low", "high", "n")  # of `measures_by_kind`
 SIMILAR = 0.8  # from this score on, people's, an STS pair is a positive
 DISSIMILAR = 0.2  # up to this score it is a negative
 FEWEST_TEXTS = 20  # of a kind, for the measures that depend on how many there are
 MOST_TEXTS = 5000  # of a kind whose pairs are all looked at, for uniformity
-NEIGHBOURS = 10  # of a text, for hubness
 BINS = np.linspace(-1, 1, 41)  # edges of the histograms of cosines
 _BLOCK = 512  # queries whose cosines with all passages are held at once
+_BATCH = 32  # texts whose states of all layers are held at once
 
 # Those that depend on how many texts there are, in the order in which `_by_rank` returns them.
 _BY_RANK = ("effective_rank", "svd_entropy", "isoscore", "hubness", "intrinsic_dimension")
@@ -42,11 +34,11 @@ def positive_pairs(space: Iterable[EncodedDataset]) -> dict[str, tuple[np.ndarra
     """What should lie close, as two arrays (m, D) each: queries and their passages (`ir`), and
     pairs that people rated `SIMILAR` or more (`sts`); two pairs at least."""
     pairs: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {"ir": [], "sts": []}
-    for dataset in space:
-        rows = _positives(dataset)
-        pairs[dataset.task].append((dataset.queries[rows[:, 0]], dataset.passages[rows[:, 1]]))
+    for d in space:
+        rows = _positives(d)
+        pairs[d.task].append((d.queries[rows[:, 0]], d.passages[rows[:, 1]]))
     joined = {
-        kind: tuple(np.concatenate(side) for side in zip(*sides, strict=True))
+        kind: tuple(map(np.concatenate, zip(*sides, strict=True)))
         for kind, sides in pairs.items()
         if sides
     }
@@ -86,31 +78,26 @@ def measures_by_kind(
       together, as in `positive_pairs`: `alignment`, `cosine_gap`. Their intervals resample texts
       (the bootstrap); that of alignment its pairs, as if they were independent, which is too short
       where queries have several passages.
-    - of `equal_texts`, for they depend on n: `effective_rank`, `svd_entropy`, `isoscore`,
-      `hubness`, `intrinsic_dimension`; their intervals are those of the jackknife. And
+    - of `equal_texts`, `most` of a kind, for they depend on n: `effective_rank`, `svd_entropy`,
+      `isoscore`, `hubness`, `intrinsic_dimension`; their intervals are those of the jackknife. And
       `condition_number`, which is an extreme and has none: `low` and `high` are missing.
 
-    `n` counts the texts, or the pairs.
-
-    Args:
-        space: The data sets, encoded by one model.
-        most: Texts of a kind for the measures that depend on n.
-        resamples: Of the bootstrap.
-
-    Raises:
-        ValueError: Embeddings of zeros, or that are not finite.
+    `n` counts the texts, or the pairs. Embeddings of zeros, or not finite, are a ValueError.
     """
     rows = []
 
-    def add(kind: str, name: str, by_text: np.ndarray, scale=float, **options) -> None:
+    def add(kind: str, name: str, by_text: np.ndarray, **options) -> None:
         found = mean_interval(by_text, resamples=resamples, **options)
-        rows.append((kind, name, *map(scale, found), len(by_text)))
+        if name == "uniformity":  # the low end of an interval may lie below any potential
+            found = np.log(np.maximum(found, np.exp(-8.0)))
+        rows.append((kind, name, *map(float, found), len(by_text)))
 
     for kind, x in texts_of(space).items():
-        add(kind, "anisotropy", anisotropy_by_text(x), pairwise=True)
-        add(kind, "uniformity", potential_by_text(_spread(x, MOST_TEXTS)), _log, pairwise=True)
+        add(kind, "anisotropy", measures.anisotropy_by_text(x), pairwise=True)
+        potentials = measures.potential_by_text(_spread(x, MOST_TEXTS))
+        add(kind, "uniformity", potentials, pairwise=True)
     for kind, pair in positive_pairs(space).items():
-        add(kind, "alignment", alignment_by_text(*pair))
+        add(kind, "alignment", measures.alignment_by_text(*pair))
         if len(gaps := _gaps(space, kind)) >= 2:
             add(kind, "cosine_gap", gaps)
     for kind, x in equal_texts(space, most).items():
@@ -119,45 +106,77 @@ def measures_by_kind(
             (kind, name, *map(float, interval), len(x))
             for name, interval in zip(_BY_RANK, np.transpose(found), strict=True)
         ]
-        number = spectrum(x).condition_number
+        number = measures.spectrum(x).condition_number
         rows.append((kind, "condition_number", number, np.nan, np.nan, len(x)))
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
-def _log(potential: float) -> float:
-    """Of a mean potential; the low end of an interval may lie below any potential."""
-    return float(np.log(max(potential, np.exp(-8.0))))
-
-
 def _by_rank(x: np.ndarray) -> list[float]:
-    found = spectrum(x)
-    return [
-        found.effective_rank,
-        found.svd_entropy,
-        isoscore(x),
-        hubness(x, k=NEIGHBOURS),
-        intrinsic_dimension(x),
-    ]
+    found = measures.spectrum(x)
+    others = [measures.isoscore(x), measures.hubness(x), measures.intrinsic_dimension(x)]
+    return [found.effective_rank, found.svd_entropy, *others]
 
 
 def _gaps(space: Iterable[EncodedDataset], kind: str) -> np.ndarray:
     """The cosine gap of every query that has a positive, and another passage, in its data set."""
     gaps = [np.empty(0)]
-    for dataset in space:
-        if dataset.task == kind:
-            rows = _positives(dataset)
-            count = np.bincount(rows[:, 0], minlength=len(dataset.queries))
-            rows = rows[count[rows[:, 0]] < len(dataset.passages)]
+    for d in space:
+        if d.task == kind:
+            rows = _positives(d)
+            count = np.bincount(rows[:, 0], minlength=len(d.queries))
+            rows = rows[count[rows[:, 0]] < len(d.passages)]
             if len(rows):
-                gaps.append(cosine_gap_by_text(dataset.queries, dataset.passages, rows))
+                gaps.append(measures.cosine_gap_by_text(d.queries, d.passages, rows))
     return np.concatenate(gaps)
+
+
+def measures_by_layer(
+    encoder: Encoder, texts: Sequence[str], prompts: Sequence[str] | None = None
+) -> pd.DataFrame:
+    """Rows (level, layer, measure, value, low, high, n); layer 0 is the input embeddings.
+
+    - `token`: of each text's own token matrix, `cosine` and `effective_rank`, as means over texts
+      with the interval of the bootstrap, and the median `condition_number`, for one can be huge,
+      without an interval (low and high are missing).
+    - `sentence`: of the states of a layer pooled as the encoder pools its last, `cosine` (their
+      anisotropy, with its interval) and `effective_rank` (without: it depends on n).
+
+    Args:
+        encoder: What is looked at; put in evaluation mode.
+        texts: Two or more, each of two tokens or more, special tokens included.
+        prompts: One for each; left out: none.
+    """
+    encoder.eval()
+    tokens = encoder.tokenizer(texts, prompts or [""] * len(texts))
+    order = np.argsort([len(text.ids) for text in tokens], kind="stable")
+    smoothing, pooled = [], []
+    for start in range(0, len(order), _BATCH):
+        block = encoder.tokenizer.pad([tokens[i] for i in order[start : start + _BATCH]])
+        layers, mask = encoder.token_states(block)
+        smoothing.append([measures.over_smoothing(states, block.lengths) for states in layers])
+        pooled.append(torch.stack([encoder.pool(states, mask) for states in layers]).numpy())
+    of_tokens = np.concatenate(smoothing, axis=2)  # (L, measures, n)
+    sentences = np.concatenate(pooled, axis=1)  # (L, n, D)
+    rows, mean = [], partial(mean_interval, resamples=999)
+    for layer, (of_texts, space) in enumerate(zip(of_tokens, sentences, strict=True)):
+        cosines, ranks, numbers = of_texts
+        by_text, rank = measures.anisotropy_by_text(space), measures.spectrum(space).effective_rank
+        rows += [
+            ("token", layer, "cosine", *mean(cosines)),
+            ("token", layer, "effective_rank", *mean(ranks)),
+            ("token", layer, "condition_number", np.median(numbers), np.nan, np.nan),
+            ("sentence", layer, "cosine", *mean(by_text, pairwise=True)),
+            ("sentence", layer, "effective_rank", rank, np.nan, np.nan),
+        ]
+    columns = ["level", "layer", "measure", "value", "low", "high"]
+    return pd.DataFrame(rows, columns=columns).assign(n=len(tokens))
 
 
 def spectra(space: Iterable[EncodedDataset], most: int = 300) -> pd.DataFrame:
     """Rows (texts, index, singular_value) of `equal_texts`: shares of their sum, index from 1."""
     rows = []
     for kind, x in equal_texts(space, most).items():
-        values = spectrum(x).singular_values
+        values = measures.spectrum(x).singular_values
         rows += [(kind, i, share) for i, share in enumerate(values / values.sum(), start=1)]
     return pd.DataFrame(rows, columns=["texts", "index", "singular_value"])
 

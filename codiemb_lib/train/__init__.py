@@ -22,10 +22,11 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submod_attrs={
         "batches": ["OptimizerSteps", "make_batch", "make_share"],
         "conflict": ["conflict", "cosine_by_layer"],
+        "devices": ["sparse_embedding_gradients"],
         "loop": ["train"],
         "objectives": ["pro_loss"],
         "sampling": ["MixedTaskPlan", "PlannedBatch", "SingleTaskPlan"],
-        "step": ["backward", "batch_loss", "needs_middle", "sparse_embedding_gradients"],
+        "step": ["backward", "batch_loss", "needs_middle"],
     },
 )
 

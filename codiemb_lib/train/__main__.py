@@ -1,7 +1,5 @@
 """Every process that `accelerate launch --config_file FILE -m codiemb_lib.train ...` starts."""
 
-from __future__ import annotations
-
 import argparse
 import logging
 

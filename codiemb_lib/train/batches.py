@@ -7,8 +7,6 @@ another that drew the longer records. All of this is a pure function of seed, ep
 needs neither the encoder nor its device: it runs ahead of training, in worker processes.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -58,15 +56,13 @@ def make_batch(
     """Draw the texts of a planned batch.
 
     A retrieval record gives `settings.positives` positives and, where it has any,
-    `settings.negatives` hard negatives; where it has too few, they are drawn again. A record
-    without negatives adds none to the pool. The pool is everybody's, so it has nothing that is
-    known to answer a query of the batch: `answers_of`, by default of its records.
+    `settings.negatives` hard negatives; where it has too few, they are drawn again. The pool is
+    everybody's, so it has nothing that is known to answer a query of the batch: `answers_of`, by
+    default of its records.
 
     In a mixed batch, a similarity pair counts as query and positive from
-    `settings.mixed_anchor_score` on; of a pair below it, the second text joins the pool. This use
-    of graded pairs is our choice.
-
-    Both sides of a similarity pair carry the query's prompt (METHOD, "Unified record").
+    `settings.mixed_anchor_score` on; of a pair below it, the second text joins the pool, by our
+    choice. Both sides of a similarity pair carry the query's prompt (METHOD, "Unified record").
     """
     members = [records[i] for i in planned.indices]
     pool: list[tuple[str, str]] = []
@@ -164,9 +160,8 @@ class OptimizerSteps(Dataset):
     """All optimiser steps of a run, as one rank needs them: item i is the list of its shares.
 
     An epoch's batches are grouped by the preset's `accumulation`; the last group may be smaller.
-    Any item can be asked for at any time, so a run that goes on later passes over nothing.
-    The preset is one as it is trained (`Preset.as_trained`); `seed` is that of plan, draws and
-    dropout.
+    Any item can be asked for at any time. The preset is one as it is trained (`Preset.as_trained`);
+    `seed` is that of plan, draws and dropout.
     """
 
     def __init__(

@@ -10,8 +10,6 @@ While a run is at work, all that it writes lies in `checkpoints/FINGERPRINT/`, i
     nonfinite.jsonl      the records of a batch whose loss or gradient was NaN or Inf
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import logging

@@ -6,8 +6,6 @@ cosine says little by itself, since batches differ also within a task: compare i
 batches of one task.
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from itertools import combinations
@@ -50,13 +48,11 @@ def cosine_by_layer(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -
     """
     sums: dict[int, np.ndarray] = defaultdict(lambda: np.zeros(3))  # a.b, a.a, b.b
     for name in dict.fromkeys([*first, *second]):  # in one order, for the sums
-        layer = layer_of(name)
-        if layer is not None:
+        if (layer := layer_of(name)) is not None:
             a, b = first.get(name), second.get(name)
-            products = [(a, b), (a, a), (b, b)]
             sums[layer] += [
                 0.0 if x is None or y is None else torch.vdot(x.flatten(), y.flatten()).item()
-                for x, y in products
+                for x, y in ((a, b), (a, a), (b, b))
             ]
     return {
         layer: ab / np.sqrt(aa * bb) if aa and bb else float("nan")
@@ -73,8 +69,7 @@ def conflict(
     """Cosines between the gradients of batches, by layer, at the encoder's weights.
 
     Batches stand by kind, such as `ir`, `sts` and `mixed`. Batch i of one kind is compared with
-    batch i of another, and with batch i + 1 of its own. Two gradients of each kind are held at a
-    time.
+    batch i of another, and with batch i + 1 of its own.
 
     Returns:
         Rows (first, second, layer, batch, cosine); `first` and `second` are kinds.

@@ -1,9 +1,4 @@
-"""On which devices, in how many processes and in which precision a run trains: accelerate's part.
-
-All of that stands in a configuration of accelerate, a file that `accelerate config` writes.
-"""
-
-from __future__ import annotations
+"""Devices, processes and precision of a run: all in a file that `accelerate config` writes."""
 
 import dataclasses
 import subprocess
@@ -16,6 +11,7 @@ import yaml
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import DistributedDataParallelKwargs
+from torch import nn
 
 from codiemb_lib.core import Preset, PresetError, preset_path, write_text
 
@@ -74,3 +70,14 @@ def make_accelerator(preset: Preset, folder: Path) -> Accelerator:
             plugin.mixed_precision_policy, reduce_dtype=torch.float32, output_dtype=None
         )
     return accelerator
+
+
+def sparse_embedding_gradients(accelerator: Accelerator, encoder: nn.Module) -> None:
+    """Let forward passes share one dense gradient of the vocabulary's embeddings.
+
+    Each pass would otherwise fill and add one of the whole vocabulary for its few tokens, which
+    small encoders feel on a CPU. Several ranks exchange dense ones; accelerators have fast memory.
+    """
+    if accelerator.distributed_type == "NO" and accelerator.device.type == "cpu":
+        words = encoder.backbone.get_input_embeddings()
+        words.sparse = words.weight.requires_grad

@@ -1,7 +1,5 @@
 """The training loop: from a preset's variant and a seed to a run folder, on any devices."""
 
-from __future__ import annotations
-
 import logging
 import os
 import shutil
@@ -11,55 +9,33 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from accelerate import Accelerator
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from codiemb_lib.core import (
-    MAIN_METRIC,
-    CodiembError,
-    Preset,
-    PresetError,
-    VariantSettings,
-    alone,
-    check_writable,
-    is_complete,
-    run_folder,
-    sha256_text,
-    task_means,
-    versions,
-    write_manifest,
-)
+from codiemb_lib import core
 from codiemb_lib.data import Dataset, load_datasets, write_jsonl
 from codiemb_lib.evaluate import NUMERICS as OF_EVALUATE
-from codiemb_lib.evaluate import encode_dataset, save_encoded, score_dataset
+from codiemb_lib.evaluate import encode_dataset, save_encoded, score
 from codiemb_lib.model import NUMERICS as OF_MODEL
 from codiemb_lib.model import Encoder, model_hash
 from codiemb_lib.train import NUMERICS
 from codiemb_lib.train.batches import Batch, OptimizerSteps, Share
 from codiemb_lib.train.checkpoint import Checkpoints, Progress, agreed
-from codiemb_lib.train.devices import launch, make_accelerator
+from codiemb_lib.train.devices import launch, make_accelerator, sparse_embedding_gradients
 from codiemb_lib.train.sampling import MixedTaskPlan, SingleTaskPlan
-from codiemb_lib.train.step import (
-    Loss,
-    backward,
-    batch_loss,
-    needs_middle,
-    sparse_embedding_gradients,
-)
+from codiemb_lib.train.step import Loss, backward, batch_loss, needs_middle
 
 logger = logging.getLogger(__name__)
 
-Watch = Callable[[list[dict], pd.DataFrame], None]
+Watch = Callable[[list[dict], pd.DataFrame], None] | None
 _FREE = {"workers", "trackers", "accelerate"}  # settings that change no result
 
 
-class DivergenceError(CodiembError, FloatingPointError):
+class DivergenceError(core.CodiembError, FloatingPointError):
     """A loss or its gradient is NaN or Inf."""
 
     status = 1
@@ -74,13 +50,13 @@ def learning_rate(step: int, steps: int, *, peak: float, warmup: float) -> float
 
 
 def train(
-    preset: Preset,
+    preset: core.Preset,
     variant: str,
     seed: int,
     *,
     accelerate: str | None = None,
     progress: bool = True,
-    watch: Watch | None = None,
+    watch: Watch = None,
 ) -> Path:
     """Train one variant of a preset and return its run folder.
 
@@ -91,7 +67,6 @@ def train(
     on a CPU, with as many threads, it comes to the same bits. Whoever else trains it waits.
 
     Args:
-        preset, variant, seed: The experiment, which of its training runs, and at which seed.
         accelerate: A configuration of accelerate, a name in `presets/accelerate` or a path, under
             which processes of their own train. "": this process trains, or those that call this
             together under `accelerate launch`. None: what the preset says.
@@ -108,34 +83,43 @@ def train(
     """
     preset.variant(variant)  # known, before a folder is made
     config = preset.training.accelerate if accelerate is None else accelerate
-    folder = run_folder(preset.name, variant, seed)
+    folder = core.run_folder(preset.name, variant, seed)
     if config and int(os.environ.get("WORLD_SIZE", "1")) == 1:
         launch(preset, variant, seed, config)
     else:  # of processes that train together one on each machine takes the lock
         first = int(os.environ.get("LOCAL_RANK", "0")) <= 0
-        with alone(folder) if first else nullcontext():
+        with core.alone(folder) if first else nullcontext():
             _train_here(preset, variant, seed, folder, progress=progress, watch=watch)
     return folder
 
 
 def _train_here(
-    preset: Preset, variant: str, seed: int, folder: Path, *, progress: bool, watch: Watch | None
+    preset: core.Preset, variant: str, seed: int, folder: Path, *, progress: bool, watch: Watch
 ) -> None:
     """Train in this process, which may be one of several."""
     settings, preset = preset.variant(variant), preset.as_trained(variant)
     datasets = load_datasets(preset)
     accelerator = make_accelerator(preset, folder)
     data = {name: dataset.content_hash for name, dataset in datasets.items()}
-    resolved = _resolved(preset, settings, seed, accelerator)
+    sections = {"encoder", "datasets", "objective", "training"}
+    resolved = preset.model_dump(mode="json", include=sections, exclude={"training": _FREE})
+    resolved |= {
+        "variant": settings.model_dump(mode="json"),
+        "seed": seed,
+        "model_hash": model_hash(preset.encoder),
+        "processes": accelerator.num_processes,
+        "devices": f"{accelerator.distributed_type} {accelerator.device.type}",
+        "precision": accelerator.mixed_precision,
+    }
     # A run, finished or not, is the one that is asked for where all of this is the same.
-    packages = [versions()[package] for package in ("torch", "transformers")]
+    packages = [core.versions()[package] for package in ("torch", "transformers")]
     numerics = {"model": OF_MODEL, "evaluate": OF_EVALUATE, "train": NUMERICS}
-    fingerprint = sha256_text(repr(resolved), repr(data), repr(packages), repr(numerics))
+    fingerprint = core.sha256_text(repr(resolved), repr(data), repr(packages), repr(numerics))
     checkpoints = Checkpoints(folder, fingerprint, accelerator)
-    if agreed(is_complete(folder, fingerprint)):
+    if agreed(core.is_complete(folder, fingerprint)):
         logger.info("%s: finished before, nothing to train", checkpoints.name)
     else:
-        check_writable(folder)
+        core.check_writable(folder)
         trainer = _Trainer(preset, settings, datasets, seed, checkpoints)
         if preset.training.trackers:  # all take dotted names, but not all take lists
             named = {"preset": preset.name, "model": variant} | resolved
@@ -149,7 +133,7 @@ def _train_here(
         done = trainer.train(progress=progress, watch=watch)
         if accelerator.is_main_process:
             checkpoints.publish(done, trajectory=preset.training.trajectory)
-            write_manifest(
+            core.write_manifest(
                 folder,
                 preset=preset,
                 model=variant,
@@ -165,22 +149,6 @@ def _train_here(
     accelerator.end_training()
 
 
-def _resolved(
-    preset: Preset, variant: VariantSettings, seed: int, accelerator: Accelerator
-) -> dict[str, Any]:
-    """All settings that shape a run: the preset's, the variant's, and where it trains."""
-    sections = {"encoder", "datasets", "objective", "training"}
-    chosen = preset.model_dump(mode="json", include=sections, exclude={"training": _FREE})
-    return chosen | {
-        "variant": variant.model_dump(mode="json"),
-        "seed": seed,
-        "model_hash": model_hash(preset.encoder),
-        "processes": accelerator.num_processes,
-        "devices": f"{accelerator.distributed_type} {accelerator.device.type}",
-        "precision": accelerator.mixed_precision,
-    }
-
-
 def _common(names: Iterable[str]) -> str:
     """The one name of all batches of an optimiser step, or "mixed"."""
     names = set(names)
@@ -192,8 +160,8 @@ class _Trainer:
 
     def __init__(
         self,
-        preset: Preset,
-        variant: VariantSettings,
+        preset: core.Preset,
+        variant: core.VariantSettings,
         datasets: Mapping[str, Dataset],
         seed: int,
         checkpoints: Checkpoints,
@@ -209,7 +177,7 @@ class _Trainer:
             for record in datasets[d.name].split("train", limit=d.train)
         ]
         if not self.records:
-            raise PresetError(
+            raise core.PresetError(
                 f"preset {preset.name!r}: expected a data set to train on of the variant's tasks "
                 f"{[*variant.tasks]}, found none whose `train` is not 0."
             )
@@ -220,7 +188,7 @@ class _Trainer:
         self.encoder = Encoder.load(preset.encoder)
         D = self.encoder.dimension
         if any(d >= D for d in self.objective.matryoshka):
-            raise PresetError(
+            raise core.PresetError(
                 f"preset {preset.name!r}: objective.matryoshka: expected dimensions below the "
                 f"encoder's {D}, which counts anyway, found {[*self.objective.matryoshka]}."
             )
@@ -262,7 +230,7 @@ class _Trainer:
             temperature=self.variant.balance_temperature,
         )
 
-    def train(self, *, progress: bool, watch: Watch | None) -> Progress:
+    def train(self, *, progress: bool, watch: Watch) -> Progress:
         """Take the steps that are left."""
         done, total = self.progress, len(self.steps)
         show = progress and self.accelerator.is_main_process
@@ -290,7 +258,7 @@ class _Trainer:
                 evaluates = done.step % self.settings.evaluate_every == 0 or done.step == total
                 if evaluates:
                     self._evaluate()
-                ends = done.step < total and self._in_any(bool(received))
+                ends = done.step < total and self._of_all_ranks(len(received)) > 0
                 if evaluates or ends:
                     done.seconds = time.perf_counter() - self.began
                     self.checkpoints.save(self.model, self.optimizer, done)
@@ -305,10 +273,8 @@ class _Trainer:
         bar.close()
         return done
 
-    def _in_any(self, flag: bool) -> bool:
-        """Whether it is so in any rank."""
-        own = torch.tensor([int(flag)], device=self.accelerator.device)
-        return bool(self.accelerator.reduce(own))
+    def _of_all_ranks(self, number: int) -> int:
+        return int(self.accelerator.reduce(torch.tensor([number], device=self.accelerator.device)))
 
     def _optimizer_step(self, shares: list[Share], began: float) -> dict:
         """Forward, backward and update over the batches of one step; returns its log row."""
@@ -335,8 +301,7 @@ class _Trainer:
             self._stop("gradient", float(norm), [share.batch for share in shares])
         self.optimizer.step()
         self.optimizer.zero_grad()
-        own = torch.tensor([sum(share.tokens for share in shares)], device=norm.device)
-        tokens = int(self.accelerator.reduce(own))
+        tokens = self._of_all_ranks(sum(share.tokens for share in shares))
         texts = sum(len(share.batch.texts) for share in shares)
         seconds = time.perf_counter() - began
         planned = [share.batch.planned for share in shares]
@@ -387,17 +352,17 @@ class _Trainer:
             encode_dataset(self.encoder, settings, records, tokens_per_forward=budget)
             for settings, records in self.dev
         ]
-        rows = pd.concat(map(score_dataset, encoded), ignore_index=True)
-        main = rows[rows["metric"] == rows["task"].map(MAIN_METRIC)].assign(step=done.step)
+        rows = score(encoded)
+        main = rows[rows["metric"] == rows["task"].map(core.MAIN_METRIC)].assign(step=done.step)
         done.dev = pd.concat([done.dev, main], ignore_index=True)
-        means = task_means(rows)
+        means = core.task_means(rows)
         self.accelerator.log({f"dev_{task}": mean for task, mean in means.items()}, step=done.step)
         shown = ", ".join(f"{task} {mean:.4f}" for task, mean in means.items())
         run, total = self.checkpoints.name, len(self.steps)
         logger.info("%s: step %d of %d, dev %s", run, done.step, total, shown)
-        score = agreed(float(np.mean([means[task] for task in self.variant.tasks])))
-        if done.step > 0 and score > done.best_score:
-            done.best_score, done.best_step = score, done.step
+        own = agreed(float(np.mean([means[task] for task in self.variant.tasks])))
+        if done.step > 0 and own > done.best_score:
+            done.best_score, done.best_step = own, done.step
             self.checkpoints.save_best(self.encoder, done)
         if self.settings.trajectory and self.accelerator.is_main_process:
             save_encoded(self.checkpoints.trajectory / f"{done.step:08d}.safetensors", encoded)
@@ -413,10 +378,8 @@ def _signals() -> Iterator[list[int]]:
             raise KeyboardInterrupt
         received.append(number)
 
-    if threading.current_thread() is threading.main_thread():  # which alone has signals
-        before = {n: signal.signal(n, note) for n in (signal.SIGINT, signal.SIGTERM)}
-    else:
-        before = {}
+    ours = threading.current_thread() is threading.main_thread()  # which alone has signals
+    before = {n: signal.signal(n, note) for n in (signal.SIGINT, signal.SIGTERM) if ours}
     try:
         yield received
     finally:

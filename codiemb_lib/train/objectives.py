@@ -15,8 +15,6 @@ Henderson et al., 2017), ListNet (Cao et al., 2007) and ListMLE (Xia et al., 200
 preference ranking optimisation (Song et al., 2023) for PRO.
 """
 
-from __future__ import annotations
-
 import functools
 import math
 from bisect import bisect_right
@@ -58,8 +56,7 @@ def multi_positive_info_nce(
 ) -> Tensor:
     r"""Retrieval: InfoNCE for each positive slot apart, so other positives are never negatives.
 
-    With cosine similarity divided by the temperature :math:`\tau`, and :math:`H` all hard
-    negatives of all queries,
+    With cosines over the temperature :math:`\tau`, and :math:`H` the hard negatives of all queries,
 
     .. math:: L = -\frac{1}{BP} \sum_{p,i} \log \frac{e^{\cos(q_i, d_{ip})/\tau}}
               {\sum_{j} e^{\cos(q_i, d_{jp})/\tau} + \sum_{h \in H} e^{\cos(q_i, h)/\tau}}
@@ -95,14 +92,9 @@ def middle_layer_info_nce(
 ) -> Tensor:
     """Similarity: InfoNCE between the two sides of a batch, for its best pairs alone.
 
-    CoDiEmb applies it to the pooled hidden state of the middle layer. A pair with
-    score >= `anchor_score` asks its first side to find its second among the second sides of the
-    whole batch; the mean over such pairs is returned, zero where there is none.
-
-    Args:
-        queries, passages: (n, D), the first and the second sides; normalised here.
-        scores: (n,), gold.
-        anchor_score: The lowest gold score of an anchor.
+    CoDiEmb applies it to the pooled hidden state of the middle layer. Both sides are (n, D) and
+    normalised here. A pair with score >= `anchor_score` asks its first side to find its second
+    among the second sides of the whole batch; of these the mean, zero where there is none.
     """
     _check(scores, queries, passages)
     logits = F.normalize(queries, dim=1) @ F.normalize(passages, dim=1).T / temperature  # (n, n)
@@ -123,10 +115,9 @@ def pearson_loss(similarities: Tensor, scores: Tensor) -> Tensor:
     norms = torch.linalg.vector_norm(centred, dim=1)
     rounding = 16 * torch.finfo(sides.dtype).eps * torch.linalg.vector_norm(sides, dim=1)
     constant = (norms <= rounding).any()
-    # The division must not see a zero even where its result is thrown away: 0 * inf is NaN in the
-    # backward pass.
+    # No division by zero, even where its result is thrown away: 0 * inf is NaN on the way back.
     correlation = centred[0] @ centred[1] / norms.prod().masked_fill(constant, 1)
-    return (1 - correlation).masked_fill(constant, 0)
+    return (1 - correlation).masked_fill(constant, 0) + _nothing(sides)
 
 
 @_full_precision
@@ -234,22 +225,18 @@ def cosent_loss(similarities: Tensor, scores: Tensor, *, temperature: float = 0.
     lower = torch.searchsorted(scores, scores)  # how many have a lower score: they come first
     entries = logits.logcumsumexp(0)[lower - 1] - logits  # each pair's, summed over its j
     entries = F.pad(entries.masked_fill(lower == 0, -torch.inf), (1, 0))  # by the zero of the 1
-    return entries.logsumexp(0) + _nothing(scores)
+    return entries.logsumexp(0) + _nothing(scores) + _nothing(similarities)
 
 
 @_full_precision
 def angle_loss(left: Tensor, right: Tensor, scores: Tensor, *, temperature: float = 0.05) -> Tensor:
     r"""Similarity, baseline: the angle objective of AnglE (Li & Li, arXiv 2309.12871).
 
-    The halves of an embedding are the real and the imaginary part of a vector of D/2 complex
-    numbers. For unit vectors z and w the quotient has the real part cos = sum(a c + b d) and the
-    imaginary part sin = sum(b c - a d), with z = a + bi, w = c + di; the similarity |cos + sin|
-    goes into :func:`cosent_loss`. This is the form of the authors' code.
-
-    Args:
-        left, right: (n, D), D even; normalised here.
-        scores: (n,), gold; only their order matters.
-        temperature: 0.05, the inverse of the usual scale 20.
+    The halves of an embedding, (n, D) with D even, normalised here, are the real and the imaginary
+    part of a vector of D/2 complex numbers. For unit vectors z and w the quotient has the real part
+    cos = sum(a c + b d) and the imaginary part sin = sum(b c - a d), with z = a + bi, w = c + di;
+    the similarity |cos + sin| goes into :func:`cosent_loss`. This is the form of the authors' code;
+    the temperature is the inverse of the usual scale, 20.
     """
     _check(scores, left, right)
     left, right = F.normalize(left, dim=1), F.normalize(right, dim=1)
@@ -258,9 +245,9 @@ def angle_loss(left: Tensor, right: Tensor, scores: Tensor, *, temperature: floa
     return cosent_loss(similarities, scores, temperature=temperature)
 
 
-def _nothing(scores: Tensor) -> Tensor:
-    """Zero; NaN where a score is not finite, of which comparisons alone would leave no trace."""
-    return 0 * scores.sum()
+def _nothing(numbers: Tensor) -> Tensor:
+    """Zero; NaN where one is not finite, of which comparisons alone would leave no trace."""
+    return 0 * numbers.sum()
 
 
 def _check(scores: Tensor, *sides: Tensor) -> None:

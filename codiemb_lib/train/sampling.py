@@ -7,8 +7,6 @@ under a balance that is not proportional, some come again.
 Steps are micro-steps: gradient accumulation groups them and changes nothing here.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -41,18 +39,14 @@ class PlannedBatch:
 class SingleTaskPlan:
     """Every step takes one data set, so one task: CoDiEmb's sampler (arXiv 2508.11442).
 
-    The balance says how often the data sets come, counted in steps. With n full global batches of
-    a data set or task:
+    The balance says how often the data sets come, counted in steps:
 
-    - `proportional`: each batch once, all shuffled together (the authors' rule);
+    - `proportional`: each full global batch once, all shuffled together (the authors' rule);
     - `temperature`: data set d, of n_d full batches, has a share of the steps proportional to
       n_d ** temperature; 1 is proportional, 0 gives all data sets the same number of steps;
-    - `ir_share`: the retrieval task has the share `ir_share` of the steps, a control of the
-      trade-off between the tasks;
-    - `equal`: `ir_share` of one half.
+    - `ir_share`: the retrieval task has the share `ir_share` of the steps; `equal`: half of them.
 
-    The plan leaves no batch out to reach a share: whoever falls short is drawn again, in a fresh
-    permutation, and the log says so.
+    No batch is left out for a share: who falls short is drawn again, permuted anew, and logged.
 
     Args:
         records: The training records, of any number of data sets; one at least.
@@ -99,7 +93,7 @@ class SingleTaskPlan:
                 names = ", ".join(f"{name} ({task})" for task, name in datasets)
                 says = "epoch %d: %s drawn again: %d steps from %d full batches"
                 logger.info(says, epoch, names, quota, available)
-            drawn: list[tuple[_DataSet, np.ndarray]] = []
+            drawn = []
             while len(drawn) < quota:
                 drawn += self._one_pass(datasets, generator, world_size)
             batches += drawn[:quota]

@@ -13,8 +13,6 @@ to these copies is all that the encoder's backward pass needs. Three things foll
   RepL4NLP 2021, arXiv 2101.06983).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from contextlib import nullcontext
 from inspect import signature
@@ -72,13 +70,13 @@ def batch_loss(
     for d in (final.shape[1], *settings.matryoshka):
         states = [functional.normalize(s[:, :d], dim=1) for s in (final, middle) if s is not None]
         if batch.planned.task == "sts":
-            losses.append(_sts_loss(batch, *states, settings=settings, objective=sts_objective))
+            losses.append(_sts_loss(batch, states, settings, sts_objective))
         else:
-            losses.append(_ir_loss(batch, *states, settings=settings))
+            losses.append(_ir_loss(batch, *states, settings))
     return Loss(torch.stack([loss.total for loss in losses]).mean(), losses[0].components)
 
 
-def _ir_loss(batch: Batch, final: Tensor, *, settings: ObjectiveSettings) -> Loss:
+def _ir_loss(batch: Batch, final: Tensor, settings: ObjectiveSettings) -> Loss:
     if not len(batch.queries):  # a mixed batch with nothing to pull together
         return Loss(final.sum() * 0, {"info_nce": 0.0})
     loss = objectives.multi_positive_info_nce(
@@ -92,13 +90,9 @@ def _ir_loss(batch: Batch, final: Tensor, *, settings: ObjectiveSettings) -> Los
 
 
 def _sts_loss(
-    batch: Batch,
-    final: Tensor,
-    middle: Tensor | None = None,
-    *,
-    settings: ObjectiveSettings,
-    objective: str,
+    batch: Batch, states: list[Tensor], settings: ObjectiveSettings, objective: str
 ) -> Loss:
+    final, *middle = states
     shards: list[dict[str, Tensor]] = []
     pairs = (batch.queries, batch.positives[:, 0], batch.scores)
     for queries, passages, gold in zip(
@@ -112,10 +106,10 @@ def _sts_loss(
         for name in _TERMS.get(objective, (objective,)):
             loss = getattr(objectives, f"{name}_loss")
             parts[name] = loss(**{p: given[p] for p in signature(loss).parameters})
-        if middle is not None:
+        for layer in middle:  # none or one
             parts["info_nce_mid"] = objectives.middle_layer_info_nce(
-                middle[queries],
-                middle[passages],
+                layer[queries],
+                layer[passages],
                 scores,
                 temperature=settings.temperature,
                 anchor_score=settings.anchor_score,
@@ -124,17 +118,6 @@ def _sts_loss(
     components = {name: torch.stack([s[name] for s in shards]).mean() for name in shards[0]}
     total = sum(getattr(settings, name, 1.0) * part for name, part in components.items())
     return Loss(total, {name: part.item() for name, part in components.items()})
-
-
-def sparse_embedding_gradients(accelerator: Accelerator, encoder: nn.Module) -> None:
-    """Let forward passes share one dense gradient of the vocabulary's embeddings.
-
-    Each pass would otherwise fill and add one of the whole vocabulary for its few tokens, which
-    small encoders feel on a CPU. Several ranks exchange dense ones; accelerators have fast memory.
-    """
-    if accelerator.distributed_type == "NO" and accelerator.device.type == "cpu":
-        words = encoder.backbone.get_input_embeddings()
-        words.sparse = words.weight.requires_grad
 
 
 def backward(
@@ -157,7 +140,10 @@ def backward(
         scale: The gradient's factor; 1 / n for n batches of an optimiser step.
         synchronise: Whether ranks average their gradients; at the last batch of an optimiser step.
     """
-    forwards = _as_many_everywhere(accelerator, share)
+    # Forward passes of a sharded model are collective: all ranks take as many. One with fewer
+    # repeats its first ones, and nobody looks at the result.
+    count = torch.tensor([len(share.forwards)], device=accelerator.device)
+    forwards = range(int(accelerator.gather(count).max()))
     for module in model.modules():  # sparse gradients get a dense one to be added to
         if isinstance(module, nn.Embedding) and module.sparse and module.weight.grad is None:
             module.weight.grad = torch.zeros_like(module.weight)
@@ -194,26 +180,12 @@ def _product(states, gradients) -> Tensor:
     return sum((state * gradient).sum() for state, gradient in zip(states, gradients, strict=True))
 
 
-def _as_many_everywhere(accelerator: Accelerator, share: Share) -> range:
-    """Numbers of forward passes, as many on all ranks: those of a sharded model are collective.
-
-    A rank with fewer repeats its first ones; nobody looks at the result.
-    """
-    count = len(share.forwards)
-    if accelerator.num_processes > 1:
-        own = torch.tensor([count], device=accelerator.device)
-        count = int(accelerator.gather(own).max())
-    return range(count)
-
-
 def _gather(accelerator: Accelerator, state: Tensor, share: Share) -> Tensor:
     """(m, D): the states of all ranks in the order of the batch's texts.
 
     Text i lies at rank i % W, row i // W of its share.
     """
     state = state[share.order]
-    if accelerator.num_processes == 1:
-        return state
     total, ranks = len(share.batch.texts), accelerator.num_processes
     rows = -(-total // ranks)
     padded = functional.pad(state, (0, 0, 0, rows - len(state)))
@@ -224,8 +196,7 @@ def _gather(accelerator: Accelerator, state: Tensor, share: Share) -> Tensor:
 def _own_rows(accelerator: Accelerator, gradient: Tensor, share: Share, rows: int) -> Tensor:
     """(m_rank, D): a rank's rows of a gradient (m, D), in the order of its forward passes.
 
-    They are multiplied by the number of ranks, whose gradients will be averaged. Rows of passes
-    that were repeated are zero.
+    Multiplied by the number of ranks, whose gradients are averaged. Rows of repeated passes are 0.
     """
     ranks = accelerator.num_processes
     mine = gradient[accelerator.process_index :: ranks] * ranks

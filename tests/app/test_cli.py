@@ -19,9 +19,9 @@ import yaml
 from codiemb_lib import __version__
 from codiemb_lib.app.benchmark import benchmark
 from codiemb_lib.app.cli import cli, main
-from codiemb_lib.core.errors import say_once
 from codiemb_lib.core.files import alone
 from codiemb_lib.core.preset import preset_path
+from codiemb_lib.core.words import say_once
 from codiemb_lib.data.datasets import load_dataset
 from codiemb_lib.data.records import Record, read_jsonl, write_jsonl
 from codiemb_lib.data.registry import list_datasets
@@ -114,6 +114,13 @@ def test_data_that_cannot_be_used_stop_before_anything_runs(
     path.write_text(yaml.safe_dump(preset))
     monkeypatch.setattr("os.execv", lambda *_: pytest.fail("something ran"))
     assert message in error_of(capsys, "reproduce", "--preset", path)
+
+
+def test_a_preset_elsewhere_is_not_taken_for_the_one_of_its_name(capsys, tmp_path, monkeypatch):
+    path = tmp_path / "smoke.yaml"
+    path.write_text(preset_path("smoke").read_text())
+    monkeypatch.setattr("os.execv", lambda *_: pytest.fail("something ran"))
+    assert "expected the name of a preset in" in error_of(capsys, "reproduce", "--preset", path)
 
 
 def test_error_that_is_not_ours_keeps_its_traceback(monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import signal
@@ -16,7 +17,7 @@ import pytest
 import yaml
 
 from codiemb_lib.app.cli import main
-from codiemb_lib.core.preset import load_preset
+from codiemb_lib.core import load_preset, sha256_files, write_json, write_text
 from tests.app.projects import HOUR, ROOT, copy_project, run, start
 
 PRESET = load_preset("smoke")
@@ -54,12 +55,12 @@ def jobs(project: Path) -> dict[str, int]:
 
 
 def finish(project: Path) -> None:
-    """Empty files in place of models."""
+    """Empty weights in place of models, and manifests that vouch for them."""
     for model in (*PRESET.variants, *PRESET.fusion):
-        for name in ("manifest.json", "model/model.safetensors"):
-            path = project / "data" / "runs" / "smoke" / model / "seed-0" / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.touch()
+        folder = project / "data" / "runs" / "smoke" / model / "seed-0"
+        weights = folder / "model" / "model.safetensors"
+        write_text(weights, "")
+        write_json(folder / "manifest.json", {"files": sha256_files(folder, [weights])})
 
 
 @pytest.fixture(scope="module")
@@ -214,10 +215,11 @@ def note(line):
         print(line, file=journal)
 def write(path):
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text('')
+    path.write_text('{"files": {}}' if path.suffix == '.json' else '')
 def finish(model):
-    for name in ('manifest.json', 'model/model.safetensors'):
-        write(runs / model / f'seed-{seed}' / name)
+    folder = runs / model / f'seed-{seed}'
+    write(folder / 'model' / 'model.safetensors')
+    (folder / 'manifest.json').write_text('{"files": {}}')
 """
 STUBS = {
     "03_joint_training": """
@@ -301,6 +303,13 @@ def test_failed_notebook_is_named_then_the_run_goes_on(tiny):
     (tiny / "figures" / "tiny" / "results.csv").unlink()
     assert start_tiny(tiny, "log", "--until", "figures").wait(HOUR) == 0
     assert journal(tiny) == [*done, "figures"]
+
+    preset = tiny / "notebooks" / "presets" / "tiny.yaml"
+    for content, found in ((TINY, "Nothing to be done"), (TINY + "\n", "train ")):
+        preset.write_text(content)
+        os.utime(preset, (0, 0))  # what it holds decides, whatever its time stamp says
+        assert start_tiny(tiny, "log", "--dry-run", "--until", "figures").wait(HOUR) == 0
+        assert found in (tiny / "log").read_text()
 
 
 @pytest.mark.parametrize("killed", [False, True])

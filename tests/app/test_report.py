@@ -53,6 +53,15 @@ def project(tmp_path, monkeypatch):
     return tmp_path
 
 
+def test_no_script_of_a_stranger_runs_in_the_report(project):
+    policy = re.search(
+        r'<head><meta http-equiv="Content-Security-Policy" content="(.+?)">', report("mini")
+    )
+    allowed = dict(part.split(maxsplit=1) for part in policy[1].split(";"))
+    assert allowed.pop("default-src") == "'none'"  # scripts, handlers, javascript: links among all
+    assert allowed == {"img-src": "data:", "font-src": "data:", "style-src": "'unsafe-inline'"}
+
+
 def test_report_holds_tables_figures_provenance_and_notebooks_and_loads_nothing(project):
     merges = project / "figures" / "mini" / "merges.md"
     merges.write_text("| method |\n| --- |\n| a way to merge |\n")

@@ -7,21 +7,24 @@ import sys
 import threading
 import time
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
-from codiemb_lib.core.errors import CodiembError
+from codiemb_lib.core import files
 from codiemb_lib.core.files import (
     UnwritableError,
     alone,
     atomic_path,
     check_writable,
     read_json,
+    read_text,
     sha256_file,
     sha256_text,
     write_json,
     write_text,
 )
+from codiemb_lib.core.words import CodiembError
 
 
 def test_a_failure_leaves_the_old_content_and_no_litter(tmp_path):
@@ -149,6 +152,19 @@ def test_what_is_no_text_or_no_json_names_file_and_line(tmp_path, content, messa
         read_json(path)
     with pytest.raises(CodiembError, match=r"none\.json: expected a file that can be read"):
         read_json(tmp_path / "none.json")
+
+
+@pytest.mark.parametrize("name", ["bomb.gz", "bomb.bz2"])
+def test_a_packed_file_has_a_bound(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(files, "_MOST", 1000)
+    for size, message in ((1000, None), (1001, "expected 1,000 bytes at most, found more")):
+        with files.PACKED[Path(name).suffix](tmp_path / name, "wb") as stream:
+            stream.write(b"a" * size)
+        if message is None:
+            assert len(read_text(tmp_path / name)) == size
+        else:
+            with pytest.raises(CodiembError, match=message):
+                read_text(tmp_path / name)
 
 
 def test_an_unwritable_folder_is_refused(tmp_path):

@@ -159,6 +159,9 @@ def test_unknown_preset_names_the_nearest():
         (lambda c: c.update(name="other"), "expected `name: smoke`"),
         (lambda c: c.pop("seeds"), "seeds: Field required"),
         (lambda c: c.update(seeds=[0, 1, 0]), r"seeds: .*expected each of \[0, 1, 0\] once"),
+        (lambda c: c.update(seeds=[2**64]), r"seeds\.0: .*less than 9223372036854775808"),
+        (lambda c: c["training"].update(max_steps=True), "max_steps: expected no switch, found tr"),
+        (lambda c: c["variants"].update({"x" * 101: {}}), "at most 100 characters"),
         (lambda c: c.update(seeds=[-1]), r"seeds\.0: .*greater than or equal to 0, found -1"),
         (lambda c: c["variants"].update({"ir and sts": {}}), "should match.*found 'ir and sts'"),
         (lambda c: c["fusion"].update({"../x": c["fusion"]["soup"]}), "match.*found '../x'"),
@@ -196,6 +199,18 @@ def test_a_file_that_is_no_yaml_or_no_mapping_is_refused(tmp_path):
     path.write_text("[" * 10_000)
     with pytest.raises(PresetError, match="expected YAML, found: maximum recursion depth"):
         load_preset(str(path))
+
+
+def test_aliases_that_stand_for_billions_are_refused_at_once(tmp_path):
+    path = tmp_path / "bomb.yaml"
+    levels = (f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 12))
+    path.write_text("\n".join(["name: bomb", "a0: &a0 [x]", *levels, "seeds: *a11"]))
+    with pytest.raises(PresetError, match=r"bomb\.yaml: .*unknown key 'a0'"):
+        load_preset(str(path))
+    path.write_text(path.read_text().replace("a0: &a0 [x]", "description: &a0 [x]"))
+    with pytest.raises(PresetError, match=r"bomb\.yaml") as error:
+        load_preset(str(path))
+    assert len(str(error.value)) < 5000
 
 
 def test_numbers_of_numpy_pass_where_plain_ones_do():

@@ -4,8 +4,8 @@ import pandas as pd
 import pytest
 
 from codiemb_lib.core import runs
-from codiemb_lib.core.errors import CodiembError
 from codiemb_lib.core.preset import load_preset
+from codiemb_lib.core.words import CodiembError
 
 
 @pytest.fixture

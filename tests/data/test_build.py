@@ -8,19 +8,21 @@ import multiprocessing
 import textwrap
 from collections import Counter, defaultdict
 from importlib import metadata
+from runpy import run_path
+from types import SimpleNamespace
 
 import pytest
 import yaml
 
 from codiemb_lib.core.files import project_root, sha256_file
 from codiemb_lib.data import datasets
-from codiemb_lib.data.datasets import cut_dev, load_dataset, load_script
+from codiemb_lib.data.datasets import cut_dev, load_dataset
 from codiemb_lib.data.formats import SPLITS
 from codiemb_lib.data.leaks import NearDuplicates
 from codiemb_lib.data.records import Record, RecordError, SourceError
 
 SCRIPTS = project_root() / "data" / "build"
-API_DOCS = load_script(SCRIPTS / "api_docs.py")
+API_DOCS = SimpleNamespace(**run_path(str(SCRIPTS / "api_docs.py")))
 FRACTIONS = {"train": 0.6, "dev": 0.2, "test": 0.2}
 
 
@@ -88,7 +90,7 @@ def test_a_newer_package_is_read_anew(cache, tmp_path, monkeypatch):
     version = metadata.version
     old = {path.name for path in cache.iterdir()}
     monkeypatch.setattr(metadata, "version", lambda name: version(name) + "+other")
-    monkeypatch.setattr(datasets, "load_script", lambda path: pytest.fail(path.name))
+    monkeypatch.setattr(datasets, "run_path", pytest.fail)
     with pytest.raises(pytest.fail.Exception, match="api_docs"):
         load_dataset("api-docs", cache=cache)
     assert {path.name for path in cache.iterdir()} == old
@@ -180,7 +182,7 @@ def test_squad_loses_the_tokens_of_the_treebank(tmp_path):
     sources = {name: tmp_path / name for name in texts}
     for name, text in texts.items():
         sources[name].write_text(text)
-    splits, corpus = load_script(SCRIPTS / "squad.py").build(sources, dev=0.3)
+    splits, corpus = run_path(str(SCRIPTS / "squad.py"))["build"](sources, dev=0.3)
     assert splits["test"] == [Record("ir", "what ?", ("that",), id="1")]
     first = Record("ir", 'who is " 0 " ?', ("number 0 ( is )",), id="1")
     assert first in splits["train"] + splits["dev"]
@@ -196,8 +198,8 @@ def test_questions_of_medquad_stay_with_their_focus_and_lend_each_other_negative
     rows = [{"question": q, "answer": answers[q], "focus": focus[q]} for q in focus]
     path = tmp_path / "qa.jsonl.gz"
     path.write_bytes(gzip.compress("".join(json.dumps(row) + "\n" for row in rows).encode()))
-    script = load_script(SCRIPTS / "medquad.py")
-    splits, corpus = script.build({"questions": path}, negatives=2, fractions=FRACTIONS)
+    build = run_path(str(SCRIPTS / "medquad.py"))["build"]
+    splits, corpus = build({"questions": path}, negatives=2, fractions=FRACTIONS)
     where = defaultdict(set)
     for split, records in splits.items():
         for record in records:

@@ -313,7 +313,7 @@ def test_what_csv_and_pandas_write_is_read_back(tmp_path, writer, delimiter, quo
 
 def test_quotation_marks_that_are_text(tmp_path, said):
     path = write(tmp_path / "sts.csv", '"No, he" said.,b,1', 'c "x",d,2', "e,f,3", 'g,"h" i,4')
-    with pytest.raises(RecordError, match=r":1: .* expected after.* Or: .*:1: .*'\"No', ' he"):
+    with pytest.raises(RecordError, match=r":1: .* expected after.* Or: .*:1: .*'\"No', 'he"):
         pairs(path)
     path = write(tmp_path / "sts.csv", '"No" he said.,b,1', 'c "x",d,2', "e,f,3", 'g,"h" i,4')
     assert pairs(path) == [
@@ -323,6 +323,22 @@ def test_quotation_marks_that_are_text(tmp_path, said):
         ("g", '"h" i', 4),
     ]
     assert said() == ["2 cells open with quotation marks, which were kept as text"]
+
+
+def test_quotation_marks_behind_blanks_enclose_cells_too(tmp_path, said):
+    path = write(tmp_path / "sts.csv", "a, b, score", 'c, "d, e", 1', '"f", "g", 2')
+    assert pairs(path) == [("c", "d, e", 1), ("f", "g", 2)]
+    path = write(tmp_path / "sts.csv", '"a", "b", 1', 'c, "d", 2')
+    assert pairs(path) == [("a", "b", 1), ("c", "d", 2)]
+    assert said() == [
+        "3 cells open with quotation marks, which were taken off; --quoting no keeps them"
+    ]
+
+
+def test_quotation_marks_behind_backslashes_are_refused(tmp_path):
+    path = write(tmp_path / "sts.csv", "a,b,score", r'"He said \"hi\"",x,3', '"y",z,2')
+    with pytest.raises(RecordError, match=r"Or: .* found 2 rows by --quoting no"):
+        pairs(path)
 
 
 def test_quotation_marks_of_tsv(tmp_path, said):
@@ -568,12 +584,19 @@ def test_judgements_are_read_by_name_or_by_the_number_of_their_cells(beir, lines
     }
 
 
+@pytest.mark.parametrize("line", ["q1 0 d1 1", "q1 d1 1", "\nq1\t0\td1\t1", "q1,d1,1"])
+def test_judgements_may_be_parted_by_blanks_or_commas(beir, line):
+    write(beir / "qrels" / "test.tsv", line)
+    [record] = read_beir(beir)["test"]
+    assert (record.id, *record.positives) == ("q1", read_beir_corpus(beir)["d1"])
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
         ("q1\td1\t1\t0.5", "field 'iteration': expected 0 or Q0, as TREC has it, found 'd1'"),
         ("q1\t0\td1\t1\tx", r"expected each of the columns \[0, 1, 2\] once"),
-        ("q1 0 d1 1", "expected each of the columns .*'query-id', 'corpus-id', 'score'"),
+        ("q1;0;d1;1", "expected each of the columns .*'query-id', 'corpus-id', 'score'"),
         ("query\tdocument\tscore", "expected each of the columns .*'query-id', 'corpus-id', 's"),
     ],
 )
@@ -788,3 +811,32 @@ def test_real_flagembedding(name, negatives):
         read_jsonl(path)
     with pytest.raises(RecordError, match=":1: field 'positive"):
         read_jsonl(path, task="sts")
+
+
+@pytest.mark.parametrize(
+    "header", ["Question text\tBest answer", "input text\toutput", "0\t1", "सवाल\tजवाब"]
+)
+def test_headers_of_two_words_numbers_and_vowel_signs_are_no_records(tmp_path, header):
+    path = write(tmp_path / "qa.tsv", header, *(f"what is thing {i}\tit is that" for i in range(3)))
+    with pytest.raises(RecordError, match="a word or two unlike the other rows"):
+        read_file(path, columns=(0, 1))
+
+
+def test_files_of_no_split_are_named(tmp_path, said):
+    for name in ("train", "eval", "test-00000-of-00001"):
+        write(tmp_path / f"{name}.csv", "a,b,score", "c,d,1")
+    assert [*read_path(tmp_path, scale=(0, 5))] == ["train"]
+    assert said() == ["passed over, for its name is none of a split"] * 2
+
+
+def test_blanks_around_texts_make_no_other_texts(tmp_path):
+    row = {"query": " q", "pos": ["p "], "neg": ["p", " n "]}
+    [record] = read_jsonl(write(tmp_path / "train.jsonl", row), task="ir")
+    assert record == Record("ir", "q", ("p",), ("n",))
+
+
+def test_rows_of_one_query_keep_the_document_of_its_id(tmp_path):
+    rows = [{"task": "ir", "query": "q", "positives": [text]} for text in "ab"]
+    rows[1]["same_id"] = "c"
+    [record] = read_jsonl(write(tmp_path / "train.jsonl", *rows))
+    assert (record.positives, record.same_id) == (("a", "b"), "c")

@@ -274,7 +274,7 @@ def test_what_is_left_of_train_stands_nowhere_else(english):
     assert left == {
         "stsb": 5626,
         "sick": 4047,
-        "squad-sentences": 10643,
+        "squad-sentences": 10639,
         "scifact": 450,
         "medquad": 8704,
     }

@@ -22,7 +22,7 @@ EMBEDDED = ["api-docs", "lee-news", "simlex-999", "wordsim-353", "lee-similarity
 SIZES = {
     "stsb": (5749, 1500, 1379),
     "sick": (4500, 500, 4927),
-    "squad-sentences": (10647, 1161, 10529),
+    "squad-sentences": (10643, 1165, 10529),
     "scifact": (727, 82, 300),
     "medquad": (10487, 1425, 3067),
 }
@@ -210,7 +210,7 @@ def test_what_the_root_lacks_is_fetched_once_and_checked(make, served, tmp_path)
     (tmp_path / "root" / "set" / "a.csv").write_text("a,b,1\n")
     assert load_dataset("made-up", **options) == fetched
     shutil.rmtree(tmp_path / "cache")
-    with pytest.raises(SourceError, match=r"a\.csv: expected a file of sha256"):
+    with pytest.raises(SourceError, match=r"a\.csv: expected sha256"):
         load_dataset("made-up", **options)
     assert not list((tmp_path / "cache").rglob("a.csv"))
 

@@ -204,6 +204,16 @@ def test_the_table_of_the_readme_has_five_models_and_a_line_a_verdict():
     assert verdicts.splitlines() == said
 
 
+def test_no_cell_becomes_html_or_another_cell():
+    table = pd.DataFrame({"<b>": ["<img src=x onerror=alert(1)>", "a | b"]})
+    assert to_markdown(table).splitlines() == [
+        "| &lt;b> |",
+        "| --- |",
+        "| &lt;img src=x onerror=alert(1)> |",
+        r"| a \| b |",
+    ]
+
+
 def test_the_readme_shows_what_the_rows_say():
     text = (project_root() / "README.md").read_text(encoding="utf-8")
     assert fill_readme(text) == text, "run `codiemb gallery`"

@@ -15,6 +15,7 @@ from codiemb_lib.core import (
     Prompts,
     UnwritableError,
     data_root,
+    say_once,
 )
 from codiemb_lib.data import Record, load_dataset, write_jsonl, write_splits
 from codiemb_lib.evaluate import (
@@ -263,3 +264,23 @@ def test_minilm_scores_on_stsb_what_is_known_of_it(tmp_path, no_network):
     [spearman, _] = local_task(store, settings, Prompts(), root=str(ROOT))
     assert (spearman["metric"], spearman["n"]) == ("spearman", 1379)
     assert round(100 * spearman["value"], 2) == 82.03
+
+
+def test_a_passage_with_blanks_around_it_is_the_one_of_the_corpus(store, tmp_path):
+    texts = ["a red cat", "a dog"]
+    records = [{"task": "ir", "query": text, "positives": [f"{text} "]} for text in texts]
+    corpus = [{"_id": str(i), "text": text} for i, text in enumerate(texts)]
+    for name, rows in {"test": records, "corpus": corpus}.items():
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    row = local_task(store, DatasetSettings(name=str(tmp_path)))[0]
+    assert (row["metric"], row["value"], row["passages"]) == ("ndcg@10", 1, 2)
+
+
+def test_scores_that_are_no_grades_are_said_where_rows_are_kept(store, tmp_path, caplog):
+    records = [Record("ir", "a cat", ("a red cat",), ("a dog",), positive_scores=(0.5,))]
+    write_jsonl(tmp_path / "halves" / "test.jsonl", records)
+    for _ in range(2):
+        say_once.cache_clear()
+        caplog.clear()
+        local_task(store, DatasetSettings(name=str(tmp_path / "halves")))
+        assert "so each has grade 1" in caplog.text

@@ -60,6 +60,12 @@ def test_a_recipe_gives_a_complete_model(make_kitchen, tmp_path, capsys, archite
 
     fused = load_file(output / "model.safetensors")
     assert capsys.readouterr().out == f"{output}: merged from balanced, retrieval\n"
+    changed = (output / "model.safetensors").stat().st_mtime_ns
+    assert main(["fuse", str(recipe), str(output)]) == 0  # what the same call made is kept
+    assert (output / "model.safetensors").stat().st_mtime_ns == changed
+    other = write_recipe(kitchen, granularity="layer", power=3)
+    assert main(["fuse", str(other), str(output)]) == 2
+    assert "expected a new or an empty folder" in capsys.readouterr().err
     base, *runs = (
         load_file(kitchen / folder / "model.safetensors")
         for folder in ("base", "balanced/model", "retrieval/model")
@@ -224,6 +230,7 @@ def test_a_killed_search_for_a_greedy_soup_leaves_nothing_for_long(
         ({"method": "slerp", "ingredients": ["x", "y", "z"]}, "exactly 2 models, found 3"),
         ({"ingredients": {}}, "ingredients: .*at least 1 item"),
         ({"ingredients": ["x", "x"]}, "ingredients: .*each ingredient once"),
+        ({"ingredients": ["x", "./x/"]}, "ingredients: .*each ingredient once"),
         ({"ingredients": 3}, "ingredients: .*valid dictionary"),
         ({"ingredients": {"base": "x"}}, "ingredients: .*other names than `base`"),
         ({"keep": {"*": "retreival"}}, "unknown ingredient 'retreival'.*mean 'retrieval'"),

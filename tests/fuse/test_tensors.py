@@ -218,6 +218,13 @@ def rewrite(run, content):
     (run / "model.safetensors").write_bytes(content)
 
 
+def forge(run, *spans, size=16):
+    """Write tensors x of two float32 each, at these places in so many bytes, by hand."""
+    entries = [f'"x": {{"dtype": "F32", "shape": [2], "data_offsets": {span}}}' for span in spans]
+    header = f"{{{', '.join(entries)}}}".replace('"x"', '"y"', 1).encode()
+    rewrite(run, len(header).to_bytes(8, "little") + header + bytes(size))
+
+
 def pickle_a_module(run):
     add_dense(run)
     (run / "3_Dense" / "pytorch_model.bin").write_bytes(b"pickled")
@@ -237,6 +244,12 @@ DAMAGES = {
     "no header": (lambda run: rewrite(run, b"\xff" * 8), WHOLE),
     "a list": (lambda run: rewrite(run, b"\x02" + bytes(7) + b"[]"), WHOLE),
     "cut": (lambda run: rewrite(run, (run / "model.safetensors").read_bytes()[:-1]), WHOLE),
+    "overlapping": (lambda run: forge(run, [0, 8], [4, 12], size=12), WHOLE),
+    "one place for two": (lambda run: forge(run, [0, 8], [0, 8], size=8), WHOLE),
+    "below zero": (lambda run: forge(run, [0, 8], [-8, 0]), WHOLE),
+    "a hole": (lambda run: forge(run, [0, 8], [12, 20], size=20), WHOLE),
+    "a key twice": (lambda run: forge(run, [0, 8], [8, 16], [16, 24], size=24), WHOLE),
+    "bytes behind the end": (lambda run: forge(run, [0, 8], [8, 16], size=17), WHOLE),
     "float8": (
         lambda run: save_file(
             {"x": torch.zeros(2).to(torch.float8_e5m2)}, run / "model.safetensors"
@@ -511,6 +524,52 @@ def test_adapters_that_fit_no_base_are_refused(make_architecture, tmp_path, monk
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(FusionError, match="Run `pip install peft`"):
         merge(base, [lora], output=tmp_path / "fused")
+
+
+@pytest.mark.parametrize(
+    ("changes", "found"),
+    [
+        ({"alpha_pattern": {"([a-z.0-9]+)+!": 2}}, r"found '\(\[a-z"),
+        ({"rank_pattern": {".*.*.*.*.*x": 2}}, r"found '\.\*"),
+        ({"target_modules": "(query"}, r"found '\(query'"),
+    ],
+)
+def test_patterns_of_an_adapter_that_may_never_end_are_refused(
+    make_architecture, tmp_path, changes, found
+):
+    base = make_architecture("bert").save(tmp_path / "base")
+    adapted(make_architecture("bert").backbone, tmp_path / "lora", seed=1)
+    path = tmp_path / "lora" / "adapter_config.json"
+    write_json(path, json.loads(path.read_text()) | changes)
+    with pytest.raises(FusionError, match=rf"adapter_config\.json: expected patterns.*{found}"):
+        merge(base, [tmp_path / "lora"], output=tmp_path / "fused")
+
+
+# Links
+
+
+def test_a_link_that_leads_out_of_a_model_is_not_copied(make_encoder, tmp_path):
+    base, run = (make_encoder(seed=j).save(tmp_path / f"{j}") for j in range(2))
+    (tmp_path / "key").write_text("private")
+    (run / "notes.txt").symlink_to(tmp_path / "key")
+    with pytest.raises(
+        FusionError, match=r"notes\.txt: expected a file of the model, found a link"
+    ):
+        merge(base, [run], output=tmp_path / "fused")
+    assert not (tmp_path / "fused").exists()
+
+
+def test_a_snapshot_of_the_hubs_cache_has_links_to_its_blobs(make_encoder, tmp_path):
+    base, run = (make_encoder(seed=j).save(tmp_path / f"{j}") for j in range(2))
+    expected = weights_of(run)
+    snapshot, blobs = tmp_path / "cache" / "snapshots" / "abc", tmp_path / "cache" / "blobs"
+    blobs.mkdir(parents=True)
+    run.rename(snapshot.parent.parent / "moved")
+    shutil.copytree(snapshot.parent.parent / "moved", snapshot)
+    for number, path in enumerate(path for path in snapshot.rglob("*") if path.is_file()):
+        path.rename(blobs / str(number))
+        path.symlink_to(blobs / str(number))
+    assert_equal_models(weights_of(merge(base, [snapshot], output=tmp_path / "fused")), expected)
 
 
 # Threads

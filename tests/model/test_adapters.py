@@ -8,7 +8,7 @@ from sentence_transformers import SentenceTransformer
 
 from codiemb_lib.core import EncoderSettings, LoraSettings
 from codiemb_lib.model import Encoder
-from codiemb_lib.model.errors import EncoderError
+from codiemb_lib.model.saved import EncoderError
 
 lora = pytest.importorskip("peft", reason="the extra `lora` is not installed").tuners.lora
 

@@ -10,7 +10,7 @@ from transformers import MambaConfig, MambaModel
 
 from codiemb_lib.core.preset import EncoderSettings
 from codiemb_lib.model.encoder import Encoder
-from codiemb_lib.model.errors import EncoderError
+from codiemb_lib.model.saved import EncoderError
 
 ARCHITECTURES = ["bert", "xlm-roberta", "minicpm", "qwen"]
 TEXTS = ["the cat", "a", "the old dog is slow and the bus is fast", "is it a car", "x " * 60]

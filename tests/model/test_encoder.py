@@ -9,7 +9,7 @@ from sentence_transformers import SentenceTransformer
 
 from codiemb_lib.core import EncoderSettings
 from codiemb_lib.model import Embedder, Encoder
-from codiemb_lib.model.errors import EncoderError
+from codiemb_lib.model.saved import EncoderError
 from tests.model.conftest import edit_json
 
 TEXTS = ["the cat", "a", "the old dog is slow and the bus is fast", "the cat", "x " * 60]

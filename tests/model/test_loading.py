@@ -13,7 +13,7 @@ from sentence_transformers import SentenceTransformer
 
 from codiemb_lib.core import EncoderSettings, project_root
 from codiemb_lib.model import PACKAGED, Embedder, Encoder, model_hash
-from codiemb_lib.model.errors import EncoderError
+from codiemb_lib.model.saved import EncoderError
 from tests.model.conftest import edit_json
 
 TEXTS = ["the cat", "a", "the old dog is slow and the bus is fast", "the cat", "x " * 60]
@@ -269,5 +269,7 @@ def test_a_wrong_checksum_and_a_wrong_name_are_refused(monkeypatch):
     with pytest.raises(EncoderError, match="Did you mean 'minilm-l6'"):
         Encoder.load("minilm-16")
     monkeypatch.setitem(PACKAGED, "minilm-l6", (PACKAGED["minilm-l6"][0], "0" * 64))
-    with pytest.raises(EncoderError, match=r"expected sha256 0{64}, found 53aa.*Reinstall"):
+    with pytest.raises(
+        EncoderError, match=r"expected files of sha256 0{64}, found 3da1.*Reinstall"
+    ):
         Encoder.load("minilm-l6")

@@ -8,7 +8,7 @@ import pytest
 from codiemb_lib.core.preset import EncoderSettings
 from codiemb_lib.model import store as embeddings
 from codiemb_lib.model.encoder import Encoder
-from codiemb_lib.model.errors import EncoderError
+from codiemb_lib.model.saved import EncoderError
 from codiemb_lib.model.store import Embedder
 
 TEXTS = ["a cat", "the dog", "a cat", "red bus", "old car", "the dog", "new car is fast"]

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from codiemb_lib.evaluate import EncodedDataset
-from codiemb_lib.space import associations, layers, maps, measures, tables
+from codiemb_lib.space import associations, maps, measures, tables
 from tests.conftest import tiny_architecture
 from tests.golden import check, summary, unit_rows
 
@@ -61,10 +61,12 @@ def geometric() -> dict:
 
 def tokens() -> dict:
     states, lengths = np.random.default_rng(5).normal(size=(2, 4, 7, D)) + 0.5, [7, 2, 5, 3]
+    names = ("cosine", "effective_rank", "condition_number")
     layers = [measures.over_smoothing(layer, lengths) for layer in states]
+    by_layer = np.stack(layers, axis=1)
     return {
-        "one": layers[0]._asdict(),
-        "by layer": measures.OverSmoothing(*map(np.stack, zip(*layers, strict=True)))._asdict(),
+        "one": dict(zip(names, layers[0], strict=True)),
+        "by layer": dict(zip(names, by_layer, strict=True)),
     }
 
 
@@ -85,8 +87,8 @@ def by_layer() -> dict:
     texts = ["find the old cat", "a red bus is fast", "the dog", "blue car in the new bus"]
     encoder = tiny_architecture("bert")
     return {
-        "plain": layers.measures_by_layer(encoder, texts),
-        "with prompts": layers.measures_by_layer(encoder, texts, ["query: "] * len(texts)),
+        "plain": tables.measures_by_layer(encoder, texts),
+        "with prompts": tables.measures_by_layer(encoder, texts, ["query: "] * len(texts)),
     }
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from codiemb_lib.space import layers
+from codiemb_lib.space import tables
 from codiemb_lib.space.measures import anisotropy, spectrum
 
 TEXTS = ["find the old cat", "a red bus is fast", "the dog", "blue car in the new bus", "slow cat"]
@@ -20,9 +20,9 @@ def states_alone(encoder, text):
 
 
 def test_measures_are_those_of_each_text_alone(make_encoder, monkeypatch):
-    monkeypatch.setattr(layers, "BATCH", 2)
+    monkeypatch.setattr(tables, "_BATCH", 2)
     encoder = make_encoder()
-    rows = layers.measures_by_layer(encoder, TEXTS).set_index(["level", "measure", "layer"])
+    rows = tables.measures_by_layer(encoder, TEXTS).set_index(["level", "measure", "layer"])
     assert set(rows["n"]) == {5}
     assert sorted({layer for *_, layer in rows.index}) == [0, 1, 2]
     alone = [states_alone(encoder, text) for text in TEXTS]
@@ -49,7 +49,7 @@ def test_measures_are_those_of_each_text_alone(make_encoder, monkeypatch):
 def test_the_last_layer_is_what_the_encoder_returns(make_encoder):
     encoder = make_encoder()
     prompts = ["query: "] * len(TEXTS)
-    rows = layers.measures_by_layer(encoder, TEXTS, prompts)
+    rows = tables.measures_by_layer(encoder, TEXTS, prompts)
     last = rows[(rows["level"] == "sentence") & (rows["layer"] == 2)].set_index("measure")
     embeddings = encoder.encode(TEXTS, prompt="query: ")
     assert last.loc["cosine", "value"] == pytest.approx(anisotropy(embeddings), abs=1e-5)

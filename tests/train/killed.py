@@ -14,6 +14,7 @@ from pathlib import Path
 from accelerate import state
 from accelerate.utils import DistributedType
 
+from codiemb_lib import core
 from codiemb_lib.core import load_preset
 from codiemb_lib.model import Encoder
 from codiemb_lib.train import checkpoint, loop
@@ -23,6 +24,7 @@ OWNERS = {
     "Encoder": Encoder,
     "Path": Path,
     "checkpoint": checkpoint,
+    "core": core,
     "loop": loop,
     "shutil": shutil,
 }

@@ -17,6 +17,7 @@ import yaml
 from safetensors.torch import load_file
 from transformers.models.bert.modeling_bert import BertOutput
 
+from codiemb_lib import core
 from codiemb_lib.core import (
     EncoderSettings,
     LoraSettings,
@@ -108,7 +109,7 @@ def test_a_finished_run_is_taken_until_something_changes_that_shapes_it(
     assert fresh(load_preset("tiny"))
     monkeypatch.setattr(loop, "NUMERICS", 10**6)
     assert fresh(load_preset("tiny"))
-    monkeypatch.setattr(loop, "versions", lambda: {"torch": "3", "transformers": "6"})
+    monkeypatch.setattr(core, "versions", lambda: {"torch": "3", "transformers": "6"})
     assert fresh(load_preset("tiny"))
 
 
@@ -131,7 +132,7 @@ MOMENTS = {
     ("loop", "backward", 16): 12,  # in the second epoch, between checkpoints
     ("Checkpoints", "publish", 1): 20,  # the best weights are not the run's yet
     ("shutil", "copy", 1): 20,  # they are, but for the tables
-    ("loop", "write_manifest", 1): 20,  # all is done but the manifest
+    ("core", "write_manifest", 1): 20,  # all is done but the manifest
 }
 
 
@@ -225,7 +226,7 @@ def test_a_damaged_checkpoint_is_left_out_for_the_one_before(project, monkeypatc
     whole = run(load_preset("tiny"))
     whole.rename(project / "whole")
     nothing = {"best_score": -1.0}  # so that the second checkpoint has a better model
-    monkeypatch.setattr(loop, "task_means", lambda rows: {"ir": nothing["best_score"]})
+    monkeypatch.setattr(core, "task_means", lambda rows: {"ir": nothing["best_score"]})
 
     def end(log, dev):
         nothing["best_score"] += 0.1
@@ -345,7 +346,7 @@ def test_processes_launched_together_launch_no_others_and_one_takes_the_lock(
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("LOCAL_RANK", str(rank))
     taken, here = [], []
-    monkeypatch.setattr(loop, "alone", lambda f: taken.append(f) or contextlib.nullcontext())
+    monkeypatch.setattr(core, "alone", lambda f: taken.append(f) or contextlib.nullcontext())
     monkeypatch.setattr(loop, "launch", lambda *_, **__: pytest.fail("launched"))
     monkeypatch.setattr(loop, "_train_here", lambda *_, **__: here.append(1))
     run(change(project, accelerate="cpu-2"))

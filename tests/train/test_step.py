@@ -20,8 +20,9 @@ from codiemb_lib.data.records import Record
 from codiemb_lib.model.encoder import Encoder
 from codiemb_lib.train import objectives
 from codiemb_lib.train.batches import make_batch, make_share
+from codiemb_lib.train.devices import sparse_embedding_gradients
 from codiemb_lib.train.sampling import PlannedBatch
-from codiemb_lib.train.step import backward, batch_loss, needs_middle, sparse_embedding_gradients
+from codiemb_lib.train.step import backward, batch_loss, needs_middle
 from tests.conftest import tiny_tokenizer
 from tests.made_up import PROMPTS, ir_records, sts_records
 
