@@ -113,17 +113,16 @@ def read_parameters(notebook: str | Path) -> dict[str, Literal]:
     cells = [c for c in _code_cells(notebook) if "parameters" in c.metadata.get("tags", [])]
     if (n := len(cells)) != 1:
         raise NotebookError(f"{notebook}: expected one code cell tagged `parameters`, found {n}.")
-    defaults, found = {}, cells[0].source
+    defaults = {}
     try:
         for line in ast.parse(cells[0].source).body:
-            found = ast.unparse(line)
             value = defaults[line.target.id] = ast.literal_eval(line.value)
             if not isinstance(value, Literal) or type(value).__name__ != line.annotation.id:
                 raise ValueError(value)
     except (AttributeError, RecursionError, SyntaxError, TypeError, ValueError) as error:
         raise NotebookError(
             f"{notebook}: expected `name: type = literal` in one line, with a type out of int, "
-            f"float, bool, str, found `{found:.200}`."
+            f"float, bool, str, found {cells[0].source!r:.200}."
         ) from error
     return defaults
 

@@ -1,7 +1,6 @@
 """Files written whole or not at all, the folders of the project, and the hashes of content."""
 
 import bz2
-import errno
 import fcntl
 import glob
 import gzip
@@ -24,7 +23,7 @@ from codiemb_lib.core.words import CodiembError
 
 logger = logging.getLogger(__name__)
 PACKED = {"": open, ".gz": gzip.open, ".bz2": bz2.open}  # by the end of a name
-_FULL = re.compile("|".join(os.strerror(n) for n in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)))
+_FULL = re.compile("No space left on device|File too large|quota exceeded")  # so in Rust, too
 _MOST = 2**30  # bytes that a packed file may unpack to
 Error = type[CodiembError]
 
@@ -86,7 +85,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
             temporary.replace(path)
             _sync(path.parent)
     except Exception as error:
-        if found := _FULL.search(str(error)):  # Rust has no numbers of errors
+        if found := _FULL.search(str(error)):
             raise UnwritableError(f"{path}: expected room to write, found: {found[0]}.") from error
         raise
 

@@ -30,12 +30,13 @@ def parts(folder: Path) -> list[tuple[str, Path]]:
     modules.json names them. Without it the folder is the transformer's, perhaps with pooling.
     """
     ours = [{"type": kind, "path": path} for kind, path in MODULES.items()]
-    file = folder / "modules.json"
-    modules = stated(file) or ours
+    modules = stated(folder / "modules.json") or ours
     try:
         return [(module["type"].rpartition(".")[2], folder / module["path"]) for module in modules]
     except (AttributeError, KeyError, TypeError) as error:
-        raise EncoderError(f"{file}: expected types and paths, found {modules!r:.99}.") from error
+        raise EncoderError(
+            f"{folder}/modules.json: expected paths, found {modules!r:.99}."
+        ) from error
 
 
 def statements(folder: Path) -> dict[str, Any]:
