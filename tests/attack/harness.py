@@ -107,8 +107,15 @@ def digest(read: object) -> str:
 
 
 def content(folder: Path) -> dict[str, object]:
-    """What lies in a folder, hidden files too, but for what a clock says."""
-    paths = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*"))}
+    """What lies in a folder, hidden files too, but for what a clock says.
+
+    The last act of a write is to remove its scratch, which is empty then; where a kill prevents it,
+    and the file need not be written again, it stays until that file is.
+    """
+    scratches = folder.rglob(".*.partial")
+    empty = {path for path in scratches if [*path.iterdir()] in ([], [path / ".lock"])}
+    found = (path for path in sorted(folder.rglob("*")) if not empty & {path, path.parent})
+    paths = {path.relative_to(folder).as_posix(): path for path in found}
     return {name: "a folder" if p.is_dir() else untimed(p) for name, p in paths.items()}
 
 
