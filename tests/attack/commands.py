@@ -110,8 +110,8 @@ def model(folder: Path = OUT) -> Any:
 
 
 def rows() -> Any:
-    """The table of a benchmark has the rows of the tasks that are finished."""
-    return OUT.read_text().count("\n") if OUT.exists() else None
+    """The table has the rows of the tasks that are finished; all are as wide as its header."""
+    return {line.count(",") for line in OUT.read_text().splitlines()} if OUT.exists() else None
 
 
 def bytes_of(*files: str) -> Callable[[], Any]:
