@@ -1,6 +1,7 @@
 # make reproduce   every figure and table of a preset: PRESET=mini (default), PRESET=smoke, ...
 # make report      the same, then data/runs/PRESET/report.html: one file with all of it
 # make test        the tests, two at a time; ARGS="tests/fuse -x -n 0" for some of them
+# make attack      kills, full disks and damaged files at length; the figures go to tests/README.md
 # make test-browser  JupyterLab in a headless Chromium; skipped, with a reason, where there is none
 # make screenshots  the same, and what is on the screen goes to figures/notebooks
 # make lint        style, which room imports which, dependencies, names that only tests use
@@ -24,7 +25,7 @@ ifneq "$(shell cat $(READY) 2>/dev/null)" "$(CURDIR)"
 .PHONY: $(READY)
 endif
 
-.PHONY: reproduce report test test-browser screenshots lint pages lab lock
+.PHONY: reproduce report test attack test-browser screenshots lint pages lab lock
 .DEFAULT_GOAL := reproduce
 
 reproduce: $(READY)
@@ -37,6 +38,10 @@ report: reproduce
 test: export OMP_NUM_THREADS = 1
 test: $(READY)
 	$(RUN) pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+
+attack: export OMP_NUM_THREADS = 1
+attack: $(READY)
+	$(RUN) tests.attack $(ARGS)
 
 test-browser: $(READY)
 	$(RUN) pytest tests/app/test_browser.py -rs $(ARGS)

@@ -133,7 +133,7 @@ def mine(source: str, out: str, encoder: str, split: str, corpus: str | None, **
     embedder, progress = model.Embedder(options.encoder_settings(encoder)), sys.stderr.isatty()
     source_hash, asked = dataset.content_hash, repr((split, sorted(given.items())))
     made_of = core.sha256_text(source_hash, embedder.key, asked, *passages)
-    with core.alone(out):
+    with core.alone(out), core.scratch_beside(Path(out)):  # which clears what a kill has left
         if sets.made_of(out) == made_of:
             click.echo(f"{out}: mined before")
             return

@@ -19,9 +19,7 @@ from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import AsyncKernelManager
 from nbclient.exceptions import DeadKernelError
 from nbformat import NotebookNode
-from nbformat.reader import NotJSONError
 from papermill.exceptions import PapermillExecutionError
-from papermill.translators import PythonTranslator
 from pydantic import TypeAdapter, ValidationError
 from traitlets.config import Config
 
@@ -112,20 +110,20 @@ def read_parameters(notebook: str | Path) -> dict[str, Literal]:
 
     They stand in the one code cell tagged `parameters`, a line each: `steps: int = 200  # why`.
     """
-    cells = [c for c in _read(notebook).cells if "parameters" in c.metadata.get("tags", [])]
+    cells = [c for c in _code_cells(notebook) if "parameters" in c.metadata.get("tags", [])]
     if (n := len(cells)) != 1:
         raise NotebookError(f"{notebook}: expected one code cell tagged `parameters`, found {n}.")
     defaults = {}
-    for name, kind, default, _ in PythonTranslator.inspect(cells[0]):
-        try:
-            defaults[name] = ast.literal_eval(default)
-        except (SyntaxError, ValueError):
-            defaults[name] = None
-        if not isinstance(defaults[name], Literal) or type(defaults[name]).__name__ != kind:
-            raise NotebookError(
-                f"{notebook}: expected `{name}: type = literal` in one line, with a type out of "
-                f"int, float, bool, str, found the type {kind} and the value `{default}`."
-            )
+    try:
+        for line in ast.parse(cells[0].source).body:
+            value = defaults[line.target.id] = ast.literal_eval(line.value)
+            if not isinstance(value, Literal) or type(value).__name__ != line.annotation.id:
+                raise ValueError(value)
+    except (AttributeError, RecursionError, SyntaxError, TypeError, ValueError) as error:
+        raise NotebookError(
+            f"{notebook}: expected `name: type = literal` in one line, with a type out of int, "
+            f"float, bool, str, found {cells[0].source!r:.200}."
+        ) from error
     return defaults
 
 
@@ -145,9 +143,11 @@ def _parse(notebook: Path, given: Mapping[str, str]) -> dict[str, Literal]:
 
 
 def _read(notebook: str | Path) -> NotebookNode:
+    text = core.read_text(notebook, NotebookError)
     try:
-        return nbformat.reads(core.read_text(notebook, NotebookError), as_version=4)
-    except (AttributeError, RecursionError, NotJSONError, nbformat.ValidationError) as error:
+        nbformat.validate(read := nbformat.reads(text, as_version=4))
+        return read
+    except Exception as error:  # of the library, and of what it stumbles over
         raise NotebookError(f"{notebook}: expected a notebook, found another format.") from error
 
 

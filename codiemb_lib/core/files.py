@@ -8,6 +8,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import tempfile
 import zlib
@@ -22,6 +23,7 @@ from codiemb_lib.core.words import CodiembError
 
 logger = logging.getLogger(__name__)
 PACKED = {"": open, ".gz": gzip.open, ".bz2": bz2.open}  # by the end of a name
+_FULL = re.compile("No space left on device|File too large|quota exceeded")  # so in Rust, too
 _MOST = 2**30  # bytes that a packed file may unpack to
 Error = type[CodiembError]
 
@@ -70,20 +72,22 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         UnwritableError: The parent cannot be written, or a folder stands where a file goes.
     """
     path = Path(path).absolute()  # "." has no name
-    with scratch_beside(path) as scratch:
-        temporary = scratch / path.name
-        yield temporary
-        if temporary.is_dir():
-            for file in temporary.rglob("*"):
+    try:
+        with scratch_beside(path) as scratch:
+            temporary = scratch / path.name
+            yield temporary
+            if path.is_dir() and not temporary.is_dir():
+                raise UnwritableError(f"{path}: expected the name of a file, found a folder.")
+            for file in (temporary, *temporary.rglob("*")):
                 _sync(file)
             if path.is_dir():  # a folder cannot be renamed onto a folder that is not empty
                 path.rename(scratch / "replaced")
-        else:
-            if path.is_dir():
-                raise UnwritableError(f"{path}: expected the name of a file, found a folder.")
-            _sync(temporary)
-        temporary.replace(path)
-        _sync(path.parent)
+            temporary.replace(path)
+            _sync(path.parent)
+    except Exception as error:
+        if found := _FULL.search(str(error)):
+            raise UnwritableError(f"{path}: expected room to write, found: {found[0]}.") from error
+        raise
 
 
 @contextmanager
@@ -96,6 +100,8 @@ def scratch_beside(path: Path) -> Iterator[Path]:
             held = _lock(left / ".lock")
         except OSError:  # of a process that lives, or of another user
             continue
+        if (old := left / "replaced").is_dir() and not path.exists():  # killed between two renames
+            old.rename(path)
         shutil.rmtree(left, ignore_errors=True)
         os.close(held)
     held = None
@@ -229,10 +235,16 @@ def read_json(path: str | Path) -> Any:
 def parse_json(text: str, path: str | Path, line: int = 1, error: Error = CodiembError) -> Any:
     """What JSON says that begins at a line of a file; an `error` names the line of what is none."""
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_each_once)
     except (ValueError, RecursionError) as wrong:  # also too many digits, or lists within lists
         line, found = line + getattr(wrong, "lineno", 1) - 1, getattr(wrong, "msg", wrong)
         raise error(f"{path}:{line}: expected JSON, found: {found}.") from wrong
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(found := dict(pairs)) < len(pairs):
+        raise ValueError(f"a key twice among {[*found]!r:.200}")
+    return found
 
 
 def sha256_file(path: str | Path) -> str:

@@ -207,7 +207,7 @@ def save_figure(
     contents["md"] = (caption.strip() + "\n").encode()
     stem = Path(path_stem)
     paths = {ending: stem.with_name(f"{stem.name}.{ending}") for ending in contents}
-    for ending, path in paths.items():
+    for ending, path in sorted(paths.items(), key=lambda pair: pair[0] == "png"):  # comes last
         if not (path.is_file() and path.read_bytes() == contents[ending]):
             with atomic_path(path) as temporary:
                 temporary.write_bytes(contents[ending])

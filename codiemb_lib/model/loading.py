@@ -126,7 +126,7 @@ def read_model(settings: EncoderSettings, folder: Path):
 def _check(settings: EncoderSettings, folder: Path, backbone, tokenizer, missing) -> None:
     """Refuse files that would give embeddings other than those that their makers meant."""
     refuse(
-        len(tokenizer) <= len(set(tokenizer.all_special_ids)),  # made up, for want of files
+        len(tokenizer) <= len(set(tokenizer.all_special_tokens)),  # made up, for want of files
         f"{folder}: expected the files of a tokenizer, such as tokenizer.json. Copy them there.",
     )
     said = statements(folder)

@@ -31,7 +31,12 @@ def parts(folder: Path) -> list[tuple[str, Path]]:
     """
     ours = [{"type": kind, "path": path} for kind, path in MODULES.items()]
     modules = stated(folder / "modules.json") or ours
-    return [(module["type"].rpartition(".")[2], folder / module["path"]) for module in modules]
+    try:
+        return [(module["type"].rpartition(".")[2], folder / module["path"]) for module in modules]
+    except (AttributeError, KeyError, TypeError) as error:
+        raise EncoderError(
+            f"{folder}/modules.json: expected paths, found {modules!r:.99}."
+        ) from error
 
 
 def statements(folder: Path) -> dict[str, Any]:
