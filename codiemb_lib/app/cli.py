@@ -4,8 +4,6 @@ It is built on click: typer has no option of two values, such as `-p name value`
 by their faces, which load a module when it is asked for, so that `codiemb --help` is quick.
 """
 
-from __future__ import annotations
-
 import logging
 import signal
 import sys
@@ -18,8 +16,7 @@ from codiemb_lib import fuse as fusing
 from codiemb_lib.app.benchmark import benchmark
 from codiemb_lib.app.data import data
 from codiemb_lib.app.options import FILE, examples, preset_option
-from codiemb_lib.app.redraw import redraw
-from codiemb_lib.app.reproduce import reproduce, verify
+from codiemb_lib.app.reproduce import redraw, reproduce, verify
 
 
 @click.group(

@@ -1,7 +1,5 @@
 """The commands `codiemb data list`, `describe`, `prepare` and `mine`."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -152,7 +150,7 @@ def mine(source: str, out: str, encoder: str, split: str, corpus: str | None, **
 
 def _write(
     folder: str,
-    splits: Mapping[str, Sequence[sets.Record]],
+    splits: "Mapping[str, Sequence[sets.Record]]",
     corpus: Sequence[str],
     made_of: str = "",
 ) -> None:

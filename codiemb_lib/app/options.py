@@ -1,7 +1,5 @@
 """What the commands share: several values behind one flag, options, names and paths."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 
@@ -70,7 +68,7 @@ def from_here(name: str) -> str:
     return name
 
 
-def encoder_settings(name: str, preset: core.Preset | None = None) -> core.EncoderSettings:
+def encoder_settings(name: str, preset: "core.Preset | None" = None) -> "core.EncoderSettings":
     """An encoder by its name, or by a path from here, as a shell means it.
 
     A preset's settings hold for its own encoder and for a folder, which is taken for a model that

@@ -1,6 +1,4 @@
-"""The door to Snakemake: `codiemb reproduce`, and what the Snakefile asks of us."""
-
-from __future__ import annotations
+"""The commands `reproduce`, `verify` and `draw`, and what the Snakefile asks of us."""
 
 import ast
 import os
@@ -65,7 +63,26 @@ def verify(preset: str) -> None:
     click.get_current_context().exit(int(damaged > 0))
 
 
-def _outlived_copies(preset: core.Preset) -> Iterator[Path]:
+@click.command("draw", epilog=examples("draw trade_off", "draw comparisons --preset english"))
+@click.argument("figure")
+@preset_option()
+def redraw(figure: str, preset: str) -> None:
+    """Draw FIGURE anew, from the rows beside it."""
+    import pandas as pd
+
+    if figure not in draw.FIGURES:
+        raise core.PresetError(core.unknown("figure", figure, draw.FIGURES))
+    rows = core.figures_folder(preset) / f"{figure}.csv"
+    if not rows.is_file():
+        raise core.PresetError(
+            f"{rows}: expected the rows of the figure, found none. Run `make reproduce "
+            f"PRESET={preset}`."
+        )
+    draw.write(figure, pd.read_csv(rows), rows.parent)
+    click.echo(rows.with_suffix(".png"))
+
+
+def _outlived_copies(preset: "core.Preset") -> Iterator[Path]:
     """Executed notebooks of a preset whose model, or one of whose figures, has been removed."""
     for seed in preset.seeds:
         folders = {m: core.run_folder(preset.name, m, seed) for m in [*preset.models, "fusion"]}

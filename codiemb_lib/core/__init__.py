@@ -2,8 +2,8 @@
 
 A preset (`load_preset`) says what an experiment is. `run_folder` and its like say where its results
 lie, `write_manifest` and `collect` what they are. `atomic_path`, `alone` and the writers on top of
-them leave whole files, also behind a kill. `mean_interval`, `jackknife_intervals` and `t_interval`
-say how sure a mean is. The words for tasks and metrics stand here, and the base of all errors.
+them leave whole files, also behind a kill. The words for tasks and metrics stand here, and the base
+of all errors.
 """
 
 import lazy_loader
@@ -17,7 +17,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             *["parse_json", "read_json", "read_text", "write_json", "write_text"],
             *["damaged", "sha256_file", "sha256_files", "sha256_folder", "sha256_text"],
         ],
-        "intervals": ["jackknife_intervals", "mean_interval", "t_interval"],
+        "intervals": ["t_interval"],
         "merge": ["FusionStudy", "METHODS", "Merge"],
         "preset": [
             *["Preset", "PresetError", "load_preset", "preset_path"],

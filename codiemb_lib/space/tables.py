@@ -12,10 +12,10 @@ import numpy as np
 import pandas as pd
 import torch
 
-from codiemb_lib.core import jackknife_intervals, mean_interval
 from codiemb_lib.evaluate import EncodedDataset, texts_of
 from codiemb_lib.model import Encoder
 from codiemb_lib.space import measures
+from codiemb_lib.space.intervals import jackknife_intervals, mean_interval
 
 COLUMNS = ("texts", "measure", "value", "low", "high", "n")  # of `measures_by_kind`
 SIMILAR = 0.8  # from this score on, people's, an STS pair is a positive

@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 import yaml
+from codiemb_lib.app.gallery import gallery_page
 
 from codiemb_lib import data, evaluate, train
 from codiemb_lib.app import main
-from codiemb_lib.app.gallery import gallery_page
 from codiemb_lib.core import load_preset, manifest_of, run_folder
 from codiemb_lib.model import Encoder
 from tests.conftest import tiny_encoder

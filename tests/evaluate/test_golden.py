@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from codiemb_lib.core.intervals import jackknife_intervals, mean_interval, t_interval
+from codiemb_lib.core.intervals import t_interval
 from codiemb_lib.core.preset import DatasetSettings
 from codiemb_lib.core.words import task_means
 from codiemb_lib.data.records import Record
@@ -33,6 +33,7 @@ from codiemb_lib.evaluate.scores import (
     sts_metrics,
 )
 from codiemb_lib.evaluate.search import top_columns, top_k
+from codiemb_lib.space.intervals import jackknife_intervals, mean_interval
 from tests.conftest import tiny_encoder
 from tests.golden import check, summary, unit_rows
 from tests.made_up import MODELS, PROMPTS, ir_records, sts_records

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from codiemb_lib.core.intervals import jackknife_intervals, mean_interval
+from codiemb_lib.space.intervals import jackknife_intervals, mean_interval
 from codiemb_lib.space.measures import anisotropy, anisotropy_by_text, spectrum
 
 
