@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 import yaml
-from codiemb_lib.app.gallery import gallery_page
 
 from codiemb_lib import data, evaluate, train
 from codiemb_lib.app import main
@@ -86,18 +85,6 @@ def start_figure() -> None:
     shutil.copy(FIGURES / "mini" / "trade_off.csv", folder)
 
 
-def start_figures() -> None:
-    for preset in ("mini", "english"):
-        (Path("figures") / preset).mkdir(parents=True)
-        for file in (FIGURES / preset).iterdir():
-            if file.suffix in (".csv", ".md"):
-                shutil.copy(file, Path("figures") / preset)
-            elif file.suffix == ".png":  # that it is there is all that counts
-                (Path("figures") / preset / file.name).touch()
-        shutil.copy(PRESETS / f"{preset}.yaml", Path(PRESET).parent)
-    shutil.copy(ROOT / "README.md", "README.md")
-
-
 # --- How they are read ----------------------------------------------------------------------------
 
 
@@ -121,9 +108,10 @@ def bytes_of(*files: str) -> Callable[[], Any]:
     return read
 
 
-def figure() -> str | None:
-    picture = Path("figures/tiny/trade_off.png")
-    return gallery_page(Path("figures"), ["tiny"]) if picture.exists() else None
+def figure() -> list[str] | None:
+    picture = Path("figures/tiny/trade_off.png")  # which is written last
+    beside = [picture.with_suffix(f".{end}") for end in ("csv", "md", "pdf")]
+    return [file.read_text("latin-1")[:20] for file in beside] if picture.exists() else None
 
 
 def finished() -> Any:
@@ -177,7 +165,6 @@ COMMANDS = {
     "save_encoded": Command(save_encoded, bytes_of("out")),
     "draw": Command(cli("draw", "trade_off", "--preset", "tiny"), figure, start_figure),
     "report": Command(cli("report", "--preset", PRESET, "--out", "out"), bytes_of("out")),
-    "gallery": Command(cli("gallery"), bytes_of("README.md"), start_figures),
 }
 
 # Those that may be called twice at once.
