@@ -76,10 +76,10 @@ def needs(notebook, *, draws=False):
     return {kind: [re.sub(r"([{}])", r"\1\1", file) for file in of] for kind, of in files.items()}
 
 
-def content(wildcards, input):
-    """A hash of what a rule's own files hold, that is of all but what earlier rules made."""
-    kinds = [input.notebook, input.preset, input.registry, input.library, input.local]
-    files = [file for kind in kinds for file in ([kind] if isinstance(kind, str) else kind)]
+def content(notebook, **options):
+    """A hash of what the files of `needs` hold; as a plain value, or Snakemake would not compare it."""
+    files = [file for of in needs(notebook, **options).values() for file in of]
+    files = [file.replace("{{", "{").replace("}}", "}") for file in files]
     return sha256_text(*(f"{file} {sha256_file(file)}" for file in files))
 
 
@@ -125,7 +125,7 @@ rule start:
     output:
         f"{RUNS}/00_start_here.ipynb",
     params:
-        content=content,
+        content=content("00_start_here", draws=True),
     message:
         "00 start here"
     shell:
@@ -138,7 +138,7 @@ rule data:
     output:
         f"{RUNS}/01_data_and_batches.ipynb",
     params:
-        content=content,
+        content=content("01_data_and_batches", draws=True),
     message:
         "01 data and batches"
     shell:
@@ -151,7 +151,7 @@ rule losses:
     output:
         f"{RUNS}/02_losses_by_hand.ipynb",
     params:
-        content=content,
+        content=content("02_losses_by_hand", draws=True),
     message:
         "02 losses by hand"
     shell:
@@ -164,7 +164,7 @@ rule train:
     output:
         f"{RUNS}/{{variant}}/seed-{{seed}}/03_joint_training.ipynb",
     params:
-        content=content,
+        content=content("03_joint_training"),
     message:
         "03 train {wildcards.variant}, seed {wildcards.seed}"
     shell:
@@ -181,7 +181,7 @@ rule fuse:
         rows=[f"{RUNS}/fusion/seed-{{seed}}/{table}.csv" for table in STUDY],
     priority: 1  # the longest of all: begun last, it would leave the other cores idle
     params:
-        content=content,
+        content=content("04_checkpoint_fusion"),
     message:
         "04 fuse, seed {wildcards.seed}"
     shell:
@@ -198,7 +198,7 @@ rule benchmark:
         scores=f"{RUNS}/{{model}}/seed-{{seed}}/scores.csv",
         embeddings=f"{RUNS}/{{model}}/seed-{{seed}}/embeddings.safetensors",
     params:
-        content=content,
+        content=content("05_benchmark"),
     message:
         "05 benchmark {wildcards.model}, seed {wildcards.seed}"
     shell:
@@ -215,7 +215,7 @@ rule comparison:
         executed=f"{RUNS}/06_comparison.ipynb",
         rows=[f"{RUNS}/{table}.csv" for table in COMPARED],
     params:
-        content=content,
+        content=content("06_comparison"),
     message:
         "06 comparison"
     shell:
@@ -231,7 +231,7 @@ rule geometry:
         executed=f"{RUNS}/07_embedding_geometry.ipynb",
         rows=[f"{RUNS}/{table}.csv" for table in SPACE],
     params:
-        content=content,
+        content=content("07_embedding_geometry"),
     message:
         "07 embedding geometry"
     shell:
@@ -249,7 +249,7 @@ rule figures:
         executed=f"{RUNS}/09_paper_figures.ipynb",
         table=update(f"{FIGURES}/results.csv"),  # committed: not removed if the notebook fails
     params:
-        content=content,
+        content=content("09_paper_figures", draws=True),
     message:
         "09 paper figures"
     shell:

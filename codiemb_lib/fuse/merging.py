@@ -226,7 +226,8 @@ def _merge_folders(
         merged = work_out(origin, dict(zip(folders, models, strict=True)), recipe, score)
         kept = [name for j, name in enumerate(folders) if j in (merged.kept or range(len(folders)))]
         card = _model_card(output.name, recipe, kept, settings, folders if hashed else {})
-        texts = {"README.md": card, record.name: json.dumps({"made_of": made_of, "kept": kept})}
+        texts = {"README.md": card}
+        texts |= {record.name: json.dumps({"made_of": made_of, "kept": kept})} if hashed else {}
         write_model(output, merged, like=like, settings=settings, texts=texts)
     return kept
 

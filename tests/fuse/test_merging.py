@@ -209,7 +209,7 @@ def test_a_killed_search_for_a_greedy_soup_leaves_nothing_for_long(
     left = []
 
     def killed(*_, **__):
-        left.extend(tmp_path.glob(".fused.*"))
+        left.extend(tmp_path.glob(".fused.*.partial"))
         raise KeyboardInterrupt
 
     monkeypatch.setattr("codiemb_lib.evaluate.encode_split", killed)
