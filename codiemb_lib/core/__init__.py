@@ -17,7 +17,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             *["parse_json", "read_json", "read_text", "write_json", "write_text"],
             *["damaged", "sha256_file", "sha256_files", "sha256_folder", "sha256_text"],
         ],
-        "intervals": ["t_interval"],
         "merge": ["FusionStudy", "METHODS", "Merge"],
         "preset": [
             *["Preset", "PresetError", "load_preset", "preset_path"],
@@ -28,7 +27,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             *["figures_folder", "model_folder", "preset_folder", "run_folder"],
             *["is_complete", "manifest_of", "write_manifest"],
             *["git_commit", "hardware", "peak_memory_mib", "versions"],
-            *["collect", "collect_costs", "label_rows", "write_rows"],
+            *["collect", "collect_costs", "label_rows", "t_interval", "write_rows"],
         ],
         "settings": ["Settings", "explain", "read_settings"],
         "words": [

@@ -6,12 +6,13 @@ import platform
 import re
 import resource
 import subprocess
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from codiemb_lib.core.files import (
@@ -99,10 +100,7 @@ def write_manifest(
 
 
 def manifest_of(folder: str | Path) -> dict[str, Any] | None:
-    """What the manifest of a finished run says; None where there is none, or a file is damaged.
-
-    Damage is logged. Such a run is made again by whatever made it.
-    """
+    """What a finished run's manifest says; None where there is none, or a file is damaged (said)."""
     file = Path(folder) / "manifest.json"
     if not file.is_file():
         return None
@@ -200,3 +198,14 @@ def collect_costs(preset: Preset) -> pd.DataFrame:
     manifests = pd.DataFrame([read_json(folder / "manifest.json") for folder in folders])
     manifests = manifests.rename(columns={"git_commit": "commit"})
     return rows.join(manifests[["seconds", "peak_memory_mib", "hardware", "commit"]])
+
+
+def t_interval(values: Sequence[float]) -> tuple[float, float]:
+    """Student's 95 % interval of the mean of values (n,); of one value it has no bounds."""
+    from scipy import stats
+
+    values = np.asarray(values, dtype=np.float64)
+    if len(values) == 1:
+        return -np.inf, np.inf
+    half = stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
+    return values.mean() - half, values.mean() + half

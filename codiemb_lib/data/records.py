@@ -18,6 +18,8 @@ T = TypeVar("T")
 # Neither a blank nor of Unicode's categories Cc and Cf: NUL, zero-width spaces, marks of direction.
 _SEEN = re.compile(r"[^\s\0-\x1f\x7f-\x9f\xad\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff]")
 _REPEATED = "negatives left out, for they are positives of the same query"
+_KEYS = {f"{of}_scores" for of in ("pos", "neg", "positive", "negative")} | {"query", "task_type"}
+_KEYS |= {"pos", "neg", "positives", "negatives"}
 _MERGED = "rows merged with an earlier one of the same query"
 _UNSCORED = "lists of scores left out, for not all rows of their query have one"
 
@@ -158,6 +160,8 @@ def read_jsonl(path: str | Path, *, task: core.Task | None = None) -> list[Recor
         if row_task is None:
             remedy = f"Name the task: codiemb data prepare {path} FOLDER --task ir"
             refuse("task_type", "'ir' or 'sts'", None, remedy)
+        for key in row.keys() - _KEYS:
+            counts[f"rows whose key {key!r} is passed over"] += 1
         return scored_texts(row, row_task, counts)
 
     return collect(path, read_rows(path), convert, counts)

@@ -88,7 +88,13 @@ def test_the_layout_of_flagembedding(tmp_path, said):
         Record("ir", "q", ("p",), ("n", "m"), (98.6,), (85.5, 86.25)),
         Record("ir", "r", ("p",)),
     ]
-    assert said() == ["1 negatives left out, for they are positives of the same query"]
+    assert said() == [
+        "1 rows whose key 'prompt' is passed over",
+        "1 negatives left out, for they are positives of the same query",
+    ]
+    write(tmp_path / "typo.jsonl", {"query": "q", "pos": ["p"], "negs": ["n"]})
+    assert read_jsonl(tmp_path / "typo.jsonl", task="ir") == [Record("ir", "q", ("p",))]
+    assert said()[-1] == "1 rows whose key 'negs' is passed over"
     with pytest.raises(RecordError, match=r"nq\.jsonl:1: field 'task_type'.*prepare .*--task ir"):
         read_jsonl(path)
 

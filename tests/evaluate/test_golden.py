@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from codiemb_lib.core.intervals import t_interval
 from codiemb_lib.core.preset import DatasetSettings
+from codiemb_lib.core.runs import t_interval
 from codiemb_lib.core.words import task_means
 from codiemb_lib.data.records import Record
 from codiemb_lib.evaluate import claims

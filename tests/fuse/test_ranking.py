@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from codiemb_lib.core.intervals import t_interval
+from codiemb_lib.core.runs import t_interval
 from codiemb_lib.fuse.ranking import candidates, fixed_settings
 
 SCORES = {  # by method and candidate: IR of three seeds; STS is 0.1 less
