@@ -100,7 +100,7 @@ def write_manifest(
 
 
 def manifest_of(folder: str | Path) -> dict[str, Any] | None:
-    """What a finished run's manifest says; None where there is none, or a file is damaged (said)."""
+    """What a finished run's manifest says; None where there is none or, said, a file is damaged."""
     file = Path(folder) / "manifest.json"
     if not file.is_file():
         return None
