@@ -1,5 +1,6 @@
 """Embeddings of any number of texts by one encoder, kept on disk: no text is encoded twice."""
 
+import io
 from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
@@ -59,8 +60,7 @@ class Embedder:
         distinct = list(rows)
         starts = range(0, len(distinct), CHUNK)
         output = None
-        quiet = not progress or len(starts) < 2
-        for start in tqdm(starts, desc="chunks", disable=quiet, leave=False):
+        for start in tqdm(starts, "chunks", leave=False, disable=not progress or len(starts) < 2):
             chunk = self._chunk(distinct[start : start + CHUNK], prompt, progress)
             if output is None:
                 output = np.empty((len(distinct), chunk.shape[1]), np.float32)
@@ -81,6 +81,8 @@ class Embedder:
             texts, prompt=prompt, tokens_per_forward=tokens, progress=progress
         )
         if file:
+            content = io.BytesIO()  # np.save itself is silent on a full disk
+            np.save(content, vectors)
             with atomic_path(file) as temporary:
-                np.save(temporary, vectors)
+                temporary.write_bytes(content.getbuffer())
         return vectors

@@ -321,7 +321,12 @@ def scalar(node: yaml.ScalarNode, held: Any) -> bool:
     if held is None:
         return plain and text in ("", "~", "null", "Null", "NULL")
     if isinstance(held, bool):
-        return text in (["true", "True", "TRUE"] if held else ["false", "False", "FALSE"])
+        said = (
+            ("true", "yes", "on", "y", "t", "1") if held else ("false", "no", "off", "n", "f", "0")
+        )
+        return text.lower() in said  # a switch may be said in any of these words
+    if isinstance(held, int) and re.fullmatch(r"[+-]?[0-9]+", text):
+        return int(text) == held  # beyond what a float holds
     if isinstance(held, int | float):
         return bool(NUMBER.fullmatch(text)) and float(text) == held and math.isfinite(held)
     return text == held and isinstance(held, str)
