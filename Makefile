@@ -5,7 +5,7 @@
 # make test-browser  JupyterLab in a headless Chromium; skipped, with a reason, where there is none
 # make screenshots  the same, and what is on the screen goes to figures/notebooks
 # make lint        style, which room imports which, dependencies, names that only tests use
-# make pages     the pages that show the committed figures and results, and README's table
+# make pages       the pages that show the committed figures and results, and README's table
 # make lab         JupyterLab on the notebooks; ARGS=--no-browser, say
 # make lock        remake requirements.lock from the bounds in pyproject.toml
 #

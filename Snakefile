@@ -10,6 +10,7 @@
 # that it goes on from, and a notebook whose text alone has changed would train anew instead of
 # finding its finished run.
 
+import functools
 import glob
 import os
 import re
@@ -61,25 +62,29 @@ def root_files():
     return sorted(os.path.relpath(path) for path in paths if path.is_file())
 
 
-def needs(notebook, *, draws=False):
-    """What every rule of a notebook depends on."""
+@functools.cache
+def files_of(notebook, draws):
+    """What every rule of a notebook depends on, by kind."""
     path = f"notebooks/{notebook}.ipynb"
     library = notebook_files(path, root="codiemb_lib", without=() if draws else ("draw",))
-    files = {
+    return {
         "notebook": [path],
         "preset": [f"notebooks/presets/{PRESET.name}.yaml"],
         "registry": ["data/registry.yaml", *sorted(glob.glob("data/build/*.py"))],
         "library": [str(file) for file in library],
         "local": local_files() + root_files(),
     }
-    # In a path a brace would begin a wildcard.
-    return {kind: [re.sub(r"([{}])", r"\1\1", file) for file in of] for kind, of in files.items()}
 
 
-def content(notebook, **options):
-    """A hash of what the files of `needs` hold; as a plain value, or Snakemake would not compare it."""
-    files = [file for of in needs(notebook, **options).values() for file in of]
-    files = [file.replace("{{", "{").replace("}}", "}") for file in files]
+def needs(notebook, *, draws=False):
+    """These files as inputs; in a path a brace would begin a wildcard."""
+    kinds = files_of(notebook, draws).items()
+    return {kind: [re.sub(r"([{}])", r"\1\1", file) for file in of] for kind, of in kinds}
+
+
+def content(notebook, *, draws=False):
+    """A hash of what they hold; as a plain value, or Snakemake would not compare it."""
+    files = [file for of in files_of(notebook, draws).values() for file in of]
     return sha256_text(*(f"{file} {sha256_file(file)}" for file in files))
 
 

@@ -130,9 +130,9 @@ def mine(source: str, out: str, encoder: str, split: str, corpus: str | None, **
     passages = [*dataset.corpus, *(sets.read_beir_corpus(corpus).values() if corpus else ())]
     embedder, progress = model.Embedder(options.encoder_settings(encoder)), sys.stderr.isatty()
     source_hash, asked = dataset.content_hash, repr((split, sorted(given.items())))
-    made_of = core.sha256_text(source_hash, embedder.key, asked, *passages)
+    origin = core.sha256_text(source_hash, embedder.key, asked, *passages)
     with core.alone(out), core.scratch_beside(Path(out)):  # which clears what a kill has left
-        if sets.made_of(out) == made_of:
+        if sets.origin_of(out) == origin:
             click.echo(f"{out}: mined before")
             return
         # What cannot be written is refused now rather than after hours of encoding.
@@ -140,7 +140,7 @@ def mine(source: str, out: str, encoder: str, split: str, corpus: str | None, **
             raise sets.RecordError(f"{file}: expected no such file, found one.")
         sets.split_lines(out, dataset.splits, dataset.corpus)  # the same of the other files
         mined = evaluate.mine(embedder, records, corpus=passages, progress=progress, **given)
-        _write(out, {**dataset.splits, split: mined}, dataset.corpus, made_of)
+        _write(out, {**dataset.splits, split: mined}, dataset.corpus, origin)
     counts = [len(record.negatives) for record in mined]
     click.echo(
         f"{sum(counts):,} hard negatives for {len(counts):,} records, "
@@ -152,8 +152,8 @@ def _write(
     folder: str,
     splits: "Mapping[str, Sequence[sets.Record]]",
     corpus: Sequence[str],
-    made_of: str = "",
+    origin: str = "",
 ) -> None:
     """Write a folder of records, and print how many stand in which file."""
-    for file, count in sets.write_splits(folder, splits, corpus, made_of=made_of).items():
+    for file, count in sets.write_splits(folder, splits, corpus, origin=origin).items():
         click.echo(f"{file}: {count:,} {'passages' if file.stem == 'corpus' else 'records'}")

@@ -12,9 +12,8 @@ from codiemb_lib.core.files import read_text
 from codiemb_lib.core.words import CodiembError, unknown
 
 S = TypeVar("S", bound=BaseModel)
-Name = Annotated[
-    str, Field(pattern=r"^[A-Za-z0-9][\w.-]*$", max_length=100)
-]  # becomes that of a folder
+# What becomes the name of a folder.
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*$", max_length=100)]
 
 
 class Settings(BaseModel):

@@ -18,15 +18,8 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submod_attrs={
         "datasets": [
             *["Dataset", "check_tasks", "describe", "load_dataset", "load_datasets"],
-            *[
-                "cut_dev",
-                "hold_out",
-                "split_at",
-                "split_of",
-                "made_of",
-                "split_lines",
-                "write_splits",
-            ],
+            *["cut_dev", "hold_out", "split_at", "split_of"],
+            *["origin_of", "split_lines", "write_splits"],
         ],
         "formats": ["read_beir", "read_beir_corpus", "read_file", "read_hub"],
         "leaks": ["NearDuplicates", "find_leaks", "leak_counts", "remove_leaks"],

@@ -167,7 +167,7 @@ def _one_task(name: str, splits: Mapping[str, Iterable[Record]]) -> core.Task:
 
 
 def _read_folder(path: Path, **form: Any) -> Contents:
-    made_of(path)  # is whole
+    origin_of(path)  # is whole
     corpus = formats.read_beir_corpus(path).values() if formats.find_part(path, "corpus") else ()
     return formats.read_path(path, **form), corpus
 
@@ -277,7 +277,7 @@ def write_splits(
     splits: Mapping[str, Sequence[Record]],
     corpus: Sequence[str] = (),
     *,
-    made_of: str = "",
+    origin: str = "",
 ) -> dict[Path, int]:
     """Write a folder of unified JSONL, one file a split, which is a data set by its path.
 
@@ -285,7 +285,7 @@ def write_splits(
     passages, each file has. A file that stands there with the same content is kept, one with
     another content is refused before anything is written, and so is what `load_dataset` would not
     read back. Records lose the name of their data set; the corpus goes to `corpus.jsonl`, and what
-    the caller says of the origin to the manifest, for :func:`made_of`.
+    the caller says of the origin to the manifest, for :func:`origin_of`.
     """
     files, folder = split_lines(folder, splits, corpus), Path(folder)
     with core.atomic_path(folder) as new:
@@ -293,24 +293,26 @@ def write_splits(
         for file, lines in files.items():
             (new / file.name).write_text("".join(lines), encoding="utf-8")
         hashes = core.sha256_files(new, (file for file in new.glob("*.jsonl")))
-        core.write_json(new / MANIFEST, {"made_of": made_of, "files": hashes})
+        core.write_json(new / MANIFEST, {"origin": origin, "files": hashes})
     return {file: len(lines) for file, lines in files.items()}
 
 
-def made_of(folder: str | Path) -> str:
+def origin_of(folder: str | Path) -> str:
     """Of what a folder that `write_splits` wrote was made; "" of another folder.
 
     Raises:
         SourceError: A file is not as it was written.
     """
     file = Path(folder, MANIFEST)
-    stated = core.read_json(file) if file.is_file() else {"made_of": "", "files": {}}
+    stated = core.read_json(file) if file.is_file() else None
+    if not isinstance(stated, dict) or stated.keys() != {"origin", "files"}:
+        return ""  # there is none, or that of another tool
     if spoilt := core.damaged(file.parent, stated["files"]):
         raise SourceError(
             f"{folder}: expected the files that {MANIFEST} lists, found {spoilt} missing or "
             f"changed. Make the folder again; or remove {MANIFEST}, if you changed them yourself."
         )
-    return stated["made_of"]
+    return stated["origin"]
 
 
 def split_lines(

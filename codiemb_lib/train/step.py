@@ -92,7 +92,7 @@ def _ir_loss(batch: Batch, final: Tensor, settings: ObjectiveSettings) -> Loss:
 def _sts_loss(
     batch: Batch, states: list[Tensor], settings: ObjectiveSettings, objective: str
 ) -> Loss:
-    final, *middle = states
+    final, middle = [*states, None][:2]
     shards: list[dict[str, Tensor]] = []
     pairs = (batch.queries, batch.positives[:, 0], batch.scores)
     for queries, passages, gold in zip(
@@ -106,10 +106,10 @@ def _sts_loss(
         for name in _TERMS.get(objective, (objective,)):
             loss = getattr(objectives, f"{name}_loss")
             parts[name] = loss(**{p: given[p] for p in signature(loss).parameters})
-        for layer in middle:  # none or one
+        if middle is not None:
             parts["info_nce_mid"] = objectives.middle_layer_info_nce(
-                layer[queries],
-                layer[passages],
+                middle[queries],
+                middle[passages],
                 scores,
                 temperature=settings.temperature,
                 anchor_score=settings.anchor_score,

@@ -256,6 +256,13 @@ def test_a_part_of_a_written_folder_is_not_taken_for_the_whole(tmp_path, part, c
         load_dataset(str(tmp_path / "out"))
 
 
+@pytest.mark.parametrize("content", ["[]", '{"files": ["train.jsonl"]}'])
+def test_a_manifest_of_another_tool_says_nothing_of_a_folder(tmp_path, content):
+    write_jsonl(tmp_path / "train.jsonl", [Record("ir", "a query", ("answer",))])
+    (tmp_path / "manifest.json").write_text(content)
+    assert len(load_dataset(str(tmp_path)).splits["train"]) == 1
+
+
 def test_a_description_counts_what_it_says():
     assert describe([]) == {"records": "0"}
     records = [
