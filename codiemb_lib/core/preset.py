@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, RootModel, ValidationError, model_validator
 from pydantic.types import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from codiemb_lib.core.files import project_root
@@ -63,6 +63,15 @@ class Prompts(Settings):
     passage_prompt: str = ""
 
 
+class Instructions(Settings):
+    """Prompts made of sentences that a file of `presets/instructions` has by language and task."""
+
+    file: Name
+    language: str
+    form: str = "Instruction: {} Query: "  # of a query prompt; {} is the sentence
+    passage_prompt: str = ""
+
+
 class DatasetSettings(Prompts):
     """A data set of the registry, and how many records of each split."""
 
@@ -72,6 +81,7 @@ class DatasetSettings(Prompts):
     test: NonNegativeInt | None = None
     corpus: NonNegativeInt | None = None  # passages of the test beyond its records'
     ignore_identical_ids: bool = False  # BEIR: no document with the query's own id is ranked
+    instruction: str = ""  # the task of the preset's `instructions` that gives its prompts
 
 
 class ObjectiveSettings(Settings):
@@ -164,6 +174,7 @@ class Preset(Settings):
     fusion: dict[Name, Merge] = {}
     fusion_study: FusionStudy | None = None
     benchmark: dict[str, Prompts] = {}  # tasks by their MTEB names
+    instructions: Instructions | None = None  # of benchmark tasks and data sets without prompts
     geometry: GeometrySettings = GeometrySettings()
 
     @model_validator(mode="after")
@@ -198,6 +209,31 @@ class Preset(Settings):
                     f"fusion {model!r}: expected a method without scores, found {merge.method!r}"
                 )
         return self
+
+    def instructed(self) -> Preset:
+        """The preset with the prompts that its `instructions` give."""
+        if not (own := self.instructions):
+            if named := [d.instruction for d in self.datasets if d.instruction]:
+                says = "expected a section `instructions` with its file and language, found none"
+                raise PresetError(f"instruction {named[0]!r}: {says}")
+            return self
+        path = preset_path(self.name).parent / "instructions" / f"{own.file}.yaml"
+        found = read_settings(path, RootModel[dict[str, dict[str, str]]], PresetError).root
+        if own.language not in found:
+            raise PresetError(f"{path}: {unknown('language', own.language, found)}")
+
+        def prompted(settings: Prompts, task: str) -> Prompts:
+            if not task or settings.query_prompt or settings.passage_prompt:
+                return settings
+            if task not in (sentences := found[own.language]):
+                raise PresetError(f"{path}: {unknown('task', task, sentences)}")
+            query = own.form.replace("{}", sentences[task])
+            prompts = {"query_prompt": query, "passage_prompt": own.passage_prompt}
+            return settings.model_copy(update=prompts)
+
+        datasets = tuple(prompted(dataset, dataset.instruction) for dataset in self.datasets)
+        benchmark = {task: prompted(prompts, task) for task, prompts in self.benchmark.items()}
+        return self.model_copy(update={"datasets": datasets, "benchmark": benchmark})
 
     @property
     def models(self) -> list[str]:
@@ -248,4 +284,4 @@ def load_preset(name: str) -> Preset:
     preset = read_settings(path, Preset, PresetError)
     if preset.name != path.stem:
         raise PresetError(f"{path}: expected `name: {path.stem}`, found `name: {preset.name}`")
-    return preset
+    return preset.instructed()

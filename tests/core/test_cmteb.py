@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -153,8 +154,9 @@ def project(tmp_path, hub, monkeypatch, make_encoder, no_network):
     content["encoder"] = {"name": str(tmp_path / "encoder"), "pooling": "cls", "max_length": 64}
     content["training"] |= {"batch_sizes": {"ir": 4, "sts": 4, "mixed": 4}, "max_steps": 4}
     content["training"] |= {"evaluate_every": 4, "workers": 0, "accelerate": ""}
+    instructions = preset_path("cmteb-bge").parent / "instructions"
     monkeypatch.setenv("CODIEMB_ROOT", str(tmp_path))
-    preset_path("cmteb-bge").parent.mkdir(parents=True)
+    shutil.copytree(instructions, preset_path("cmteb-bge").parent / "instructions")
     preset_path("cmteb-bge").write_text(yaml.safe_dump(content))
     return tmp_path
 

@@ -1,5 +1,6 @@
 """Presets: those that we ship load; those that cannot be run are refused with the remedy."""
 
+import json
 from typing import Any
 
 import numpy as np
@@ -71,6 +72,7 @@ def test_presets_of_the_paper_have_its_settings(encoder):
     )
     assert (training.warmup, training.weight_decay, preset.seeds) == (0.03, 0, (49,))
     assert training.gradient_checkpointing
+    assert training.clip_norm is None
     assert (preset.objective.positives, preset.objective.negatives) == (2, 4)
     assert preset.encoder.trust_remote_code == (encoder == "minicpm")
 
@@ -84,22 +86,57 @@ def test_presets_of_the_paper_prompt_its_fifteen_tasks(encoder):
     preset = load_preset(f"cmteb-{encoder}")
     retrieval = [f"{name}Retrieval" for name in RETRIEVAL.split()]
     assert list(preset.benchmark) == retrieval + SIMILARITY.split()
-    assert not any(prompts.passage_prompt for prompts in preset.benchmark.values())
-    start, end = {
-        "bge": ("为这个句子", "相关文章\N{FULLWIDTH COLON}"),
-        "e5": ("Instruct: ", "\nQuery: "),
-        "minicpm": ("Instruction: ", " Query: "),
-    }[encoder]
+    said = yaml.safe_load((preset_path("x").parent / "instructions" / "cmteb.yaml").read_text())
+    passage = {"bge": "Passage: "}.get(encoder, "")
     for task, prompts in preset.benchmark.items():
-        if encoder == "bge" and task not in retrieval:
-            assert prompts.query_prompt == ""
-        else:
-            assert prompts.query_prompt.startswith(start), task
-            assert prompts.query_prompt.endswith(end), task
+        assert prompts.query_prompt == f"Instruction: {said['chinese'][task]} Query: "
+        assert prompts.passage_prompt == passage
     trained = {dataset.name: dataset.query_prompt for dataset in preset.datasets}
     for name in ("afqmc", "bq", "lcqmc", "pawsx", "stsb"):
         assert trained[f"cmteb-{name}"] == preset.benchmark[name.upper()].query_prompt
     assert trained["cmteb-t2-reranking"] == preset.benchmark["T2Retrieval"].query_prompt
+
+
+def test_instructions_are_those_of_the_authors_in_both_languages(tmp_path):
+    path = project_root().parent / "shared" / "cmteb-instructions.json"
+    if not path.is_file():
+        pytest.skip("the authors' list of instructions is not at hand")
+    theirs, ours = json.loads(path.read_text()), preset_path("x").parent / "instructions/cmteb.yaml"
+    both = {lang: theirs[lang]["IR"] | theirs[lang]["STS"] for lang in ("chinese", "english")}
+    assert yaml.safe_load(ours.read_text()) == both
+
+
+def test_instructions_fill_in_what_has_no_prompt_of_its_own(tmp_path):
+    def change(content):
+        content["instructions"] = own = {"file": "cmteb", "language": "english", "form": "Do {}: "}
+        content["benchmark"] = {"BQ": {"query_prompt": "own: "}, "ATEC": {}}
+        content["datasets"][0]["instruction"] = "T2Retrieval"
+        own["passage_prompt"] = "P: "
+
+    preset = load_preset(variation(tmp_path, change))
+    first, second, _ = preset.datasets
+    assert first.query_prompt.startswith("Do Given a Chinese search query, retrieve web passages")
+    assert (first.query_prompt[-2:], first.passage_prompt) == (": ", "P: ")
+    assert (second.query_prompt, second.passage_prompt) == ("", "")
+    assert preset.benchmark["BQ"].query_prompt == "own: "
+    assert preset.benchmark["ATEC"].query_prompt.startswith("Do Represent the text")
+
+
+@pytest.mark.parametrize(
+    ("section", "found"),
+    [
+        ({"instructions": {"file": "cmteb", "language": "klingon"}}, "language 'klingon'"),
+        ({"instructions": {"file": "cmteb", "language": "english"}}, "task 'Chess'"),
+        ({}, "instruction 'Chess'"),
+    ],
+)
+def test_instructions_that_nobody_wrote_are_refused(tmp_path, section, found):
+    def change(content):
+        content |= section
+        content["datasets"][0]["instruction"] = "Chess"
+
+    with pytest.raises(PresetError, match=found):
+        load_preset(variation(tmp_path, change))
 
 
 @pytest.mark.parametrize("file", sorted(ACCELERATE.glob("*.yaml")), ids=lambda file: file.stem)
