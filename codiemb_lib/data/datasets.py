@@ -91,7 +91,7 @@ def _sample(items: Sequence[T], names: Sequence[str], limit: int | None, seed: i
 
 def _content_hash(splits: Mapping[str, Iterable[Record]], corpus: Iterable[str]) -> str:
     # Hashed without the name, so that a moved folder keeps its hash.
-    lines = (f"{s} {to_json(replace(r, dataset=''))}" for s, rs in splits.items() for r in rs)
+    lines = (f"{s} {to_json(r, named=False)}" for s, rs in splits.items() for r in rs)
     return core.sha256_text(*lines, *corpus)
 
 
@@ -190,7 +190,7 @@ def _read_entry(entry: Entry, root: Path | None, cache: Path) -> Contents:
     if getattr(entry, "dev", None):
         splits = cut_dev(splits, entry.dev)
     named = {  # so that a subsample does not hang on what else is there
-        split: [replace(r, id=r.id or f"{split}-{i}") for i, r in enumerate(records)]
+        split: [r if r.id else replace(r, id=f"{split}-{i}") for i, r in enumerate(records)]
         for split, records in splits.items()
     }
     return named, corpus
@@ -327,7 +327,7 @@ def split_lines(
         if not records:
             raise RecordError(f"{folder}: expected records in the split {split!r}, found none.")
     _one_task(str(folder), splits)
-    lines = {s: [to_json(replace(r, dataset="")) for r in rs] for s, rs in splits.items()}
+    lines = {s: [to_json(r, named=False) for r in rs] for s, rs in splits.items()}
     documents = ({"_id": str(i), "text": text.strip()} for i, text in enumerate(corpus))
     lines["corpus"] = [json.dumps(document, ensure_ascii=False) for document in documents]
     files = {Path(folder) / f"{part}.jsonl": [f"{x}\n" for x in xs] for part, xs in lines.items()}

@@ -211,9 +211,13 @@ def write_jsonl(path: str | Path, records: Iterable[Record]) -> None:
     core.write_text(path, text)
 
 
-def to_json(record: Record) -> str:
-    """The record's line in a JSONL file: fields in fixed order, empty ones left out."""
-    row = {field: value for field in Record.__slots__ if (value := getattr(record, field))}
+def to_json(record: Record, *, named: bool = True) -> str:
+    """The record's line in a JSONL file: fields in fixed order, empty ones left out.
+
+    Unless `named`, the name of its data set is, too.
+    """
+    fields = [field for field in Record.__slots__ if named or field != "dataset"]
+    row = {field: value for field in fields if (value := getattr(record, field))}
     return json.dumps(row, ensure_ascii=False)
 
 
