@@ -165,7 +165,8 @@ class _Kernel(AsyncKernelManager):
     def kernel_spec(self) -> KernelSpec:
         """How the kernel is started: without the user's own start-up files."""
         folder = str(Path(self.connection_file).parent)
-        command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+        launch = "import codiemb_lib.app, ipykernel.kernelapp as k; k.launch_new_instance()"
+        command = [sys.executable, "-c", launch, "-f", "{connection_file}"]
         command += [f"--ipython-dir={folder}", "--log-level=50"]  # quiet about its own shutdown
         return KernelSpec(argv=command, display_name="Python 3", language="python")
 
