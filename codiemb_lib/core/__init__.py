@@ -21,7 +21,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "preset": [
             *["Preset", "PresetError", "load_preset", "preset_path"],
             *["DatasetSettings", "EncoderSettings", "LoraSettings"],
-            *["ObjectiveSettings", "Prompts", "VariantSettings"],
+            *["ObjectiveSettings", "Prompts", "TaskWeights", "VariantSettings"],
         ],
         "runs": [
             *["figures_folder", "model_folder", "preset_folder", "run_folder"],

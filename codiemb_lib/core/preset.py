@@ -96,7 +96,9 @@ class ObjectiveSettings(Settings):
     rank_kl: NonNegativeFloat = 5.0
     pro: NonNegativeFloat = 0.5
     anchor_score: Annotated[float, Field(ge=0, le=1)] = 1.0  # pairs that InfoNCE_mid pulls together
-    mixed_anchor_score: Annotated[float, Field(ge=0, le=1)] = 0.8  # STS positives in mixed batches
+    mixed_anchor_score: Annotated[float, Field(ge=0, le=1)] = 0.8  # STS positives of one InfoNCE
+    info_nce_final: NonNegativeFloat = 0.0  # InfoNCE of similarity on the last layer, by our choice
+    final_anchor_score: Annotated[float, Field(ge=0, le=1)] = 0.8  # pairs that it pulls together
     matryoshka: tuple[Annotated[int, Field(ge=2)], ...] = ()  # leading dimensions that also count
 
 
@@ -115,11 +117,13 @@ class TrainingSettings(Settings):
     learning_rate: PositiveFloat = 5e-5
     weight_decay: NonNegativeFloat = 0.0
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.03  # share of the steps
-    clip_norm: PositiveFloat = 1.0
+    clip_norm: PositiveFloat | None = 1.0  # gradients longer than this are shortened; null: none
     epochs: PositiveInt = 1
     max_steps: NonNegativeInt = 0  # optimiser steps; 0: whole epochs
     accumulation: PositiveInt = 1  # batches per optimiser step
     evaluate_every: PositiveInt = 50  # optimiser steps between dev scores
+    keep: Literal["best", "last"] = "best"  # which weights: the best on dev, or the last
+    sample_by_seed: bool = False  # whether seeds take other samples of a set's `train` records
     tokens_per_forward: Annotated[int, Field(ge=64)] = 2048  # padded
     gradient_cache: bool = False  # bounds memory at any batch size; slower for small batches
     gradient_checkpointing: bool = False  # computes layers twice, to save memory
@@ -129,12 +133,29 @@ class TrainingSettings(Settings):
     trackers: tuple[str, ...] = ()  # of accelerate: tensorboard, trackio, wandb, ...
 
 
+class TaskWeights(Settings):
+    """What the loss of each task is multiplied by."""
+
+    ir: PositiveFloat = 1.0
+    sts: PositiveFloat = 1.0
+
+
 class VariantSettings(Settings):
-    """What one training run does differently from the others of its preset."""
+    """What one training run does differently from the others of its preset.
+
+    A batch has records of one task (`single`), a step one such batch of each task (`paired`), or a
+    batch records of both tasks (`mixed`). Similarity has the objective `codiemb`, `cosent` or
+    `angle`, its own also in a mixed batch; with `info_nce` its pairs join the InfoNCE of retrieval.
+    """
 
     tasks: Annotated[tuple[Task, ...], Field(min_length=1)] = ("ir", "sts")
-    plan: Literal["single", "mixed"] = "single"
-    sts_objective: Literal["codiemb", "cosent", "angle"] = "codiemb"
+    plan: Literal["single", "paired", "mixed"] = "single"
+    sts_objective: Literal["codiemb", "cosent", "angle", "info_nce"] = "codiemb"
+    weights: TaskWeights = TaskWeights()
+    gradients: Literal["unit", "plain"] = (
+        "unit"  # in a paired step; unit: as long as `weights`
+    )
+    teachers: dict[Task, Name] = {}  # variants whose cosines take the place of labels, by task
     balance: Literal["proportional", "equal", "temperature", "ir_share"] = "proportional"
     ir_share: Annotated[float, Field(gt=0, lt=1)] | None = None
     balance_temperature: NonNegativeFloat = 1.0
@@ -145,8 +166,17 @@ class VariantSettings(Settings):
     def _share_belongs_to_its_balance(self) -> VariantSettings:
         if (self.balance == "ir_share") != (self.ir_share is not None):
             raise ValueError("`ir_share` and `balance: ir_share` need each other")
-        if self.plan == "mixed" and self.balance != "proportional":
-            raise ValueError("a mixed plan draws from all records alike: leave `balance` out")
+        if self.plan != "single" and self.balance != "proportional":
+            raise ValueError(f"a {self.plan} plan has its own balance: leave `balance` out")
+        if self.plan == "paired" and len({*self.tasks}) < 2:
+            raise ValueError("a paired plan takes both tasks, ir and sts")
+        if self.plan == "mixed" and "sts_objective" not in self.model_fields_set:
+            raise ValueError(
+                "a mixed plan: expected `sts_objective: info_nce`, one InfoNCE for all records, or "
+                "`sts_objective: codiemb`, an objective of its own for each task, found neither"
+            )
+        if missing := {*self.tasks} - {*self.teachers} if self.teachers else ():
+            raise ValueError(f"teachers: expected one for each of its tasks, lacking {missing}")
         return self
 
 
@@ -196,6 +226,11 @@ class Preset(Settings):
         _each_once(["base", "fusion", *self.variants, *self.fusion])  # folders side by side
         if strangers := [v for v in self.geometry.umap_variants if v not in self.models]:
             raise ValueError(f"umap_variants: expected some of {self.models}, found {strangers}")
+        for name, variant in self.variants.items():
+            for teacher in variant.teachers.values():
+                if teacher not in self.variants or self.variants[teacher].teachers:
+                    known = [v for v, settings in self.variants.items() if not settings.teachers]
+                    raise ValueError(f"variant {name!r}: {unknown('teacher', teacher, known)}")
         merged = {f"fusion {model!r}": merge.ingredients for model, merge in self.fusion.items()}
         if self.fusion_study:
             merged["fusion_study"] = self.fusion_study.runs

@@ -108,7 +108,7 @@ class Encoder(nn.Module):
     def forward(self, blocks: Sequence[Padded], *, middle: bool = False) -> tuple[Tensor, ...]:
         """Unit vectors of all blocks' texts: (final,), each (B, D); (final, middle) on demand.
 
-        The middle layer is index L//2 of the L+1 hidden states (METHOD, "Objectives").
+        The middle layer is index n // 2 of the n = L + 1 hidden states, as the authors count.
         """
         padded = [[torch.from_numpy(part) for part in block] for block in blocks]
         if self.joins_blocks:
@@ -235,7 +235,7 @@ def _chosen(output, middle: bool) -> list[Tensor]:
     """The backbone's token states that count: [last], or [last, middle]."""
     states = [output.last_hidden_state]
     if middle:
-        states.append(output.hidden_states[len(output.hidden_states[1:]) // 2])
+        states.append(output.hidden_states[len(output.hidden_states) // 2])
     return states
 
 

@@ -8,7 +8,7 @@ needs neither the encoder nor its device: it runs ahead of training, in worker p
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -17,7 +17,12 @@ from torch.utils.data import Dataset
 from codiemb_lib.core import DatasetSettings, ObjectiveSettings, Preset, normalise, say_once
 from codiemb_lib.data import Record, answers_of
 from codiemb_lib.model import Encoder, Packing, Padded, TextTokenizer, forward_passes
-from codiemb_lib.train.sampling import MixedTaskPlan, PlannedBatch, SingleTaskPlan
+from codiemb_lib.train.sampling import (
+    MixedTaskPlan,
+    PairedTaskPlan,
+    PlannedBatch,
+    SingleTaskPlan,
+)
 
 
 @dataclass(frozen=True)
@@ -32,8 +37,10 @@ class Batch:
         queries: (B,)
         positives: (B, P)
         negatives: (K,)
-        answers: (B, B) bool, true where a query is answered by a positive of another row, too.
-        scores: (B,) float32, gold, of a similarity batch; else (0,).
+        answers: (B, B, P) bool, true where query i is answered by positive p of row j, too.
+        scores: (B,) float32, gold, of similarity pairs; else (0,).
+        parts: The retrieval and the similarity records of a mixed batch with an objective for each,
+            as batches with the same texts; else none.
     """
 
     planned: PlannedBatch
@@ -43,6 +50,7 @@ class Batch:
     negatives: np.ndarray
     answers: np.ndarray
     scores: np.ndarray
+    parts: tuple["Batch", ...] = ()
 
 
 def make_batch(
@@ -52,6 +60,8 @@ def make_batch(
     settings: ObjectiveSettings,
     generator: np.random.Generator,
     known: Mapping[str, set[str]] | None = None,
+    *,
+    sts_objective: str = "codiemb",
 ) -> Batch:
     """Draw the texts of a planned batch.
 
@@ -60,14 +70,24 @@ def make_batch(
     everybody's, so it has nothing that is known to answer a query of the batch: `answers_of`, by
     default of its records.
 
-    In a mixed batch, a similarity pair counts as query and positive from
+    With `sts_objective` "info_nce", a similarity pair counts as query and positive from
     `settings.mixed_anchor_score` on; of a pair below it, the second text joins the pool, by our
-    choice. Both sides of a similarity pair carry the query's prompt (METHOD, "Unified record").
+    choice. With any other, the two tasks of a mixed batch are `parts` of it. Both sides of a
+    similarity pair carry the query's prompt (METHOD, "Unified record").
     """
+    if planned.task == "mixed" and sts_objective != "info_nce":
+        parts = []
+        for task in ("ir", "sts"):
+            of = [tuple(i for i in s if records[i].task == task) for s in planned.shards]
+            own = replace(planned, task=task, shards=tuple(of))
+            if own.indices:
+                parts.append(make_batch(own, records, prompts, settings, generator, known))
+        return _joined(planned, parts)
     members = [records[i] for i in planned.indices]
     pool: list[tuple[str, str]] = []
     answers: list[list[bool]] = []
-    if planned.task == "sts":
+    by_score = planned.task == "sts" and sts_objective != "info_nce"
+    if by_score:
         anchors, per_query = members, 1
         positives = [record.positives for record in members]
     else:
@@ -85,21 +105,39 @@ def make_batch(
             low = record.task == "sts" and record.score < settings.mixed_anchor_score
             if low and normalise(record.positives[0]) not in taken:
                 pool.append((_passage_prompt(prompts, record), record.positives[0]))
-        drawn = [{*map(normalise, texts)} for texts in positives]
-        answers = [[not texts.isdisjoint(of) for texts in drawn] for of in relevant]
+        drawn = [[*map(normalise, texts)] for texts in positives]
+        answers = [[[text in of for text in texts] for texts in drawn] for of in relevant]
     keys = [(prompts[record.dataset].query_prompt, record.query) for record in anchors]
     for record, texts in zip(anchors, positives, strict=True):
         keys += [(_passage_prompt(prompts, record), text) for text in texts]
     keys += pool
-    texts = sorted(set(keys), key=lambda key: (-len(key[0]) - len(key[1]), key))
+    texts = _ordered({*keys})
     row = {key: i for i, key in enumerate(texts)}
     rows = np.array([row[key] for key in keys])
     queries, others = np.split(rows, [len(anchors)])
     positives, negatives = np.split(others, [len(anchors) * per_query])
     positives = positives.reshape(len(anchors), per_query)
-    scores = [record.score for record in members] if planned.task == "sts" else []
+    scores = [record.score for record in members] if by_score else []
     others = negatives, np.array(answers, bool), np.array(scores, np.float32)
     return Batch(planned, texts, queries, positives, *others)
+
+
+def _joined(planned: PlannedBatch, parts: Sequence[Batch]) -> Batch:
+    """Batches as parts of one, whose texts are those of all."""
+    texts = _ordered({text for part in parts for text in part.texts})
+    row = {text: i for i, text in enumerate(texts)}
+    moved = []
+    for part in parts:
+        rows = np.array([row[text] for text in part.texts])
+        places = {name: rows[getattr(part, name)] for name in ("queries", "positives", "negatives")}
+        moved.append(replace(part, texts=texts, **places))
+    none = np.empty(0, int)
+    empty = none, none, none, none.astype(bool), none.astype(np.float32)
+    return Batch(planned, texts, *empty, parts=tuple(moved))
+
+
+def _ordered(texts: set[tuple[str, str]]) -> list[tuple[str, str]]:
+    return sorted(texts, key=lambda key: (-len(key[0]) - len(key[1]), key))
 
 
 def _passage_prompt(prompts: Mapping[str, DatasetSettings], record: Record) -> str:
@@ -159,9 +197,9 @@ def make_share(
 class OptimizerSteps(Dataset):
     """All optimiser steps of a run, as one rank needs them: item i is the list of its shares.
 
-    An epoch's batches are grouped by the preset's `accumulation`; the last group may be smaller.
-    Any item can be asked for at any time. The preset is one as it is trained (`Preset.as_trained`);
-    `seed` is that of plan, draws and dropout.
+    An epoch's batches, or pairs of them, are grouped by the preset's `accumulation`; the last group
+    may be smaller. Any item can be asked for at any time. The preset is one as it is trained
+    (`Preset.as_trained`); `seed` is that of plan, draws and dropout.
     """
 
     def __init__(
@@ -174,7 +212,9 @@ class OptimizerSteps(Dataset):
         seed: int,
         rank: int = 0,
         world_size: int = 1,
+        sts_objective: str = "codiemb",
     ):
+        self.sts_objective = sts_objective
         self.records, self.plan, self.seed, self.world_size = records, plan, seed, world_size
         self.prompts = {dataset.name: dataset for dataset in preset.datasets}
         self.objective, self.settings = preset.objective, preset.training
@@ -193,7 +233,9 @@ class OptimizerSteps(Dataset):
             rank=rank,
             world_size=world_size,
         )
-        self.per_epoch = -(-plan.length(world_size) // self.settings.accumulation)
+        pairs = 2 if isinstance(plan, PairedTaskPlan) else 1
+        self.per_step = pairs * self.settings.accumulation
+        self.per_epoch = -(-plan.length(world_size) // self.per_step)
         self._planned: dict[int, list[PlannedBatch]] = {}
 
     def __len__(self) -> int:
@@ -206,12 +248,12 @@ class OptimizerSteps(Dataset):
 
     def planned(self, number: int) -> list[PlannedBatch]:
         """The batches that make up an optimiser step."""
-        epoch, accumulation = self.epoch(number), self.settings.accumulation
+        epoch = self.epoch(number)
         if epoch not in self._planned:
             steps = self.plan.steps(epoch, seed=self.seed, world_size=self.world_size)
             self._planned = {epoch: steps}  # till the next one's
-        first = (number % self.per_epoch) * accumulation
-        return self._planned[epoch][first : first + accumulation]
+        first = (number % self.per_epoch) * self.per_step
+        return self._planned[epoch][first : first + self.per_step]
 
     def __getitem__(self, number: int) -> list[Share]:
         if not 0 <= number < len(self):
@@ -221,6 +263,6 @@ class OptimizerSteps(Dataset):
             seed = [self.seed, number, place]
             generator = np.random.default_rng(seed)
             how = self.prompts, self.objective, generator, self.known
-            batch = make_batch(planned, self.records, *how)
+            batch = make_batch(planned, self.records, *how, sts_objective=self.sts_objective)
             shares.append(self._share_of(batch, seed=seed))
         return shares

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from codiemb_lib import core
-from codiemb_lib.data import Dataset, load_datasets, write_jsonl
+from codiemb_lib.data import Dataset, Record, load_datasets, write_jsonl
 from codiemb_lib.evaluate import NUMERICS as OF_EVALUATE
 from codiemb_lib.evaluate import encode_dataset, save_encoded, score
 from codiemb_lib.model import NUMERICS as OF_MODEL
@@ -26,8 +27,8 @@ from codiemb_lib.train import NUMERICS
 from codiemb_lib.train.batches import Batch, OptimizerSteps, Share
 from codiemb_lib.train.checkpoint import Checkpoints, Progress, agreed
 from codiemb_lib.train.devices import launch, make_accelerator, sparse_embedding_gradients
-from codiemb_lib.train.sampling import MixedTaskPlan, SingleTaskPlan
-from codiemb_lib.train.step import Loss, backward, batch_loss, needs_middle
+from codiemb_lib.train.sampling import MixedTaskPlan, PairedTaskPlan, SingleTaskPlan
+from codiemb_lib.train.step import Loss, backward, batch_loss, gather, needs_middle
 
 logger = logging.getLogger(__name__)
 
@@ -60,8 +61,9 @@ def train(
 ) -> Path:
     """Train one variant of a preset and return its run folder.
 
-    There lie `model/`, with the weights of the best dev score over the variant's own tasks,
-    `log.csv`, `dev.csv` and `manifest.json`. A finished run of the same settings and data is
+    There lie `model/`, with the weights of the best dev score over the variant's own tasks, or the
+    last ones if the preset says so, `log.csv`, `dev.csv` and `manifest.json`. Teachers that are not
+    trained yet are trained first. A finished run of the same settings and data is
     returned as it is; one of other settings stays whole until this one is finished. An unfinished
     one goes on from its checkpoint: plan, draws and dropout depend on seed and step alone, so that
     on a CPU, with as many threads, it comes to the same bits. Whoever else trains it waits.
@@ -81,7 +83,8 @@ def train(
         DivergenceError: The last checkpoint stays, and beside it the records of the batch.
         subprocess.CalledProcessError: The processes of `accelerate` failed.
     """
-    preset.variant(variant)  # known, before a folder is made
+    for teacher in {*preset.variant(variant).teachers.values()}:
+        train(preset, teacher, seed, accelerate=accelerate, progress=progress)
     config = preset.training.accelerate if accelerate is None else accelerate
     folder = core.run_folder(preset.name, variant, seed)
     if config and int(os.environ.get("WORLD_SIZE", "1")) == 1:
@@ -111,6 +114,8 @@ def _train_here(
         "devices": f"{accelerator.distributed_type} {accelerator.device.type}",
         "precision": accelerator.mixed_precision,
     }
+    teachers = {t: core.run_folder(preset.name, v, seed) for t, v in settings.teachers.items()}
+    data |= {t: core.manifest_of(folder)["fingerprint"] for t, folder in teachers.items()}
     # A run, finished or not, is the one that is asked for where all of this is the same.
     packages = [core.versions()[package] for package in ("torch", "transformers")]
     numerics = {"model": OF_MODEL, "evaluate": OF_EVALUATE, "train": NUMERICS}
@@ -120,7 +125,7 @@ def _train_here(
         logger.info("%s: finished before, nothing to train", checkpoints.name)
     else:
         core.check_writable(folder)
-        trainer = _Trainer(preset, settings, datasets, seed, checkpoints)
+        trainer = _Trainer(preset, settings, datasets, seed, checkpoints, teachers)
         if preset.training.trackers:  # all take dotted names, but not all take lists
             named = {"preset": preset.name, "model": variant} | resolved
             [flat] = pd.json_normalize(named).to_dict("records")
@@ -155,6 +160,22 @@ def _common(names: Iterable[str]) -> str:
     return names.pop() if len(names) == 1 else "mixed"
 
 
+def training_records(
+    preset: core.Preset, datasets: Mapping[str, Dataset], seed: int, variant: core.VariantSettings
+) -> list[Record]:
+    """What a variant trains on: `train` records of each set, or, with teachers, all the others."""
+    draw = seed if preset.training.sample_by_seed else 0
+    records: list[Record] = []
+    for d in preset.datasets:
+        if (dataset := datasets[d.name]).task in variant.tasks:
+            drawn = dataset.split("train", limit=d.train, seed=draw)
+            if variant.teachers:
+                known = {*map(id, drawn)}
+                drawn = [r for r in dataset.split("train") if id(r) not in known]
+            records += drawn
+    return records
+
+
 class _Trainer:
     """One training run, on one rank."""
 
@@ -165,17 +186,13 @@ class _Trainer:
         datasets: Mapping[str, Dataset],
         seed: int,
         checkpoints: Checkpoints,
+        teachers: Mapping[core.Task, Path],
     ):
         began = time.perf_counter()
         self.variant, self.checkpoints = variant, checkpoints
         self.objective, self.settings = preset.objective, preset.training
         self.accelerator = checkpoints.accelerator
-        self.records = [
-            record
-            for d in preset.datasets
-            if datasets[d.name].task in variant.tasks
-            for record in datasets[d.name].split("train", limit=d.train)
-        ]
+        self.records = training_records(preset, datasets, seed, variant)
         if not self.records:
             raise core.PresetError(
                 f"preset {preset.name!r}: expected a data set to train on of the variant's tasks "
@@ -186,6 +203,11 @@ class _Trainer:
         ]
         torch.manual_seed(seed)
         self.encoder = Encoder.load(preset.encoder)
+        self.teachers: dict[str, Encoder] = {}
+        for task, folder in teachers.items():
+            saved = preset.encoder.model_copy(update={"name": str(folder / "model"), "lora": None})
+            teacher = Encoder.load(saved).requires_grad_(False)
+            self.teachers[task] = teacher.to(self.accelerator.device).eval()
         D = self.encoder.dimension
         if any(d >= D for d in self.objective.matryoshka):
             raise core.PresetError(
@@ -214,6 +236,7 @@ class _Trainer:
             seed=seed,
             rank=self.accelerator.process_index,
             world_size=self.accelerator.num_processes,
+            sts_objective=variant.sts_objective,
         )
         self.progress = checkpoints.load(self.model, self.optimizer)
         self.began = began - self.progress.seconds
@@ -222,6 +245,8 @@ class _Trainer:
         sizes = self.settings.batch_sizes.model_dump()
         if self.variant.plan == "mixed":
             return MixedTaskPlan(self.records, batch_size=sizes["mixed"])
+        if self.variant.plan == "paired":
+            return PairedTaskPlan(self.records, batch_sizes=sizes)
         return SingleTaskPlan(
             self.records,
             batch_sizes=sizes,
@@ -283,22 +308,9 @@ class _Trainer:
         for parameters in self.optimizer.param_groups:
             parameters["lr"] = rate
         self.model.train()
-        losses = [
-            backward(
-                self.accelerator,
-                self.model,
-                share,
-                self._loss,
-                middle=needs_middle(share.batch, self.objective, self.variant.sts_objective),
-                scale=1 / len(shares),
-                gradient_cache=self.settings.gradient_cache,
-                synchronise=share is shares[-1],
-            )
-            for share in shares
-        ]
-        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.settings.clip_norm)
-        if not torch.isfinite(norm):
-            self._stop("gradient", float(norm), [share.batch for share in shares])
+        paired = self.variant.plan == "paired"
+        losses, norms = (self._paired if paired else self._add_gradients)(shares)
+        norms = {"gradient_norm": self._clip(shares, self.settings.clip_norm), **norms}
         self.optimizer.step()
         self.optimizer.zero_grad()
         tokens = self._of_all_ranks(sum(share.tokens for share in shares))
@@ -308,11 +320,11 @@ class _Trainer:
         return {
             "step": self.progress.step,
             "epoch": self.steps.epoch(self.progress.step),
-            "task": _common(step.task for step in planned),
+            "task": "paired" if paired else _common(step.task for step in planned),
             "dataset": _common(step.dataset for step in planned),
             "loss": float(np.mean([loss.total.item() for loss in losses])),
             "learning_rate": rate,
-            "gradient_norm": float(norm),
+            **norms,
             "texts": texts,
             "tokens": tokens,
             "seconds": round(seconds, 4),
@@ -321,10 +333,64 @@ class _Trainer:
             **pd.DataFrame([loss.components for loss in losses]).mean().sort_index().to_dict(),
         }
 
-    def _loss(self, batch: Batch, *states: torch.Tensor) -> Loss:
-        loss = batch_loss(
-            batch, *states, settings=self.objective, sts_objective=self.variant.sts_objective
-        )
+    def _add_gradients(self, shares: list[Share]) -> tuple[list[Loss], dict[str, float]]:
+        """Add the mean gradient of some batches to the parameters; returns their losses."""
+        losses = [
+            backward(
+                self.accelerator,
+                self.model,
+                share,
+                partial(self._loss, self._taught(share)),
+                middle=needs_middle(share.batch, self.objective, self.variant.sts_objective),
+                scale=1 / len(shares),
+                gradient_cache=self.settings.gradient_cache,
+                synchronise=share is shares[-1],
+            )
+            for share in shares
+        ]
+        return losses, {}
+
+    def _paired(self, shares: list[Share]) -> tuple[list[Loss], dict[str, float]]:
+        """The sum of both tasks' gradients, each as long as its weight unless they are `plain`."""
+        losses: list[Loss] = []
+        norms: dict[str, float] = {}
+        sums: dict[torch.nn.Parameter, torch.Tensor] = {}
+        for task in ("ir", "sts"):
+            own = [share for share in shares if share.batch.planned.task == task]
+            losses += self._add_gradients(own)[0]
+            norms[f"gradient_norm_{task}"] = norm = self._clip(own, None)
+            unit = self.variant.gradients == "unit" and norm > 0
+            factor = getattr(self.variant.weights, task) / norm if unit else 1.0
+            for parameter in self.model.parameters():
+                if (gradient := parameter.grad) is not None:
+                    gradient.mul_(factor)
+                    if parameter in sums:
+                        gradient.add_(sums[parameter])
+                    sums[parameter], parameter.grad = gradient, None
+        for parameter, gradient in sums.items():
+            parameter.grad = gradient
+        return losses, norms
+
+    def _clip(self, shares: list[Share], most: float | None) -> float:
+        """The norm of the gradient before it is shortened to `most`; refused if not finite."""
+        bound = float("inf") if most is None else most
+        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), bound)
+        if not torch.isfinite(norm):
+            self._stop("gradient", float(norm), [share.batch for share in shares])
+        return float(norm)
+
+    @torch.no_grad()
+    def _taught(self, share: Share) -> dict[str, torch.Tensor]:
+        """By task what its teacher makes of a batch's texts, (m, D)."""
+        found = {}
+        for task, teacher in self.teachers.items():
+            states = torch.cat([teacher(blocks)[0] for blocks in share.forwards]).float()
+            found[task] = gather(self.accelerator, states, share)
+        return found
+
+    def _loss(self, taught: Mapping[str, torch.Tensor], batch: Batch, *states) -> Loss:
+        how = {"sts_objective": self.variant.sts_objective, "weights": self.variant.weights}
+        loss = batch_loss(batch, *states, settings=self.objective, taught=taught, **how)
         if not torch.isfinite(loss.total):
             self._stop("loss", f"{loss.total.item()} {loss.components}", [batch])
         return loss
@@ -361,7 +427,8 @@ class _Trainer:
         run, total = self.checkpoints.name, len(self.steps)
         logger.info("%s: step %d of %d, dev %s", run, done.step, total, shown)
         own = agreed(float(np.mean([means[task] for task in self.variant.tasks])))
-        if done.step > 0 and own > done.best_score:
+        last = done.step == total
+        if last if self.settings.keep == "last" else done.step > 0 and own > done.best_score:
             done.best_score, done.best_step = own, done.step
             self.checkpoints.save_best(self.encoder, done)
         if self.settings.trajectory and self.accelerator.is_main_process:

@@ -66,8 +66,8 @@ def multi_positive_info_nce(
         positives: (B, P, D), P >= 1.
         negatives: (M, N, D), one flat pool of M * N hard negatives for every query. M is B where
             each query brings its own, and may be any number; N may be 0.
-        same: (B, B) bool, true where positives of row j answer query i, too. They are then left out
-            of the sum over j, where else they would be negatives.
+        same: (B, B, P) bool, true where positive p of row j answers query i, too. It is then left
+            out of the sum over j, where else it would be a negative.
     """
     queries, positives, negatives = (
         F.normalize(x, dim=-1) for x in (queries, positives, negatives)
@@ -76,13 +76,38 @@ def multi_positive_info_nce(
     hard = queries @ negatives.flatten(0, 1).T / temperature  # (B, M * N)
     own = slots.diagonal(dim1=1, dim2=2)  # (P, B)
     if same is not None:
-        others = same & ~torch.eye(len(same), dtype=torch.bool, device=same.device)
-        slots = slots.masked_fill(others, -torch.inf)
+        others = same & ~torch.eye(len(same), dtype=torch.bool, device=same.device)[:, :, None]
+        slots = slots.masked_fill(others.permute(2, 0, 1), -torch.inf)
     return (torch.logaddexp(slots.logsumexp(2), hard.logsumexp(1)) - own).mean()
 
 
 @_full_precision
-def middle_layer_info_nce(
+def distilled_info_nce(
+    queries: Tensor,
+    passages: Tensor,
+    teacher_queries: Tensor,
+    teacher_passages: Tensor,
+    *,
+    temperature: float = 0.02,
+) -> Tensor:
+    r"""Retrieval without labels: the student ranks the passages of a batch as its teacher does.
+
+    .. math:: L = \frac1B \sum_i \mathrm{KL}\Bigl(\mathrm{softmax}_k \frac{\cos(q'_i, d'_k)}{\tau}
+              \,\Big\|\, \mathrm{softmax}_k \frac{\cos(q_i, d_k)}{\tau}\Bigr)
+
+    Queries are (B, D) and passages (K, D), those of the teacher, :math:`q'` and :math:`d'`, of
+    any dimension. Source: Hinton et al., arXiv 1503.02531; for rankings of passages, Hofstätter et
+    al., arXiv 2010.02666.
+    """
+    student, teacher = (
+        torch.log_softmax(F.normalize(q, dim=1) @ F.normalize(d, dim=1).T / temperature, dim=1)
+        for q, d in ((queries, passages), (teacher_queries, teacher_passages))
+    )
+    return F.kl_div(student, teacher, reduction="batchmean", log_target=True)
+
+
+@_full_precision
+def anchored_info_nce(
     queries: Tensor,
     passages: Tensor,
     scores: Tensor,
@@ -92,9 +117,10 @@ def middle_layer_info_nce(
 ) -> Tensor:
     """Similarity: InfoNCE between the two sides of a batch, for its best pairs alone.
 
-    CoDiEmb applies it to the pooled hidden state of the middle layer. Both sides are (n, D) and
-    normalised here. A pair with score >= `anchor_score` asks its first side to find its second
-    among the second sides of the whole batch; of these the mean, zero where there is none.
+    CoDiEmb applies it to the pooled hidden state of the middle layer; on the final one it is our
+    choice. Both sides are (n, D) and normalised here. A pair with score >= `anchor_score` asks its
+    first side to find its second among the second sides of the whole batch; of these the mean, zero
+    where there is none.
     """
     _check(scores, queries, passages)
     logits = F.normalize(queries, dim=1) @ F.normalize(passages, dim=1).T / temperature  # (n, n)

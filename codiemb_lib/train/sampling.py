@@ -156,6 +156,22 @@ class MixedTaskPlan:
         return [PlannedBatch("mixed", "", _shards(batch, world_size)) for batch in batches]
 
 
+class PairedTaskPlan(SingleTaskPlan):
+    """A retrieval batch, then a similarity batch, and so on: two by two they are a step.
+
+    The batches are those of a plan with equal shares; their order within each task stays.
+    """
+
+    def __init__(self, records: Sequence[Record], *, batch_sizes: Mapping[str, int]) -> None:
+        super().__init__(records, batch_sizes=batch_sizes, balance="equal")
+
+    def steps(self, epoch: int, *, seed: int, world_size: int = 1) -> list[PlannedBatch]:
+        """The batches of one epoch, of retrieval and of similarity by turns."""
+        found = super().steps(epoch, seed=seed, world_size=world_size)
+        by_task = ([batch for batch in found if batch.task == task] for task in ("ir", "sts"))
+        return [batch for both in zip(*by_task, strict=True) for batch in both]
+
+
 def _shards(batch: np.ndarray, world_size: int) -> tuple[tuple[int, ...], ...]:
     return tuple(map(tuple, batch.reshape(world_size, -1).tolist()))
 

@@ -13,9 +13,10 @@ to these copies is all that the encoder's backward pass needs. Three things foll
   RepL4NLP 2021, arXiv 2101.06983).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from inspect import signature
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -24,12 +25,13 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn import functional
 
-from codiemb_lib.core import ObjectiveSettings
+from codiemb_lib.core import ObjectiveSettings, TaskWeights
 from codiemb_lib.train import objectives
 from codiemb_lib.train.batches import Batch, Share
 
 # The terms of the objective of similarity that has several, beside InfoNCE of the middle layer.
 _TERMS = {"codiemb": ("pearson", "rank_kl", "pro")}
+_EQUAL = TaskWeights()
 
 
 class Loss(NamedTuple):
@@ -41,7 +43,8 @@ class Loss(NamedTuple):
 
 def needs_middle(batch: Batch, settings: ObjectiveSettings, sts_objective: str) -> bool:
     """Whether the loss of a batch looks at the middle layer."""
-    return batch.planned.task == "sts" and sts_objective == "codiemb" and settings.info_nce_mid > 0
+    pairs = any(len(part.scores) for part in batch.parts or (batch,))
+    return pairs and sts_objective == "codiemb" and settings.info_nce_mid > 0
 
 
 def batch_loss(
@@ -51,34 +54,53 @@ def batch_loss(
     *,
     settings: ObjectiveSettings,
     sts_objective: str = "codiemb",
+    weights: TaskWeights = _EQUAL,
+    taught: Mapping[str, Tensor] = MappingProxyType({}),
 ) -> Loss:
-    """The loss of a batch (METHOD, "Objectives").
+    """The loss of a batch (METHOD, "Objectives"), or the sum over its parts.
 
-    Retrieval and mixed batches: multi-positive InfoNCE over the whole global batch. Similarity
-    batches: the mean over the ranks' shards, which are not gathered, of the weighted sum of
-    middle-layer InfoNCE, Pearson, RankKL and PRO, or of a pairwise baseline. With
-    `settings.matryoshka`, the mean over the full length D and each number of leading dimensions
-    (Kusupati et al., NeurIPS 2022, arXiv 2205.13147); the components are those at the full length.
+    Queries and passages: multi-positive InfoNCE over the whole global batch. Similarity pairs: the
+    mean over the ranks' shards, which are not gathered, of the weighted sum of middle-layer
+    InfoNCE, Pearson, RankKL and PRO, or of a pairwise baseline. With `settings.matryoshka`, the
+    mean over the full length D and each number of leading dimensions (Kusupati et al., NeurIPS
+    2022, arXiv 2205.13147); the components are those at the full length.
 
     Args:
         final, middle: (m, D), embeddings of the batch's texts, pooled from the last and from the
             middle layer; the latter is None where `needs_middle` is false.
+        weights: Factors of the two tasks' losses.
+        taught: By task the embeddings (m, D') of the batch's texts by a teacher. Its cosines then
+            stand for the scores of pairs, and retrieval is `distilled_info_nce` from it.
         sts_objective: `codiemb`, or `x` for `x_loss` of `objectives`, given what it names out of
             `similarities`, `left`, `right`, `scores` and `temperature`.
     """
     losses = []
     for d in (final.shape[1], *settings.matryoshka):
         states = [functional.normalize(s[:, :d], dim=1) for s in (final, middle) if s is not None]
-        if batch.planned.task == "sts":
-            losses.append(_sts_loss(batch, states, settings, sts_objective))
-        else:
-            losses.append(_ir_loss(batch, *states, settings))
+        total, components = final.sum() * 0, {}
+        for part in batch.parts or (batch,):
+            if len(part.scores):
+                loss = _sts_loss(part, states, settings, sts_objective, taught.get("sts"))
+                total = total + weights.sts * loss.total
+            else:
+                loss = _ir_loss(part, states[0], settings, taught.get("ir"))
+                total = total + getattr(weights, part.planned.task, 1.0) * loss.total
+            components |= loss.components
+        losses.append(Loss(total, components))
     return Loss(torch.stack([loss.total for loss in losses]).mean(), losses[0].components)
 
 
-def _ir_loss(batch: Batch, final: Tensor, settings: ObjectiveSettings) -> Loss:
-    if not len(batch.queries):  # a mixed batch with nothing to pull together
+def _ir_loss(
+    batch: Batch, final: Tensor, settings: ObjectiveSettings, taught: Tensor | None
+) -> Loss:
+    if not len(batch.queries):  # nothing to pull together
         return Loss(final.sum() * 0, {"info_nce": 0.0})
+    if taught is not None:
+        passages = np.unique(np.concatenate([batch.positives.ravel(), batch.negatives]))
+        rows = batch.queries, passages
+        sides = [embeddings[of] for embeddings in (final, taught) for of in rows]
+        loss = objectives.distilled_info_nce(*sides, temperature=settings.temperature)
+        return Loss(loss, {"distilled_info_nce": loss.item()})
     loss = objectives.multi_positive_info_nce(
         final[batch.queries],
         final[batch.positives],  # (B, P, D)
@@ -90,13 +112,22 @@ def _ir_loss(batch: Batch, final: Tensor, settings: ObjectiveSettings) -> Loss:
 
 
 def _sts_loss(
-    batch: Batch, states: list[Tensor], settings: ObjectiveSettings, objective: str
+    batch: Batch,
+    states: list[Tensor],
+    settings: ObjectiveSettings,
+    objective: str,
+    taught: Tensor | None,
 ) -> Loss:
     final, middle = [*states, None][:2]
     shards: list[dict[str, Tensor]] = []
-    pairs = (batch.queries, batch.positives[:, 0], batch.scores)
+    gold = batch.scores
+    if taught is not None:
+        left, right = taught[batch.queries], taught[batch.positives[:, 0]]
+        gold, middle = functional.cosine_similarity(left, right).clamp(min=0).cpu().numpy(), None
+    count = min(len(batch.planned.shards), len(gold))  # of a mixed batch's pairs one may have none
+    pairs = (batch.queries, batch.positives[:, 0], gold)
     for queries, passages, gold in zip(
-        *(np.array_split(side, len(batch.planned.shards)) for side in pairs), strict=True
+        *(np.array_split(side, count) for side in pairs), strict=True
     ):
         left, right = final[queries], final[passages]
         given = {"left": left, "right": right, "similarities": (left * right).sum(1)}
@@ -107,12 +138,20 @@ def _sts_loss(
             loss = getattr(objectives, f"{name}_loss")
             parts[name] = loss(**{p: given[p] for p in signature(loss).parameters})
         if middle is not None:
-            parts["info_nce_mid"] = objectives.middle_layer_info_nce(
+            parts["info_nce_mid"] = objectives.anchored_info_nce(
                 middle[queries],
                 middle[passages],
                 scores,
                 temperature=settings.temperature,
                 anchor_score=settings.anchor_score,
+            )
+        if objective == "codiemb" and settings.info_nce_final > 0:
+            parts["info_nce_final"] = objectives.anchored_info_nce(
+                left,
+                right,
+                scores,
+                temperature=settings.temperature,
+                anchor_score=settings.final_anchor_score,
             )
         shards.append(parts)
     components = {name: torch.stack([s[name] for s in shards]).mean() for name in shards[0]}
@@ -160,7 +199,7 @@ def backward(
         with torch.set_grad_enabled(not cached):
             outputs = [forward(number) for number in forwards]
         states = [torch.cat(parts).float() for parts in zip(*outputs, strict=True)]  # (m_rank, D)
-        copies = [_gather(accelerator, state.detach(), share).requires_grad_() for state in states]
+        copies = [gather(accelerator, state.detach(), share).requires_grad_() for state in states]
         loss = loss_of(share.batch, *copies)
         gradients = torch.autograd.grad(loss.total * scale, copies, materialize_grads=True)
         own = [_own_rows(accelerator, g, share, len(states[0])) for g in gradients]
@@ -180,7 +219,7 @@ def _product(states, gradients) -> Tensor:
     return sum((state * gradient).sum() for state, gradient in zip(states, gradients, strict=True))
 
 
-def _gather(accelerator: Accelerator, state: Tensor, share: Share) -> Tensor:
+def gather(accelerator: Accelerator, state: Tensor, share: Share) -> Tensor:
     """(m, D): the states of all ranks in the order of the batch's texts.
 
     Text i lies at rank i % W, row i // W of its share.

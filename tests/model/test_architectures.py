@@ -97,7 +97,7 @@ def test_gradient_checkpointing_changes_no_gradient(make_architecture, architect
 
 
 @every_architecture
-@pytest.mark.parametrize(("layers", "middle"), [(2, 1), (3, 1)])
+@pytest.mark.parametrize(("layers", "middle"), [(2, 1), (3, 2)])
 def test_middle_is_at_half_depth(make_architecture, tmp_path, architecture, layers, middle):
     folder = make_architecture(architecture).save(tmp_path / "model")
     encoder = load(folder, layers=layers)

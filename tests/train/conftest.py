@@ -43,7 +43,13 @@ def make_project(folder, encoder):
             "evaluate_every": 4,
             "workers": 0,
         },
-        "variants": {"codiemb": {}, "ir_only": {"tasks": ["ir"]}, "mixed": {"plan": "mixed"}},
+        "variants": {
+            "codiemb": {},
+            "ir_only": {"tasks": ["ir"]},
+            "mixed": {"plan": "mixed", "sts_objective": "info_nce"},
+            "mixed_own": {"plan": "mixed", "sts_objective": "codiemb"},
+            "paired": {"plan": "paired"},
+        },
     }
     path = folder / PRESET
     path.parent.mkdir(parents=True)

@@ -36,7 +36,8 @@ def optimizer_steps(plan, encoder, *, rank=0, world_size=1, **training):
 
 def drawn(records, task, settings=SETTINGS, seed=0):
     planned = PlannedBatch(task, "", (tuple(range(len(records))),))
-    return make_batch(planned, records, PROMPTS, settings, np.random.default_rng(seed))
+    how = {"sts_objective": "info_nce" if task == "mixed" else "codiemb"}
+    return make_batch(planned, records, PROMPTS, settings, np.random.default_rng(seed), **how)
 
 
 def texts(batch, rows):
@@ -97,11 +98,17 @@ def test_no_negative_reads_like_what_is_known_to_answer_a_query_of_the_batch(mak
     known = answers_of(records)
     batch = make_batch(planned, records, PROMPTS, SETTINGS, np.random.default_rng(0), known)
     assert {*texts(batch, batch.negatives)} == {"Nice", "Oslo"}
-    # The third record's answers have the first's among them, so they are no negatives of it.
-    np.testing.assert_array_equal(batch.answers, [[1, 1, 0], [1, 1, 0], [0, 0, 1]])
+    # The third record's answers have the first's among them, and that one is no negative of it.
+    both, none = [True, True], [False, False]
+    paris = [text.startswith("paris") for text in texts(batch, batch.positives[1])]
+    assert sorted(paris) == [False, True]
+    np.testing.assert_array_equal(
+        batch.answers, [[both, paris, none], [both, both, none], [none, none, both]]
+    )
     plan = MixedTaskPlan(records, batch_size=4)
     sizes = {"batch_sizes": {"ir": 3, "sts": 4, "mixed": 4}}
-    steps = OptimizerSteps(records, plan, make_encoder(), Preset(**PRESET, training=sizes), seed=0)
+    preset, how = Preset(**PRESET, training=sizes), {"seed": 0, "sts_objective": "info_nce"}
+    steps = OptimizerSteps(records, plan, make_encoder(), preset, **how)
     assert {*texts(steps[0][0].batch, steps[0][0].batch.negatives)} == {"Nice", "Oslo"}
     assert "training: 4 hard negatives, 2 left out" in caplog.text
 

@@ -34,7 +34,12 @@ def batches(encoder):
         kind: [
             make_share(
                 make_batch(
-                    PlannedBatch(kind, "", (tuple(own),)), RECORDS, PROMPTS, SETTINGS, generator
+                    PlannedBatch(kind, "", (tuple(own),)),
+                    RECORDS,
+                    PROMPTS,
+                    SETTINGS,
+                    generator,
+                    sts_objective="info_nce" if kind == "mixed" else "codiemb",
                 ),
                 encoder.tokenizer,
                 tokens_per_forward=64,

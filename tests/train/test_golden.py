@@ -35,7 +35,7 @@ from tests.made_up import PROMPTS, ir_records, sts_records
 
 RUNS = {  # what differs from the first, by section of the preset
     "single": {},
-    "mixed": {"variant": {"plan": "mixed"}},
+    "mixed": {"variant": {"plan": "mixed", "sts_objective": "info_nce"}},
     "cosent": {"variant": {"sts_objective": "cosent"}},
     "angle": {"variant": {"sts_objective": "angle"}},
     "cached": {"training": {"gradient_cache": True, "tokens_per_forward": 64}},
@@ -145,7 +145,8 @@ def batches() -> dict:
     settings = ObjectiveSettings(positives=3, negatives=2, mixed_anchor_score=0.5)
     found = {}
     for name, step in (steps | {"mixed 0": mixed[0], "mixed 1": mixed[1]}).items():
-        batch = make_batch(step, RECORDS, NAMED, settings, np.random.default_rng(5))
+        how = {"sts_objective": "info_nce" if step.task == "mixed" else "codiemb"}
+        batch = make_batch(step, RECORDS, NAMED, settings, np.random.default_rng(5), **how)
         found[name] = {"texts": digest(batch.texts), "first": batch.texts[0]} | {
             part: getattr(batch, part) for part in ("queries", "positives", "negatives", "scores")
         }
@@ -164,7 +165,14 @@ def conflicts() -> dict:
     drawn = {
         kind: [
             make_share(
-                make_batch(batch, records, prompts, preset.objective, generator),
+                make_batch(
+                    batch,
+                    records,
+                    prompts,
+                    preset.objective,
+                    generator,
+                    sts_objective="info_nce" if kind == "mixed" else "codiemb",
+                ),
                 encoder.tokenizer,
                 tokens_per_forward=2048,
                 packing=encoder.packing,
@@ -195,7 +203,7 @@ def objective_values() -> dict:
     left, right = normal(8, 6), normal(8, 6)
     cosines = torch.cosine_similarity(left, right)
     scores = torch.tensor([0.0, 0.2, 0.2, 0.5, 0.8, 1.0, 1.0, 0.35])
-    anchored = partial(objectives.middle_layer_info_nce, scores=scores)
+    anchored = partial(objectives.anchored_info_nce, scores=scores)
     rated = {
         name: partial(getattr(objectives, name), scores=scores)
         for name in ("pearson_loss", "rank_kl_loss", "pro_loss", "cosent_loss")
@@ -203,6 +211,7 @@ def objective_values() -> dict:
     several = left[:4], normal(4, 3, 6), normal(4, 2, 6)
     same = torch.eye(4, dtype=torch.bool)
     same[0, 2] = same[2, 0] = True
+    same = same[:, :, None].expand(-1, -1, 3)
     nce = objectives.multi_positive_info_nce
     trials = {
         "multi_positive_info_nce": (nce, several),
@@ -212,8 +221,8 @@ def objective_values() -> dict:
             partial(nce, temperature=0.1),
             (*several[:2], left[4:6, None]),
         ),
-        "middle_layer_info_nce": (anchored, (left, right)),
-        "middle_layer_info_nce, lower": (
+        "anchored_info_nce": (anchored, (left, right)),
+        "anchored_info_nce, lower": (
             partial(anchored, temperature=0.2, anchor_score=0.5),
             (left, right),
         ),

@@ -13,9 +13,9 @@ from torch.nn.functional import cosine_similarity
 
 from codiemb_lib.train import objectives
 from codiemb_lib.train.objectives import (
+    anchored_info_nce,
     angle_loss,
     cosent_loss,
-    middle_layer_info_nce,
     multi_positive_info_nce,
     pearson_loss,
     pro_loss,
@@ -24,7 +24,7 @@ from codiemb_lib.train.objectives import (
 from tests.memory import growth
 
 PAIR_LOSSES = [pearson_loss, rank_kl_loss, pro_loss, cosent_loss]
-SIDE_LOSSES = [angle_loss, middle_layer_info_nce]
+SIDE_LOSSES = [angle_loss, anchored_info_nce]
 
 
 def normal(*shape, seed=0, dtype=torch.float64):
@@ -128,7 +128,9 @@ def test_info_nce_over_several_records_of_one_query_equals_its_loop():
     tensors = normal(4, 8), normal(4, 2, 8, seed=1), normal(4, 1, 8, seed=2)
     rows = torch.tensor([0, 1, 0, 2])
     expected = slow_info_nce(*tensors, temperature=0.1, same={(0, 2), (2, 0)})
-    found = multi_positive_info_nce(*tensors, temperature=0.1, same=rows[:, None] == rows)
+    found = multi_positive_info_nce(
+        *tensors, temperature=0.1, same=(rows[:, None] == rows)[:, :, None]
+    )
     assert found.item() == pytest.approx(expected)
 
 
@@ -236,9 +238,9 @@ def test_middle_layer_has_anchors_at_or_above_the_score_alone():
     for i in (1, 3):
         logits = [cosine(queries[i], passage) / 0.1 for passage in passages]
         losses.append(log_sum_exp(logits) - logits[i])
-    actual = middle_layer_info_nce(queries, passages, scores, temperature=0.1)
+    actual = anchored_info_nce(queries, passages, scores, temperature=0.1)
     assert actual.item() == pytest.approx(sum(losses) / 2)
-    assert middle_layer_info_nce(queries, passages, scores, anchor_score=1.1) == 0
+    assert anchored_info_nce(queries, passages, scores, anchor_score=1.1) == 0
 
 
 def test_gradients_equal_finite_differences():
@@ -319,7 +321,7 @@ def test_embedding_losses_are_finite_on_degenerate_input(n, vector, dtype):
         assert leaf.grad.isfinite().all()
 
 
-@pytest.mark.parametrize("loss", [*PAIR_LOSSES, angle_loss, middle_layer_info_nce])
+@pytest.mark.parametrize("loss", [*PAIR_LOSSES, angle_loss, anchored_info_nce])
 @pytest.mark.parametrize("number", [torch.nan, torch.inf])
 def test_non_finite_input_is_not_hidden(loss, number):
     good, spoiled = torch.tensor([0.0, 0.5, 1.0]), torch.tensor([0.1, number, 0.3])
@@ -331,7 +333,7 @@ def test_non_finite_input_is_not_hidden(loss, number):
     assert loss(*sides, good).isfinite()
     assert not loss(*sides, spoiled).isfinite()
     assert not loss(*spoiled_sides, good).isfinite()
-    if loss is not middle_layer_info_nce:  # without an anchor there is no logit
+    if loss is not anchored_info_nce:  # without an anchor there is no logit
         assert not loss(*spoiled_sides, torch.zeros(3)).isfinite()  # all tied
 
 

@@ -32,10 +32,11 @@ OBJECTIVES = get_args(VariantSettings.model_fields["sts_objective"].annotation)
 RANGES = {"ir": range(24), "sts": range(24, 48), "mixed": range(12, 36)}
 
 
-def make(task, *, shards=1, settings=SETTINGS, size=12, start=0):
+def make(task, *, shards=1, settings=SETTINGS, size=12, start=0, sts_objective=""):
     places = np.array(RANGES[task])[start : start + size]
     step = PlannedBatch(task, task, tuple(map(tuple, places.reshape(shards, -1).tolist())))
-    return make_batch(step, RECORDS, PROMPTS, settings, np.random.default_rng(start))
+    how = {"sts_objective": sts_objective or ("info_nce" if task == "mixed" else "codiemb")}
+    return make_batch(step, RECORDS, PROMPTS, settings, np.random.default_rng(start), **how)
 
 
 def gradient(encoder, batches, *, sts_objective="codiemb", settings=SETTINGS, budget=64, **options):
@@ -117,7 +118,7 @@ def test_the_similarity_loss_is_the_weighted_sum_of_its_parts_over_the_shards():
         q, p = batch.queries[half], batch.positives[half, 0]
         y, s = torch.from_numpy(batch.scores[half]), (final[q] * final[p]).sum(1)
         totals.append(
-            0.3 * objectives.middle_layer_info_nce(middle[q], middle[p], y)
+            0.3 * objectives.anchored_info_nce(middle[q], middle[p], y)
             + 0.7 * objectives.pearson_loss(s, y)
             + 1.1 * objectives.rank_kl_loss(s, y)
             + 1.3 * objectives.pro_loss(s, y)
@@ -151,7 +152,8 @@ def test_a_mixed_batch_without_any_anchor_is_a_zero_loss(make_encoder):
     settings = ObjectiveSettings(mixed_anchor_score=1.0)
     low = [i for i in RANGES["sts"] if RECORDS[i].score < 1]
     step = PlannedBatch("mixed", "", (tuple(low),))
-    batch = make_batch(step, RECORDS, PROMPTS, settings, np.random.default_rng(0))
+    how = {"sts_objective": "info_nce"}
+    batch = make_batch(step, RECORDS, PROMPTS, settings, np.random.default_rng(0), **how)
     losses, found = gradient(make_encoder(), [batch], settings=settings)
     assert losses.item() == 0
     assert not found.any()
@@ -159,7 +161,7 @@ def test_a_mixed_batch_without_any_anchor_is_a_zero_loss(make_encoder):
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_a_single_pair_has_finite_gradients(make_encoder, objective):
-    batch = make("sts", size=1)
+    batch = make("sts", size=1, sts_objective=objective)
     _, found = gradient(make_encoder(), [batch], sts_objective=objective)
     assert torch.isfinite(found).all()
 
