@@ -166,6 +166,7 @@ rule losses:
 rule train:
     input:
         **needs("03_joint_training"),
+        teachers=lambda w: [run(v, w.seed) for v in PRESET.variants[w.variant].teachers.values()],
     output:
         f"{RUNS}/{{variant}}/seed-{{seed}}/03_joint_training.ipynb",
     params:

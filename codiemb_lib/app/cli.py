@@ -17,6 +17,7 @@ from codiemb_lib.app.benchmark import benchmark
 from codiemb_lib.app.data import data
 from codiemb_lib.app.options import FILE, examples, preset_option
 from codiemb_lib.app.reproduce import redraw, reproduce, verify
+from codiemb_lib.app.tune import tune
 
 
 @click.group(
@@ -30,7 +31,7 @@ def cli() -> None:
     """Train, fuse and measure encoders for retrieval and similarity."""
 
 
-for command in (reproduce, verify, redraw, benchmark, data):
+for command in (reproduce, verify, redraw, benchmark, data, tune):
     cli.add_command(command)
 
 

@@ -152,9 +152,7 @@ class VariantSettings(Settings):
     plan: Literal["single", "paired", "mixed"] = "single"
     sts_objective: Literal["codiemb", "cosent", "angle", "info_nce"] = "codiemb"
     weights: TaskWeights = TaskWeights()
-    gradients: Literal["unit", "plain"] = (
-        "unit"  # in a paired step; unit: as long as `weights`
-    )
+    gradients: Literal["unit", "plain"] = "unit"  # in a paired step; unit: as long as `weights`
     teachers: dict[Task, Name] = {}  # variants whose cosines take the place of labels, by task
     balance: Literal["proportional", "equal", "temperature", "ir_share"] = "proportional"
     ir_share: Annotated[float, Field(gt=0, lt=1)] | None = None

@@ -36,6 +36,9 @@ from tests.made_up import PROMPTS, ir_records, sts_records
 RUNS = {  # what differs from the first, by section of the preset
     "single": {},
     "mixed": {"variant": {"plan": "mixed", "sts_objective": "info_nce"}},
+    "mixed, own losses": {"variant": {"plan": "mixed", "sts_objective": "codiemb"}},
+    "paired": {"variant": {"plan": "paired"}, "training": {"clip_norm": None, "keep": "last"}},
+    "info_nce": {"variant": {"sts_objective": "info_nce"}},
     "cosent": {"variant": {"sts_objective": "cosent"}},
     "angle": {"variant": {"sts_objective": "angle"}},
     "cached": {"training": {"gradient_cache": True, "tokens_per_forward": 64}},

@@ -1,0 +1,56 @@
+"""The command `codiemb tune`: a learning rate for each variant, chosen on dev."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import click
+
+from codiemb_lib import core
+from codiemb_lib.app import options
+
+
+@click.command(cls=options.Command, epilog=options.examples("tune --rates 2e-5 5e-5 1e-4"))
+@options.preset_option()
+@click.option("--rates", multiple=True, type=float, required=True, metavar="RATE...")
+@click.option("--variants", multiple=True, metavar="NAME...", help="Default: all of the preset.")
+@click.option("--seed", type=int, help="Default: the preset's first.")
+def tune(preset: str, rates: Sequence[float], variants: Sequence[str], seed: int | None) -> None:
+    """Train variants at several learning rates, and name the best on dev.
+
+    Best is the mean over a variant's own tasks. The runs are those of a preset NAME-rates; what is
+    finished is not trained again. The rows go to figures/NAME/rates.csv.
+    """
+    import pandas as pd
+
+    from codiemb_lib.train import train
+
+    settings = core.load_preset(preset)
+    seed = settings.seeds[0] if seed is None else seed
+    rows = []
+    for variant in variants or settings.variants:
+        for rate in rates:
+            own = settings.variant(variant).model_dump(exclude_unset=True) | {"learning_rate": rate}
+            named = {f"{variant}-{rate:g}": core.VariantSettings(**own)}
+            named |= {t: settings.variants[t] for t in settings.variant(variant).teachers.values()}
+            tried = settings.model_copy(
+                update={"name": f"{settings.name}-rates", "variants": named}
+            )
+            folder = train(tried, next(iter(named)), seed)
+            manifest, dev = (
+                core.read_json(folder / "manifest.json"),
+                pd.read_csv(folder / "dev.csv"),
+            )
+            step = manifest["settings"]["selected_step"]
+            means = core.task_means(dev[dev["step"] == step])
+            tasks = settings.variant(variant).tasks
+            rows.append(
+                {"preset": settings.name, "variant": variant, "seed": seed, "learning_rate": rate}
+                | {"step": step, **means, "own": sum(means[t] for t in tasks) / len(tasks)}
+                | {"commit": manifest["git_commit"]}
+            )
+    table = pd.DataFrame(rows)
+    table["best"] = table["own"] == table.groupby("variant")["own"].transform("max")
+    core.write_rows(core.figures_folder(settings.name) / "rates.csv", table)
+    for row in table[table["best"]].itertuples():
+        click.echo(f"{row.variant:20} {row.learning_rate:<8g} {100 * row.own:.2f} on dev")
