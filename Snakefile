@@ -166,6 +166,8 @@ rule losses:
 rule train:
     input:
         **needs("03_joint_training"),
+        # Which also mines the hard negatives that the preset asks for.
+        mined=f"{RUNS}/01_data_and_batches.ipynb" if any(d.mine for d in PRESET.datasets) else [],
         teachers=lambda w: [run(v, w.seed) for v in PRESET.variants[w.variant].teachers.values()],
     output:
         f"{RUNS}/{{variant}}/seed-{{seed}}/03_joint_training.ipynb",

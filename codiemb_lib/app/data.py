@@ -115,7 +115,10 @@ def _splits_of_hub(named: Sequence[str]) -> dict[str, str]:
 @click.option("--encoder", required=True, help="Its folder, or a name as in a preset.")
 @click.option("--split", default="train", help="Whose records get negatives.")
 @click.option("--negatives", default=4, help="At most, a record.")
-@click.option("--margin", default=0.05, help="By which a positive must be more similar.")
+@click.option(
+    "--absolute-margin", "--margin", type=float, help="By which a positive must be more similar."
+)
+@click.option("--relative-margin", type=float, help="The same as a part of its cosine.")
 @click.option("--depth", default=100, help="Nearest passages that are looked at.")
 @click.option("--query-prompt", default="")
 @click.option("--passage-prompt", default="")
@@ -123,8 +126,14 @@ def _splits_of_hub(named: Sequence[str]) -> dict[str, str]:
 def mine(source: str, out: str, encoder: str, split: str, corpus: str | None, **given: Any) -> None:
     """Find hard negatives with an encoder.
 
-    They are those of one split of SOURCE; OUT gets the other splits as they are.
+    They are those of one split of SOURCE; OUT gets the other splits as they are. Without a margin,
+    the absolute one is 0.05.
     """
+    given = {name: value for name, value in given.items() if value is not None}
+    if not given.keys() & {"absolute_margin", "relative_margin"}:
+        given["absolute_margin"] = 0.05
+    prompts = {name: given.pop(name) for name in core.Prompts.model_fields}
+    given["prompts"] = core.Prompts(**prompts)
     dataset = sets.load_dataset(source)
     records = dataset.split(split)
     passages = [*dataset.corpus, *(sets.read_beir_corpus(corpus).values() if corpus else ())]

@@ -20,7 +20,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "merge": ["FusionStudy", "METHODS", "Merge"],
         "preset": [
             *["Preset", "PresetError", "load_preset", "preset_path"],
-            *["DatasetSettings", "EncoderSettings", "LoraSettings"],
+            *["DatasetSettings", "EncoderSettings", "LoraSettings", "MineSettings"],
             *["ObjectiveSettings", "Prompts", "TaskWeights", "VariantSettings"],
         ],
         "runs": [

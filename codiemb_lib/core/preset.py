@@ -72,6 +72,19 @@ class Instructions(Settings):
     passage_prompt: str = ""
 
 
+class MineSettings(Settings):
+    """Hard negatives for the training records of a set that have none.
+
+    A passage counts if its cosine with the query is at most `margin` times that of the least
+    similar positive or, where `absolute_margin` is given, lower than it by at least that.
+    """
+
+    negatives: PositiveInt = 4
+    margin: Annotated[float, Field(gt=0, le=1)] = 0.95
+    absolute_margin: Annotated[float, Field(ge=0, le=2)] | None = None
+    encoder: str = "start"  # the preset's, untrained; or another, as an encoder is named
+
+
 class DatasetSettings(Prompts):
     """A data set of the registry, and how many records of each split."""
 
@@ -81,6 +94,7 @@ class DatasetSettings(Prompts):
     test: NonNegativeInt | None = None
     corpus: NonNegativeInt | None = None  # passages of the test beyond its records'
     ignore_identical_ids: bool = False  # BEIR: no document with the query's own id is ranked
+    mine: MineSettings | None = None
     instruction: str = ""  # the task of the preset's `instructions` that gives its prompts
 
 

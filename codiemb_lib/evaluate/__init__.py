@@ -21,7 +21,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             *["against", "families", "lacking", "outcome", "verdicts"],
         ],
         "compare": ["Comparison", "ISOTROPY", "compare", "directions", "resample", "text_scores"],
-        "mining": ["mine"],
+        "mining": ["mine", "with_mined"],
         "mteb": ["mteb_task", "mteb_tasks"],
         "scores": [
             *["EncodedDataset", "encode_dataset", "encode_split", "load_encoded", "save_encoded"],

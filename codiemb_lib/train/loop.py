@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 from codiemb_lib import core
 from codiemb_lib.data import Dataset, Record, load_datasets, write_jsonl
 from codiemb_lib.evaluate import NUMERICS as OF_EVALUATE
-from codiemb_lib.evaluate import encode_dataset, save_encoded, score
+from codiemb_lib.evaluate import encode_dataset, save_encoded, score, with_mined
 from codiemb_lib.model import NUMERICS as OF_MODEL
 from codiemb_lib.model import Encoder, model_hash
 from codiemb_lib.train import NUMERICS
@@ -101,7 +101,7 @@ def _train_here(
 ) -> None:
     """Train in this process, which may be one of several."""
     settings, preset = preset.variant(variant), preset.as_trained(variant)
-    datasets = load_datasets(preset)
+    datasets = with_mined(preset, load_datasets(preset))
     accelerator = make_accelerator(preset, folder)
     data = {name: dataset.content_hash for name, dataset in datasets.items()}
     sections = {"encoder", "datasets", "objective", "training"}

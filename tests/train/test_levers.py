@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -10,7 +12,7 @@ import torch.nn.functional as F
 import yaml
 
 from codiemb_lib.core import ObjectiveSettings, PresetError, TaskWeights, load_preset
-from codiemb_lib.data import Record, load_datasets
+from codiemb_lib.data import Record, load_datasets, write_jsonl
 from codiemb_lib.train import objectives
 from codiemb_lib.train.batches import make_batch
 from codiemb_lib.train.loop import training_records
@@ -316,3 +318,17 @@ def test_seeds_draw_other_records_only_where_the_preset_says_so(project):
             assert len(found) == 10
     assert drawn[False, 0] == drawn[False, 1] == drawn[True, 0]
     assert drawn[True, 1] != drawn[True, 0]
+
+
+def test_a_preset_trains_on_the_hard_negatives_that_it_mines(project, caplog):
+    records = [Record("ir", r.query, r.positives) for r in ir_records(40)]
+    (project / "ir" / "train.jsonl").unlink()
+    write_jsonl(project / "ir" / "train.jsonl", records)
+    plain = manifest(run(change(project, max_steps=2)))["fingerprint"]
+    assert "hard negatives" not in caplog.text
+    content = yaml.safe_load((project / PRESET).read_text())
+    content["datasets"][0]["mine"] = {"negatives": 2, "margin": 1.0}
+    (project / PRESET).write_text(yaml.safe_dump(content))
+    assert manifest(run(load_preset("tiny")))["fingerprint"] != plain
+    assert "hard negatives for 40 training records" in caplog.text
+    assert re.search(r"training: \d+ hard negatives", caplog.text)
