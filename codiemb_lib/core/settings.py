@@ -1,5 +1,6 @@
 """Settings in YAML files, checked strictly: unknown keys and keys that stand twice are refused."""
 
+import math
 import re
 import reprlib
 from pathlib import Path
@@ -29,8 +30,10 @@ class Settings(BaseModel):
         for key, value in given.items():
             if key not in cls.model_fields:
                 raise ValueError(unknown("key", str(key), cls.model_fields))
-            if isinstance(value, bool) and "bool" not in str(cls.model_fields[key].annotation):
-                raise ValueError(f"{key}: expected no switch, found {str(value).lower()}")
+            listed = value if isinstance(value, list | tuple) else [value]
+            switches = [str(one).lower() for one in listed if isinstance(one, bool)]
+            if switches and "bool" not in str(cls.model_fields[key].annotation):
+                raise ValueError(f"{key}: expected no switch, found {switches[0]}")
         return {k: v.tolist() if hasattr(v, "tolist") else v for k, v in given.items()}
 
 
@@ -54,7 +57,8 @@ class _Yaml(yaml.SafeLoader):
     """YAML with decimal numbers as of 1.2 (1e-3 is one, 010 is ten), and each key once."""
 
     yaml_constructors = yaml.SafeLoader.yaml_constructors | {
-        "tag:yaml.org,2002:int": lambda _, node: int(node.value)  # 010 would be octal
+        "tag:yaml.org,2002:int": lambda _, node: int(node.value),  # 010 would be octal
+        "tag:yaml.org,2002:float": lambda _, node: _finite(node),
     }
     yaml_implicit_resolvers = {
         None: [(f"tag:yaml.org,2002:{tag}", re.compile(f"({p})$")) for tag, p in _PLAIN.items()]
@@ -66,6 +70,12 @@ class _Yaml(yaml.SafeLoader):
             if isinstance(key, str) and keys.count(key) > 1:
                 raise yaml.YAMLError(f"the key {key!r} a second time, {node.start_mark}")
         return super().construct_mapping(node, deep)
+
+
+def _finite(node: yaml.ScalarNode) -> float:
+    if not math.isfinite(value := float(node.value)):
+        raise yaml.YAMLError(f"a number beyond all limits, {node.value}, {node.start_mark}")
+    return value
 
 
 def explain(error: ValidationError) -> str:

@@ -9,7 +9,8 @@ import lazy_loader
 
 # Raised when numbers are meant to change (CONTRIBUTING.md). 1: those of the first golden values.
 # 2: 2026-12-01: the hash of the packaged encoder covers all of its files; no embedding moved.
-NUMERICS = 2
+# 3: 2026-12-01: the middle of an odd number of layers is one higher, as the authors count.
+NUMERICS = 3
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,

@@ -74,6 +74,9 @@ class Encoder(nn.Module):
             f"since the model's own files name {' and '.join(named) or 'none'}.",
         )
         options["pooling"] = named[0]
+        refuse(
+            named[0] not in POOLING_KEYS, f"{folder}: {unknown('pooling', named[0], POOLING_KEYS)}"
+        )
         if settings.include_prompt is not None:
             options["include_prompt"] = settings.include_prompt
         backbone, tokenizer = read_model(settings, folder)

@@ -3,7 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from codiemb_lib.core import CodiembError, read_json, unknown, write_json
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from codiemb_lib.core import CodiembError, explain, read_json, unknown, write_json
 
 POOLING_KEYS = {
     "cls": "pooling_mode_cls_token",
@@ -30,13 +32,29 @@ def parts(folder: Path) -> list[tuple[str, Path]]:
     modules.json names them. Without it the folder is the transformer's, perhaps with pooling.
     """
     ours = [{"type": kind, "path": path} for kind, path in MODULES.items()]
-    modules = stated(folder / "modules.json") or ours
+    modules = stated(folder / "modules.json", list) or ours
     try:
         return [(module["type"].rpartition(".")[2], folder / module["path"]) for module in modules]
     except (AttributeError, KeyError, TypeError) as error:
         raise EncoderError(
             f"{folder}/modules.json: expected paths, found {modules!r:.99}."
         ) from error
+
+
+class _Statements(BaseModel):
+    """The types of what the files of a folder state of an encoder."""
+
+    model_config = ConfigDict(strict=True)
+
+    modules: list[str]
+    pooling: list[str]
+    include_prompt: bool
+    max_length: int | float | None
+    do_lower_case: bool
+    prompts: dict[str, str]
+    default_prompt_name: str | None
+    similarity: str
+    truncate_dim: int | None
 
 
 def statements(folder: Path) -> dict[str, Any]:
@@ -51,22 +69,30 @@ def statements(folder: Path) -> dict[str, Any]:
     pooling = modes.get("pooling_mode") or [
         key for key, on in modes.items() if key.startswith("pooling_mode_") and on is True
     ]
+    pooling = pooling if isinstance(pooling, list) else [pooling]
     short = {key: name for name, key in POOLING_KEYS.items()} | {"lasttoken": "last"}
     files = transformer.glob("sentence_*_config.json")  # bert, but once the architecture's name
     length = next(map(stated, sorted(files)), {})
     tokenizer = stated(transformer / "tokenizer_config.json")
     further = stated(folder / PROMPTS_FILE)
-    return {
+    prompts = further.get("prompts") or {}
+    if isinstance(prompts, dict):
+        prompts = {name: text or "" for name, text in prompts.items()}
+    said = {
         "modules": [kind for kind, _ in modules],
-        "pooling": [short.get(m, m) for m in ([pooling] if isinstance(pooling, str) else pooling)],
+        "pooling": [short.get(str(m), m) for m in pooling],
         "include_prompt": modes.get("include_prompt", bool(modes)),
         "max_length": length.get("max_seq_length") or tokenizer.get("model_max_length"),
         "do_lower_case": length.get("do_lower_case", False),
-        "prompts": {name: text or "" for name, text in (further.get("prompts") or {}).items()},
+        "prompts": prompts,
         "default_prompt_name": further.get("default_prompt_name"),
         "similarity": further.get("similarity_fn_name") or "cosine",
         "truncate_dim": further.get("truncate_dim"),
     }
+    try:
+        return _Statements(**said).model_dump()
+    except ValidationError as error:
+        raise EncoderError(f"{folder}: the model's JSON files: {explain(error)}") from error
 
 
 def read_saved(folder: Path) -> dict[str, Any]:
@@ -117,6 +143,9 @@ def write_saved(folder: Path, encoder) -> None:
     write_json(folder / PROMPTS_FILE, further | {"similarity_fn_name": "cosine"})
 
 
-def stated(file: Path) -> Any:
-    """What a JSON file says; {} where there is none."""
-    return read_json(file) if file.is_file() else {}
+def stated(file: Path, kind: type = dict) -> Any:
+    """What a JSON file says, an object or a list; an empty one where there is none."""
+    found = read_json(file) if file.is_file() else kind()
+    expected = "an object" if kind is dict else "a list"
+    refuse(not isinstance(found, kind), f"{file}: expected {expected}, found {found!r:.99}.")
+    return found

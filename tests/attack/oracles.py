@@ -74,6 +74,10 @@ def record(task, query, positives, negatives=(), ps=(), ns=(), name="", same="")
         need(isinstance(texts, list | tuple) and all(map(is_said, texts)), "texts")
         need(isinstance(scores, list | tuple) and all(map(is_score, scores)), "scores")
         need(len(scores) in (0, len(texts)), "number of scores")
+    query, positives, negatives = (
+        query.strip(),
+        *([*map(str.strip, x)] for x in (positives, negatives)),
+    )
     need(positives and not {*positives} & {*negatives}, "positives")
     if task == "sts":
         need((len(positives), len(negatives), len(ps)) == (1, 0, 1) and 0 <= ps[0] <= 1, "pair")
@@ -177,11 +181,14 @@ def readings(file: Path, delimiter: str = "") -> list[list[list[str]]]:
     tabbed = "\t" in text.lstrip("\r\n").split("\n", 1)[0]
     delimiter = delimiter or (told[1] if told else "\t" if tabbed else ",")
     out = []
-    for quoting in (csv.QUOTE_MINIMAL, csv.QUOTE_NONE):
+    kinds = ({}, {"skipinitialspace": True}, {"quoting": csv.QUOTE_NONE})
+    for kind in kinds:  # a blank may stand before the mark that opens a cell
         lines = io.StringIO(text, newline="")
         try:
-            table = csv.reader(lines, delimiter=delimiter, quoting=quoting, strict=True)
-            out.append([row for row in table if row])
+            table = [
+                row for row in csv.reader(lines, delimiter=delimiter, strict=True, **kind) if row
+            ]
+            out.append([[name.strip() for name in row] for row in table[:1]] + table[1:])
         except csv.Error:
             continue
     return out
@@ -202,7 +209,7 @@ def rated(table: list[list[str]], columns: list, low: float, high: float) -> Row
     for row in table:
         need(len(row) >= len(first), "cells")
         left, right = cell(row[columns[0]]), cell(row[columns[1]])
-        score = row[columns[2]]
+        score = row[columns[2]].strip()
         if left and right:
             need(NUMBER.fullmatch(score) and low <= float(score) <= high, "score")
             value = round((float(score) - low) / (high - low), 6)

@@ -121,6 +121,6 @@ def test_token_states_pooled_are_what_forward_gives(make_architecture):
         layers, mask = encoder.token_states(block)
         assert len(layers) == 4
         vectors = encoder([block], middle=True)
-        for states, expected in zip((layers[-1], layers[1]), vectors, strict=True):
+        for states, expected in zip((layers[-1], layers[2]), vectors, strict=True):
             found = torch.nn.functional.normalize(encoder.pool(states, mask), dim=-1)
             torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
