@@ -35,6 +35,8 @@ def describe(name_or_path: str) -> None:
 
     dataset = sets.load_dataset(name_or_path)
     measures = {split: sets.describe(records) for split, records in dataset.splits.items()}
+    for split, records in dataset.splits.items():
+        sets.say_grades(f"{name_or_path}, {split}", records)
     click.echo(pd.DataFrame(measures).to_string())
     click.echo("\nlengths and counts: least / median / most\n")
     for field in ("task", "licence", "provenance", "content_hash"):
@@ -166,3 +168,4 @@ def _write(
     """Write a folder of records, and print how many stand in which file."""
     for file, count in sets.write_splits(folder, splits, corpus, origin=origin).items():
         click.echo(f"{file}: {count:,} {'passages' if file.stem == 'corpus' else 'records'}")
+        sets.say_grades(str(file), splits.get(file.stem, ()))

@@ -59,6 +59,9 @@ class Merge(Settings):
         if self.method not in METHODS:
             raise ValueError(unknown("method", self.method, METHODS))
         method, given, count = METHODS[self.method], self.options(), len(self.ingredients)
+        if len({*self.ingredients}) < count:
+            found = f"found {[*self.ingredients]}"
+            raise ValueError(f"ingredients: expected each once, for weights weigh them, {found}")
         if strangers := [name for name in given if name not in method.options]:
             raise ValueError(unknown(f"option of {self.method}", strangers[0], method.options))
         if missing := [name for name in method.required if name not in given]:

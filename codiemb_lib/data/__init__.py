@@ -23,7 +23,15 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         ],
         "formats": ["read_beir", "read_beir_corpus", "read_file", "read_hub"],
         "leaks": ["NearDuplicates", "find_leaks", "leak_counts", "remove_leaks"],
-        "records": ["Record", "RecordError", "SourceError", "answers_of", "to_json", "write_jsonl"],
+        "records": [
+            "Record",
+            "RecordError",
+            "SourceError",
+            "answers_of",
+            "say_grades",
+            "to_json",
+            "write_jsonl",
+        ],
         "registry": ["DatasetError", "list_datasets", "public_files"],
     },
 )

@@ -152,7 +152,7 @@ def load_dataset(
         task, licence, provenance = _one_task(name, splits), "see source", f"local: {name}"
     else:
         message = core.unknown("data set", name, entries)
-        raise DatasetError(f"{message} Paths are read too: data/README.md. There is no {local}.")
+        raise DatasetError(f"{message} Paths are read too, but there is no {name}: data/README.md.")
     named = {s: tuple(replace(r, dataset=name) for r in rs) for s, rs in splits.items()}
     corpus = tuple(dict.fromkeys(corpus))
     content = _content_hash(named, corpus)

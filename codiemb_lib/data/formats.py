@@ -47,6 +47,8 @@ def read_path(
     files = {split: file for split in SPLITS if (file := find_part(path, split))}
     judged = (path / "qrels").is_dir() or not files
     if judged and find_part(path, "corpus") and task != "sts" and not any(form.values()):
+        for file in files.values():
+            say_once(f"{file}: passed over, for the folder is one of BEIR, with qrels")
         return read_beir(path)
     if not files:
         raise SourceError(
@@ -162,11 +164,17 @@ def _read_cells(
     are as wide as each other then. Otherwise they are text, unless most of them are closed.
     """
     text, (delimiter, quoting) = read_text(path, RecordError), dialect
-    if told := re.match(r'"?sep=(.)"?\r?(?=\n\s*\S)', text):  # as Excel has it
+    if told := re.match(r'"?(?i:sep)=(.)"?\r?(?=\n\s*\S)', text):  # as Excel has it
         text = text[told.end() :]  # so that the line still counts
     if delimiter is None:
         tabbed = "\t" in text.lstrip("\r\n").split("\n", 1)[0]
         delimiter = told[1] if told else "\t" if tabbed else ","
+        marks = [(line.count(","), line.count(";")) for line in text.splitlines() if line]
+        if not (told or tabbed) and len(marks) > 1 and len({*marks}) == 1 and all(marks[0]):
+            raise RecordError(
+                f"{path}: expected one separator, found as many ',' as in the first row in each, "
+                "and as many ';'. Say which it is: --delimiter ';'."
+            )
     tables, found = {}, {}
     for way in [quoting] if quoting else ["yes", "no"][: 1 + ('"' in text)]:
         try:
@@ -222,7 +230,8 @@ def _split_cells(
     notes = rated and not headed and delimiter == "\t"
     for line, row in rows:
         # A separator inside a text moves the cells behind it, in this row or in the first.
-        if len(row) < len(first) or (len(row) > len(first) and not notes):
+        noted = notes and not is_number(row[-1])  # a number there might be the rating
+        if len(row) < len(first) or (len(row) > len(first) and not noted):
             raise RecordError(
                 f"{path}:{line}: expected {len(first)} cells separated by {delimiter!r}, as in the "
                 f"first row, found {len(row)}. A text that holds one stands in quotation marks."

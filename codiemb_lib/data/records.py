@@ -16,7 +16,10 @@ from codiemb_lib import core
 
 T = TypeVar("T")
 # Neither a blank nor of Unicode's categories Cc and Cf: NUL, zero-width spaces, marks of direction.
-_SEEN = re.compile(r"[^\s\0-\x1f\x7f-\x9f\xad\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff]")
+_SEEN = re.compile(
+    r"[^\s\0-\x1f\x7f-\x9f\xad\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f"
+    r"\u202a-\u202e\u2060-\u206f\u2800\u3164\ufe00-\ufe0f\ufeff\uffa0]"
+)
 _REPEATED = "negatives left out, for they are positives of the same query"
 _KEYS = {f"{of}_scores" for of in ("pos", "neg", "positive", "negative")} | {"query", "task_type"}
 _KEYS |= {"pos", "neg", "positives", "negatives"}
@@ -275,6 +278,16 @@ def _joined(members: Sequence[Record], counts: Counter[str]) -> Record:
         fields |= {f"{side}s": tuple(texts), f"{side}_scores": (*map(best.get, texts),) * scored}
     fields["same_id"] = next(filter(None, (m.same_id for m in members)), "")
     return replace(members[0], **fields)
+
+
+def say_grades(source: str, records: Sequence[Record]) -> bool:
+    """Whether scores of positives are grades, whole numbers from 1; if not, says what counts."""
+    scores = [score for r in records if r.task == "ir" for score in r.positive_scores]
+    graded = all(score >= 1 and float(score).is_integer() for score in scores)
+    if not graded:
+        what = "scores of positives are not all whole numbers from 1: in scoring each has grade 1"
+        core.say_once(f"{source}: {what}")
+    return graded
 
 
 def answers_of(records: Iterable[Record]) -> dict[str, set[str]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -16,9 +15,9 @@ from tqdm.auto import tqdm
 
 from codiemb_lib import core
 from codiemb_lib import model as encoders
-from codiemb_lib.data import list_datasets, load_dataset
+from codiemb_lib.data import list_datasets, load_dataset, say_grades
 from codiemb_lib.evaluate import NUMERICS
-from codiemb_lib.evaluate.scores import encode_dataset, grades_of, score_dataset
+from codiemb_lib.evaluate.scores import encode_dataset, score_dataset
 from codiemb_lib.evaluate.search import EvaluationError
 
 logger = logging.getLogger(__name__)
@@ -113,7 +112,7 @@ def local_task(
     used = store.prompts(prompts, sides, dataset.task, settings.name)
     ignore = (ignore_identical_ids or settings.ignore_identical_ids) and dataset.task == "ir"
     used["ignore_identical_ids"] = ignore
-    grades_of(records if dataset.task == "ir" else (), defaultdict(int))  # said of kept rows, too
+    say_grades(settings.name, records)  # of kept rows, too
 
     def compute() -> list[Row]:
         prompted = settings.model_copy(update=used)

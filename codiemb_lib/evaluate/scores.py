@@ -18,8 +18,8 @@ from safetensors.numpy import save_file
 from scipy import stats
 
 from codiemb_lib import model
-from codiemb_lib.core import DatasetSettings, Preset, atomic_path, say_once
-from codiemb_lib.data import Dataset, Record, load_dataset
+from codiemb_lib.core import DatasetSettings, Preset, atomic_path
+from codiemb_lib.data import Dataset, Record, load_dataset, say_grades
 from codiemb_lib.evaluate.search import EvaluationError, top_k
 
 _QUERIES = 4096  # whose rankings are in pytrec_eval's hands at once
@@ -100,11 +100,7 @@ def encode_dataset(
 
 def grades_of(records: Sequence[Record], row_of: Mapping[str, int]) -> list[dict[int, int]]:
     """For each record the grades of its positives, by their rows."""
-    scores = [score for record in records for score in record.positive_scores]
-    graded = all(score >= 1 and float(score).is_integer() for score in scores)
-    if not graded:
-        what = "scores of positives are not all whole numbers from 1, so each has grade 1"
-        say_once(f"{records[0].dataset}: {what}")
+    graded = say_grades(records[0].dataset, records)
     found = []
     for record in records:
         grades = dict.fromkeys((row_of[text] for text in record.positives), 1)

@@ -549,3 +549,22 @@ def test_version_and_help_are_quick():
     )
     found = subprocess.check_output([sys.executable, "-c", code], text=True).splitlines()
     assert found[-2:] == [f"codiemb {__version__}", "set()"]
+
+
+def test_describe_and_prepare_say_that_scores_are_no_grades(capsys, caplog, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    row = {"query": "q", "pos": ["a"], "pos_scores": [0.7], "neg": ["b"]}
+    (tmp_path / "x.jsonl").write_text(json.dumps(row) + "\n")
+    assert main(["data", "prepare", "x.jsonl", "out", "--task", "ir"]) == 0
+    assert "train.jsonl: scores of positives are not all whole numbers" in caplog.text
+    caplog.clear()
+    assert main(["data", "describe", "out"]) == 0
+    assert "scores of positives are not all whole numbers" in caplog.text
+
+
+def test_a_task_that_is_named_twice_is_refused(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "x.jsonl").write_text('{"task": "ir", "query": "q", "positives": ["p"]}\n')
+    for names in (["wordsim-353"] * 2, ["x.jsonl", "./x.jsonl"]):
+        assert main(["benchmark", "minilm-l6", "--tasks", *names]) == 2
+        assert "expected each task once" in capsys.readouterr().err

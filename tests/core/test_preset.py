@@ -308,3 +308,23 @@ def test_candidates_have_the_ingredients_and_the_label_of_their_study():
 def test_an_unknown_variant_names_the_nearest():
     with pytest.raises(PresetError, match="Did you mean 'codiemb'"):
         load_preset("mini").variant("codiembb")
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        (lambda c: c.update(seeds=[True]), "seeds: expected no switch, found true"),
+        (lambda c: c["fusion"]["soup"].update(ingredients=["codiemb"] * 2), "expected each once"),
+        (lambda c: c["fusion"]["soup"].update(method="linear", weights=[1, True]), "no switch"),
+    ],
+)
+def test_what_would_count_twice_or_as_a_number_is_refused(tmp_path, change, found):
+    with pytest.raises(PresetError, match=found):
+        load_preset(variation(tmp_path, change))
+
+
+def test_a_number_beyond_all_limits_is_refused_with_its_place(tmp_path):
+    path = tmp_path / "smoke.yaml"
+    path.write_text(preset_path("smoke").read_text().replace("5.0e-5", "1e999"))
+    with pytest.raises(PresetError, match=r"smoke.yaml.*beyond all limits, 1e999.*line"):
+        load_preset(str(path))

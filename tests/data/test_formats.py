@@ -20,7 +20,13 @@ from codiemb_lib.data.formats import (
     read_hub,
     read_path,
 )
-from codiemb_lib.data.records import Record, RecordError, SourceError, read_jsonl
+from codiemb_lib.data.records import (
+    Record,
+    RecordError,
+    SourceError,
+    read_jsonl,
+    say_grades,
+)
 
 SHARED = data_root("../shared/data")
 real_files = pytest.mark.skipif(not SHARED.is_dir(), reason=f"no real files in {SHARED}")
@@ -846,3 +852,46 @@ def test_rows_of_one_query_keep_the_document_of_its_id(tmp_path):
     rows[1]["same_id"] = "c"
     [record] = read_jsonl(write(tmp_path / "train.jsonl", *rows))
     assert (record.positives, record.same_id) == (("a", "b"), "c")
+
+
+@pytest.mark.parametrize(
+    ("name", "lines", "form", "found"),
+    [
+        ("x.csv", ["a cat;a dog,1", "a bus;a car,2"], {"columns": (0, 1)}, "--delimiter ';'"),
+        ("x.csv", ["a;b;2,5", "c;d;3,5"], {"scale": (0, 5)}, "--delimiter ';'"),
+        ("x.tsv", ["red\tblue\t1", "a cat\ta dog\t4\t3"], {"scale": (0, 5)}, "expected 3 cells"),
+    ],
+)
+def test_what_can_be_read_in_two_ways_is_refused(tmp_path, name, lines, form, found):
+    (tmp_path / name).write_text("\n".join(lines) + "\n")
+    with pytest.raises(RecordError, match=found):
+        read_file(tmp_path / name, **form)
+
+
+@pytest.mark.parametrize("line", ["sep=;", "SEP=;", "Sep=;"])
+def test_the_line_that_names_a_separator_is_no_record_whatever_its_case(tmp_path, line):
+    (tmp_path / "x.csv").write_text(f"{line}\na cat;a dog;1\na bus;a car;2\n")
+    found = read_file(tmp_path / "x.csv", scale=(0, 5))
+    assert [record.query for record in found] == ["a cat", "a bus"]
+
+
+@pytest.mark.parametrize("text", ["\u2800", "\u3164", "\ufe0f", "\uffa0 ", "\u180e"])
+def test_what_nobody_sees_is_no_text(text):
+    with pytest.raises(RecordError, match="not empty"):
+        Record("ir", text, ("a",))
+    assert Record("ir", f"a{text}b", ("c",)).query == f"a{text}b"
+
+
+def test_files_of_splits_beside_a_beir_folder_are_named(beir, tmp_path, caplog):
+    write(tmp_path / "train.jsonl", {"task": "ir", "query": "q", "positives": ["p"]})
+    read_path(tmp_path)
+    assert "train.jsonl: passed over" in caplog.text
+
+
+def test_scores_that_are_no_grades_are_said(caplog):
+    whole = [Record("ir", "q", ("a", "b"), (), (2.0, 1))]
+    assert say_grades("whole", [*whole, Record("ir", "q", ("a",))])
+    assert not caplog.messages
+    for place, score in enumerate((0.7, 0, -1.5)):
+        assert not say_grades(f"set {place}", [*whole, Record("ir", "q", ("a",), (), (score,))])
+        assert caplog.messages[-1].startswith(f"set {place}: scores of positives are not all whole")

@@ -283,4 +283,4 @@ def test_scores_that_are_no_grades_are_said_where_rows_are_kept(store, tmp_path,
         say_once.cache_clear()
         caplog.clear()
         local_task(store, DatasetSettings(name=str(tmp_path / "halves")))
-        assert "so each has grade 1" in caplog.text
+        assert "in scoring each has grade 1" in caplog.text

@@ -273,3 +273,35 @@ def test_a_wrong_checksum_and_a_wrong_name_are_refused(monkeypatch):
         EncoderError, match=r"expected files of sha256 0{64}, found 3da1.*Reinstall"
     ):
         Encoder.load("minilm-l6")
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("sentence_bert_config.json", {"max_seq_length": [["x"]]}),
+        ("sentence_bert_config.json", {"max_seq_length": "x"}),
+        ("sentence_bert_config.json", []),
+        (PROMPTS, {"prompts": ["query: "]}),
+        (PROMPTS, {"prompts": {"query": 3}}),
+        (PROMPTS, {"prompts": {}, "default_prompt_name": 3}),
+        (PROMPTS, []),
+        (POOLING, {"pooling_mode": 3}),
+        (POOLING, {"pooling_mode": [["mean"]]}),
+        (POOLING, {"pooling_mode": "meal"}),
+        (POOLING, "mean"),
+        ("modules.json", {"type": "x"}),
+        ("tokenizer_config.json", []),
+    ],
+)
+def test_what_files_state_in_other_types_is_refused_by_name(saved, file, content):
+    (saved / file).write_text(json.dumps(content))
+    with pytest.raises(EncoderError, match=re.escape(str(saved))):
+        Encoder.load(saved)
+
+
+def test_a_tokenizer_without_a_token_for_padding_encodes_as_any(saved):
+    expected = Encoder.load(saved).encode(TEXTS)
+    settings = json.loads((saved / "tokenizer_config.json").read_text())
+    del settings["pad_token"]
+    (saved / "tokenizer_config.json").write_text(json.dumps(settings))
+    np.testing.assert_allclose(Encoder.load(saved).encode(TEXTS), expected, atol=1e-6)
