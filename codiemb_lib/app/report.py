@@ -7,12 +7,14 @@ turned to HTML by nbconvert.
 import base64
 import html
 import logging
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import nbformat
 import pandas as pd
 from nbconvert import HTMLExporter
+from nbconvert.preprocessors.sanitize import SanitizeHTML
 from nbformat.v4 import new_markdown_cell, new_notebook
 from traitlets.config import Config
 
@@ -26,7 +28,14 @@ _TEMPLATE = "{% extends 'lab/index.html.j2' %}" + "".join(
 # Names of data sets, and what notebooks print, may hold anything: no script, no foreign address.
 _POLICY = (
     '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; '
-    "img-src data:; font-src data:; style-src 'unsafe-inline'\">"
+    "img-src data:; font-src data:; style-src 'unsafe-inline'; form-action 'none'; "
+    "base-uri 'none'\">"
+)
+_TAGS = "table caption colgroup col thead tbody tfoot tr th td div span p br pre code b i em strong"
+_CLEAN = SanitizeHTML(
+    tags=[*_TAGS.split(), "ul", "ol", "li", "sup", "sub"],
+    attributes={"*": ["class", "id", "colspan", "rowspan"]},
+    strip=True,
 )
 logging.getLogger("traitlets").setLevel(logging.ERROR)  # a cell has no words for its picture
 _SHOWN = ["image/png", "text/html", "text/markdown", "text/plain"]  # of an output, the first
@@ -49,7 +58,7 @@ def report(preset: str) -> str:
     }
     sections = {name: [*map(new_markdown_cell, parts)] for name, parts in sections.items()}
     for path in sorted(runs.glob("[0-9]*.ipynb")):
-        sections[path.stem] = nbformat.read(path, as_version=4).cells
+        sections[path.stem] = [*map(_harmless, nbformat.read(path, as_version=4).cells)]
     title = f"CoDiEmb, preset {settings.name}"
     links = " · ".join(f'<a href="#{name}">{name}</a>' for name in sections)
     cells = [new_markdown_cell(f"# {title}\n\n{settings.description}\n\n{links}")]
@@ -61,6 +70,15 @@ def report(preset: str) -> str:
     exporter = HTMLExporter(config=priority, raw_template=_TEMPLATE, embed_images=True)
     notebook = new_notebook(cells=cells, metadata={"title": title})
     return exporter.from_notebook_node(notebook)[0].replace("<head>", f"<head>{_POLICY}", 1)
+
+
+def _harmless(cell: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """A cell whose HTML is plain tables and text: no link, form, handler or redirection."""
+    if cell.cell_type == "code":
+        _CLEAN.sanitize_code_outputs(cell.outputs)
+    else:
+        cell.source = re.sub(r"<(?=[A-Za-z/!?])", "&lt;", cell.source)
+    return cell
 
 
 def _figure(folder: Path, stem: str) -> str:

@@ -59,7 +59,46 @@ def test_no_script_of_a_stranger_runs_in_the_report(project):
     )
     allowed = dict(part.split(maxsplit=1) for part in policy[1].split(";"))
     assert allowed.pop("default-src") == "'none'"  # scripts, handlers, javascript: links among all
-    assert allowed == {"img-src": "data:", "font-src": "data:", "style-src": "'unsafe-inline'"}
+    assert allowed.pop("style-src") == "'unsafe-inline'"
+    assert {*allowed} == {"img-src", "font-src", "form-action", "base-uri"}
+    assert {*allowed.values()} == {"data:", "'none'"}
+
+
+HOSTILE = [
+    "<script>alert(1)</script>",
+    '<img src=x onerror="alert(1)">',
+    '<a href="javascript:alert(1)">x</a>',
+    '<meta http-equiv="refresh" content="0;url=http://there.example">',
+    '<form action="http://there.example"><button>x</button></form>',
+    '<iframe srcdoc="<script>alert(1)</script>"></iframe>',
+    '<b onclick="alert(1)" style="background:url(http://there.example)">x</b>',
+    "<style>* { background: url(http://there.example) }</style>",
+    "<svg onload=alert(1)><script>alert(1)</script></svg>",
+]
+
+
+@pytest.mark.parametrize("html", HOSTILE)
+def test_what_notebooks_hold_comes_to_the_report_without_anything_that_acts(project, html):
+    table = "<table class='dataframe'><tr><td>a cell</td></tr></table>"
+    outputs = [
+        nbformat.v4.new_output("display_data", {"text/html": f"{table}{html}"}),
+        nbformat.v4.new_output("display_data", {"text/markdown": html, "image/svg+xml": html}),
+        nbformat.v4.new_output("display_data", {"application/javascript": "alert(1)"}),
+        nbformat.v4.new_output("stream", name="stdout", text=html),
+    ]
+    cells = [
+        nbformat.v4.new_code_cell("x = 1", outputs=outputs),
+        nbformat.v4.new_markdown_cell(html),
+    ]
+    path = project / "data" / "runs" / "mini" / "07_embedding_geometry.ipynb"
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), path)
+    body = report("mini").partition("</head>")[2]
+    assert "<td>a cell</td>" in body
+    tags = re.findall(r"<[^>]*>", body)
+    assert not [t for t in tags if re.search(r"alert|\bon[a-z]+=|javascript:", t)]
+    fetching = [tag for tag in tags if "there.example" in tag and not tag.startswith("<a href=")]
+    assert not fetching  # an address in a text may become a link, which waits for a reader
+    assert not re.search(r"<(script|meta|form|iframe|svg|style|button)\b", body)
 
 
 def test_report_holds_tables_figures_provenance_and_notebooks_and_loads_nothing(project):

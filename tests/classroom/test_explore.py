@@ -6,10 +6,12 @@ import base64
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from classroom.explore import (
     Index,
+    _html,
     compare_pairs,
     compare_search,
     delta_products,
@@ -192,3 +194,11 @@ def test_fusion_knobs_redraw_for_power_scale_and_granularity():
         control.value = value
         seen.add(bytes(exhibit.shown.value))
     assert len(seen) == 4
+
+
+@pytest.mark.parametrize("text", ["<script>alert(1)</script>", "<img src=x onerror=alert(1)>"])
+def test_a_text_is_shown_as_text(text):
+    shown = _html(pd.DataFrame({text: [text]}))
+    assert "<script" not in shown
+    assert "<img" not in shown
+    assert "&lt;" in shown
