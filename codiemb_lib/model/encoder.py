@@ -80,6 +80,11 @@ class Encoder(nn.Module):
         if settings.include_prompt is not None:
             options["include_prompt"] = settings.include_prompt
         backbone, tokenizer = read_model(settings, folder)
+        refuse(
+            tokenizer.pad_token_id is None,
+            f"{folder}: expected a token for padding, found none. Name one as `pad_token` in its "
+            "tokenizer_config.json.",
+        )
         positions = getattr(backbone.config, "max_position_embeddings", None) or 10**6
         positions -= first_position(backbone)
         own = options["max_length"] or tokenizer.model_max_length  # huge if its files name none

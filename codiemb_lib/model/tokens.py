@@ -84,7 +84,7 @@ class TextTokenizer:
     def pad(self, tokens: Sequence[Tokens]) -> Padded:
         """Put texts side by side in one array."""
         lengths = np.array([len(text.ids) for text in tokens])
-        ids = np.full((len(tokens), lengths.max()), self.base.pad_token_id or 0)  # nobody looks
+        ids = np.full((len(tokens), lengths.max()), self.base.pad_token_id)
         for row, text in zip(ids, tokens, strict=True):
             row[: len(text.ids)] = text.ids
         return Padded(ids, lengths, np.array([text.prompt for text in tokens]))
