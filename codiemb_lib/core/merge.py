@@ -22,7 +22,7 @@ class Method(NamedTuple):
 
 
 METHODS = {
-    "delta": Method(("granularity", "weighting", "power", "temperature")),
+    "delta": Method(("granularity", "measure", "weighting", "power", "temperature")),
     "uniform": Method(),
     "linear": Method(("weights",), required=("weights",)),
     "greedy": Method(scored=True),
@@ -31,6 +31,8 @@ METHODS = {
     "dare": Method(("density", "seed")),
     "slerp": Method(("t",), least=2, most=2),
     "model_stock": Method(("floor",), least=2),
+    "regmean": Method(),
+    "sce": Method(("density",)),
 }
 
 
@@ -43,8 +45,11 @@ class Merge(Settings):
     ingredients: Annotated[tuple[str, ...], Field(min_length=1)]
     method: str = "delta"
     scale: float = 1.0  # length of the merged delta
+    match_length: bool = False  # first bring it to the length of the uniform soup's
+    depth: tuple[float, float] | None = None  # factors of the first and the last layer (LiNeS)
     keep: dict[str, str] = {}  # patterns of tensors' names: `base`, or the ingredient they stay of
-    granularity: Literal["model", "layer", "tensor", "element"] | None = None
+    granularity: Literal["model", "layer", "tensor", "row", "element"] | None = None
+    measure: Literal["norm", "share"] | None = None
     weighting: Literal["power", "softmax"] | None = None
     power: float | None = None
     temperature: float | None = None

@@ -247,7 +247,7 @@ class Preset(Settings):
         if self.fusion_study:
             merged["fusion_study"] = self.fusion_study.runs
         for place, ingredients in merged.items():
-            if strangers := [name for name in ingredients if name not in self.variants]:
+            if strangers := [n for n in ingredients if n not in ("base", *self.variants)]:
                 known = [*self.variants]
                 raise ValueError(f"{place}: expected ingredients among {known}, found {strangers}")
         for model, merge in self.fusion.items():

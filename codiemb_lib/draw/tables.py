@@ -77,9 +77,12 @@ def _difference(row) -> str:
     """Times 100, with the intervals over texts and over seeds, and p against its bound."""
     interval = "[{:+.2f}, {:+.2f}]".format
     seeds = interval(100 * row.seeds_low, 100 * row.seeds_high) if row.seeds > 1 else "[one seed]"
+    both = ""
+    if hasattr(row, "crossed_low"):
+        both = f"both {interval(100 * row.crossed_low, 100 * row.crossed_high)}, "
     against = f" against {100 * row.bound:+.1f}" if row.bound else ""
     return (
-        f"{100 * row.difference:+.2f} {interval(100 * row.low, 100 * row.high)}, {seeds}, "
+        f"{100 * row.difference:+.2f} {interval(100 * row.low, 100 * row.high)}, {seeds}, {both}"
         f"p = {row.p_holm:.2g}{against}"
     )
 

@@ -10,7 +10,8 @@ import lazy_loader
 
 # Raised when numbers are meant to change (CONTRIBUTING.md). 1: those of the first golden values.
 # 2: 2026-11-30: grades of relevant passages count in every nDCG, no longer in benchmarks alone.
-NUMERICS = 2
+# 3: 2026-12-01: p of a comparison is of texts and seeds together (`crossed`), not of texts alone.
+NUMERICS = 3
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
@@ -20,7 +21,10 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             *["AGAINST_BASE", "ALPHA", "CLAIMS"],
             *["against", "families", "lacking", "outcome", "verdicts"],
         ],
-        "compare": ["Comparison", "ISOTROPY", "compare", "directions", "resample", "text_scores"],
+        "compare": [
+            *["Comparison", "Crossed", "ISOTROPY", "Spread", "compare", "crossed"],
+            *["directions", "pooled", "resample", "text_scores"],
+        ],
         "mining": ["mine", "with_mined"],
         "mteb": ["mteb_task", "mteb_tasks"],
         "scores": [

@@ -69,13 +69,15 @@ def families(models: Iterable[str], tasks: Iterable[str]) -> list[dict[str, Sequ
 def outcome(row: pd.Series) -> int:
     """What a row of `compare` says: 1 above its bound, -1 below it, 0 where it cannot tell.
 
-    Above or below counts where texts and seeds agree: p after Holm is under `ALPHA`, and both the
-    bootstrap interval over texts and the t-interval over seeds lie wholly on that side.
+    Above or below counts where p after Holm is under `ALPHA` and the crossed interval lies wholly
+    on that side. Older rows have none: in them the intervals over texts and over seeds both must.
     """
+    names = {"crossed"} if "crossed_low" in row else {"", "seeds"}
+    lows, highs = ([row[f"{n}_{end}".lstrip("_")] for n in names] for end in ("low", "high"))
     if row["p_holm"] < ALPHA:
-        if min(row["low"], row["seeds_low"]) > row["bound"]:
+        if min(lows) > row["bound"]:
             return 1
-        if max(row["high"], row["seeds_high"]) < row["bound"]:
+        if max(highs) < row["bound"]:
             return -1
     return 0
 

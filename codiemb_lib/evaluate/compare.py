@@ -1,13 +1,15 @@
-"""Which of two models is better, and is it noise? Paired bootstrap over texts, t over seeds.
+"""Which of two models is better, and is it noise? Of texts and of seeds, which add up.
 
-Two sources of chance are kept apart. Other test texts: all models are scored on the same resamples
-of the texts of each test set, and the scores of a resample are averaged over the seeds of a model.
-Other training runs: Student's interval of the difference over seeds, paired by seed.
+A score y(seed, text) has two sources of chance. Other test texts: all models are scored on the same
+resamples of the texts of each test set, and the scores of a resample are averaged over the seeds of
+a model. Other training runs: the variance of scores over seeds, pooled over the models. `crossed`
+adds the two; to ask each of two intervals alone errs the more often, the more seeds there are.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -207,20 +209,24 @@ def _isotropy(models: np.ndarray, counts: np.ndarray) -> np.ndarray:
 
 
 def compare(
-    sets: Sequence[SetScores], comparisons: Mapping[str, Iterable[Comparison]]
+    sets: Sequence[SetScores],
+    comparisons: Mapping[str, Iterable[Comparison]],
+    *,
+    merges: Collection[str] = (),
 ) -> pd.DataFrame:
     """Rows of paired comparisons: on every test set of the task, and on their mean.
 
     `comparisons` stand by the claim that they decide, or any other name. The untrained encoder,
-    `base`, has one seed and stands against each of the other.
+    `base`, has one seed and stands against each of the other. Of `merges` of the same runs the
+    differences by seed count, not the scores.
 
     Returns:
         claim, variant, reference, task, dataset (`mean`: the mean over the task's sets); difference
         (variant less reference, mean over seeds) with low and high (95 % interval by percentiles of
-        the bootstrap over texts); bound, p (`bootstrap_p`: a permutation test would exchange the
-        models' cosines of a pair, which have different scales) and p_holm (over all comparisons of
-        the call: the means one family, the single sets another); seeds_low and seeds_high (95 %
-        t-interval of the difference over seeds, unbounded for one); n texts, and seeds.
+        the bootstrap over texts); bound; se, df, crossed_low, crossed_high and p (`crossed`; of one
+        seed a model, texts alone) and p_holm (over all comparisons of the call: the means one
+        family, the single sets another); seeds_low and seeds_high (95 % t-interval of the
+        difference over seeds, unbounded for one); n texts, and seeds.
 
     Raises:
         EvaluationError: A model, its seed, or a test set of the task is missing.
@@ -232,17 +238,25 @@ def compare(
             if not own:
                 raise EvaluationError(f"expected a test set of task {c.task!r}, found none.")
             by_set = np.stack([_paired(s, c) for s in own])  # (sets, seeds, 1 + resamples)
-            named = {s.dataset: (by_set[i], s.n) for i, s in enumerate(own)}
-            named["mean"] = by_set.mean(axis=0), sum(s.n for s in own)
+            named = {s.dataset: ([s], by_set[i]) for i, s in enumerate(own)}
+            named["mean"] = own, by_set.mean(axis=0)
             labels = {"claim": claim, "variant": c.model, "reference": c.reference, "task": c.task}
-            for dataset, (differences, n) in named.items():
-                drawn = differences.mean(axis=0)[1:]
+            for dataset, (of, differences) in named.items():
+                drawn, n = differences.mean(axis=0)[1:], sum(s.n for s in of)
                 low, high = np.quantile(drawn, [0.025, 0.975])
                 seeds_low, seeds_high = t_interval(differences[:, 0])
+                if {c.model, c.reference} <= {*merges}:
+                    seeds, share = pooled([differences[:, 0]]), 1 / len(differences)
+                else:
+                    seeds = pooled(_by_model(of).values())
+                    share = (2 - ("base" in (c.model, c.reference))) / len(differences)
+                found = crossed(differences[:, 0].mean(), drawn.std(ddof=1), n, seeds, share)
                 rows.append(
                     labels
-                    | {"dataset": dataset, "difference": differences[:, 0].mean()}
-                    | {"low": low, "high": high, "bound": c.bound, "p": bootstrap_p(drawn, c.bound)}
+                    | {"dataset": dataset, "difference": found.difference}
+                    | {"low": low, "high": high, "bound": c.bound, "p": found.p(c.bound)}
+                    | {"se": found.se, "df": found.df}
+                    | dict(zip(("crossed_low", "crossed_high"), found.interval(), strict=True))
                     | {"seeds_low": seeds_low, "seeds_high": seeds_high}
                     | {"n": n, "seeds": len(differences)}
                 )
@@ -250,6 +264,88 @@ def compare(
     families = table.groupby(table["dataset"] == "mean")["p"]
     table.insert(table.columns.get_loc("p") + 1, "p_holm", families.transform(holm))
     return table
+
+
+class Spread(NamedTuple):
+    """A variance of scores over seeds, and its degrees of freedom."""
+
+    variance: float
+    df: int
+
+
+def pooled(groups: Iterable[ArrayLike]) -> Spread:
+    """The variance within groups of scores, each of one model by seed; 0 where all have one."""
+    deviations = [np.asarray(group) - np.mean(group) for group in groups]
+    df = sum(len(own) - 1 for own in deviations)
+    squares = sum(float(own @ own) for own in deviations)
+    return Spread(squares / df if df else 0.0, df)
+
+
+def _by_model(sets: Sequence[SetScores]) -> dict[str, np.ndarray]:
+    """Of each model its scores by seed, (seeds,): the means over some test sets."""
+    runs: dict[str, list[Run]] = {}
+    for run in sets[0].by_run:
+        runs.setdefault(run[0], []).append(run)
+    return {
+        model: np.mean([[s.by_run[run][0] for run in own] for s in sets], axis=0)
+        for model, own in runs.items()
+    }
+
+
+class Crossed(NamedTuple):
+    """A difference with the standard error of both sources of chance."""
+
+    difference: float
+    se: float
+    df: float
+
+    def interval(self, level: float = 0.95) -> tuple[float, float]:
+        """Student's interval of the difference."""
+        half = stats.t.ppf((1 + level) / 2, self.df) * self.se
+        return self.difference - half, self.difference + half
+
+    def p(self, bound: float = 0.0) -> float:
+        """Two-sided p of the difference being `bound`."""
+        if self.se == 0:
+            return float(self.difference == bound)
+        return float(2 * stats.t.sf(abs(self.difference - bound) / self.se, self.df))
+
+    def verdict(self, margin: float) -> str:
+        """What the difference says of a model against its reference, by 95 % intervals.
+
+        `better`, or `equivalent` (within the margin on both sides, by the 90 % interval: two
+        one-sided tests at 5 %, Schuirmann, 1987), or `as good` (not worse than the margin), or
+        `worse`; else `cannot tell`. A model may be surely worse by less than the margin: that is
+        `equivalent`, and the interval says it.
+        """
+        (low, high), (inner_low, inner_high) = self.interval(), self.interval(0.9)
+        if low > 0:
+            return "better"
+        if -margin < inner_low and inner_high < margin:
+            return "equivalent"
+        if low > -margin:
+            return "as good"
+        return "worse" if high < 0 else "cannot tell"
+
+
+def crossed(difference: float, texts: float, n: int, seeds: Spread, share: float) -> Crossed:
+    r"""The rule for scores y(seed, text): variances of texts and seeds add.
+
+    .. math:: \mathrm{SE}^2 = \mathrm{SE}_{texts}^2 + s^2 \Bigl(\frac{1}{n_1} + \frac{1}{n_2}\Bigr)
+
+    with the degrees of freedom of Satterthwaite (1946), n - 1 for the texts. What is random for
+    each seed and text alone counts in both terms: that makes intervals wider, not narrower.
+
+    Args:
+        texts: Standard error over n texts of the mean over seeds, as by the bootstrap.
+        seeds: s^2, of one model's scores over seeds, and its degrees of freedom.
+        share: 1/n1 + 1/n2 for two models with so many seeds; 1/n1 where the other is the base, or
+            where s is that of differences by seed.
+    """
+    by_text, by_seed = texts**2, seeds.variance * share
+    total = by_text + by_seed
+    parts = by_text**2 / max(n - 1, 1) + (by_seed**2 / seeds.df if seeds.df else 0.0)
+    return Crossed(difference, total**0.5, total**2 / parts if parts else float(n - 1))
 
 
 def _paired(scores: SetScores, comparison: Comparison) -> np.ndarray:
@@ -269,17 +365,6 @@ def _paired(scores: SetScores, comparison: Comparison) -> np.ndarray:
             f"seeds, found {found}. Run notebook 05 for the missing ones."
         )
     return np.stack([ours[seed] - theirs[seed] for seed in sorted(ours)])
-
-
-def bootstrap_p(drawn: ArrayLike, bound: float = 0.0) -> float:
-    """Two-sided p of `bound`: twice the share of resamples (R,) on its far side, at least 2/(R+1).
-
-    It is under 0.05 where the 95 % interval leaves `bound` out. Davison & Hinkley (1997), section
-    4.4: the observed data count as one more resample.
-    """
-    drawn = np.asarray(drawn)
-    far = min(np.count_nonzero(drawn <= bound), np.count_nonzero(drawn >= bound))
-    return min(1.0, 2 * (1 + far) / (1 + len(drawn)))
 
 
 def holm(p: ArrayLike) -> np.ndarray:

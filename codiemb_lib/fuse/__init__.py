@@ -13,8 +13,8 @@ NUMERICS = 1
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
+        "delta": ["delta_guided_weights"],
         "merging": ["fuse_recipe", "merge", "merge_weights"],
-        "methods": ["delta_guided_weights"],
         "ranking": ["candidates", "fixed_settings"],
         "study": ["merged_variants", "open_runs", "path", "save_merge", "study_of", "try_on_dev"],
         "tensors": ["Folder"],

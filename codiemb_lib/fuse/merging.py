@@ -6,7 +6,7 @@ import json
 import platform
 import re
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -22,7 +22,7 @@ from torch import Tensor
 from codiemb_lib import __version__, core
 from codiemb_lib.fuse import NUMERICS, methods
 from codiemb_lib.fuse.folders import check_origin, open_folders, settings_folder, tied
-from codiemb_lib.fuse.methods import Weights
+from codiemb_lib.fuse.moves import Weights
 from codiemb_lib.fuse.tensors import Folder, FusionError, Lazy, cast, check_alike, wide, write_model
 
 Model = Weights | str | Path
@@ -129,6 +129,7 @@ def merge_weights(
 ) -> dict[str, Tensor]:
     """The model that settings make of the runs they name, in the types of numbers of the first."""
     merged = work_out(base, runs, settings, score)
+    runs = {"base": base, **runs}
     first = runs[next(iter(settings.ingredients))]
     return {name: cast(name, merged[name], first[name].dtype).clone() for name in base}
 
@@ -137,24 +138,27 @@ def work_out(
     base: Weights, runs: Mapping[str, Weights], settings: core.Merge, score: Score | None = None
 ) -> Lazy:
     """The model that settings make of the runs they name, in float32 or wider, tensor by tensor."""
+    runs = {"base": base, **runs}  # which may be an ingredient, of a delta of zero
     if core.METHODS[settings.method].scored != (score is not None):
         raise FusionError(
             f"expected a `score` with 'greedy' and no other, found {score} with {settings.method}."
         )
     models = [runs[name] for name in settings.ingredients]
-    check_alike(base, models)
+    trained = [model for model in models if model is not base]
+    check_alike(base, trained)
     same = tied([base, *models])  # worked out by their own names, a head and its table would part
     sources, origin, models = with_kept(base, runs, settings)
     options = settings.options() | ({"score": score} if score else {})
     merged = getattr(methods, settings.method)(origin, models, **options)
+    scale_of = _scales(origin, models, merged, settings, {*sources, *same})
 
     def scaled(name: str) -> Tensor:
         name = same.get(name, name)
-        tensor, merges = origin[name], name not in sources and settings.scale != 0
-        if (merges and settings.scale == 1) or not tensor.is_floating_point():
+        tensor, scale = origin[name], 0.0 if name in sources else scale_of(name)
+        if scale == 1 or not tensor.is_floating_point():
             return merged[name]
-        if merges:
-            tensor = torch.lerp(tensor.to(wide(tensor.dtype)), merged[name], settings.scale)
+        if scale:
+            tensor = torch.lerp(tensor.to(wide(tensor.dtype)), merged[name], scale)
         if not tensor.isfinite().all():  # no method has looked at it
             raise FusionError(f"{name}: expected finite weights, found NaN or infinity.")
         return tensor
@@ -162,6 +166,39 @@ def work_out(
     result = Lazy(base, scaled)
     result.kept = merged.kept
     return result
+
+
+def _scales(
+    base: Weights, models: Sequence[Weights], merged: Lazy, settings: core.Merge, out: set[str]
+) -> Callable[[str], float]:
+    """By a tensor's name the factor of its merged delta: `scale`, `match_length` and `depth`.
+
+    The length that is matched is the norm over all tensors that are merged (not `out`). `depth` is
+    a line from the first layer's factor, which the embeddings share, to the last one's, which all
+    above the layers shares: LiNeS, Wang et al., arXiv 2410.17146.
+    """
+    scale = settings.scale
+    if settings.match_length:
+        soup, names = methods.uniform(base, models), [n for n in base if n not in out]
+        lengths = [_length(base, model, names) for model in (soup, merged)]
+        scale *= lengths[0] / lengths[1] if lengths[1] else 1.0
+    if settings.depth is None:
+        return lambda name: scale
+    first, last = settings.depth
+    top = max([layer for name in base if (layer := core.layer_of(name)) is not None], default=0)
+
+    def at(name: str) -> float:
+        layer = core.layer_of(name)
+        place = 1.0 if layer is None else max(layer, 0) / max(top, 1)
+        return scale * (first + (last - first) * place)
+
+    return at
+
+
+def _length(base: Weights, model: Weights, names: Iterable[str]) -> float:
+    """The norm of a model's whole delta."""
+    floats = (name for name in names if base[name].is_floating_point())
+    return sum((model[n].double() - base[n].double()).square().sum().item() for n in floats) ** 0.5
 
 
 def with_kept(
@@ -176,6 +213,8 @@ def with_kept(
             )
         sources = dict.fromkeys(names, source) | sources
     kept = {name: base if source == "base" else runs[source] for name, source in sources.items()}
+
+    runs = {"base": base, **runs}
 
     def alike(model: Weights) -> Weights:
         return Lazy(model, lambda name: kept.get(name, model)[name]) if kept else model

@@ -1,116 +1,23 @@
 r"""Merging models that were trained from one base: the methods, each a small pure function.
 
-Notation: :math:`\theta_0` is the base, :math:`\theta_1 \dots \theta_J` the models (checkpoints,
-runs), :math:`\delta_j = \theta_j - \theta_0` how far model j moved. A method takes mappings from
-names to tensors, and returns such a mapping; a tensor is worked out when it is asked for, so models
-larger than the memory can be merged. Options are checked by `core/merge.py`.
+A method takes mappings from names to tensors, and returns such a mapping; a tensor is worked out
+when it is asked for, so models larger than the memory can be merged. Options are checked by
+`core/merge.py`; `moves.py` says what the letters mean. The method `delta` has a module of its own.
 """
 
-import copy
 import math
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
-from typing import Any, Self
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from codiemb_lib.core import layer_of, sha256_text
-from codiemb_lib.fuse.tensors import FusionError, Lazy, labels, wide
+from codiemb_lib.fuse.delta import delta as delta
+from codiemb_lib.fuse.moves import Moves, Weights, merged
+from codiemb_lib.fuse.tensors import FusionError, Lazy, wide
 
-Weights = Mapping[str, Tensor]
-
-_BLOCK = 1 << 21  # numbers; in smaller ones threads would wait for their turn in Python
 _SAMPLE = 1 << 14  # about so many numbers say where a tensor's k-th largest lies
-
-
-class Moves:
-    """One tensor in the base and in J models, gone through in blocks of its elements.
-
-    Blocks are in float32 or wider, each overwritten by the next; what is not finite is refused.
-    """
-
-    def __init__(self, name: str, base: Weights, models: Sequence[Weights]) -> None:
-        self.name = name
-        self.origin = base[name]  # (*shape)
-        self.tensors = [model[name] for model in models]
-        self._labels = labels(base, models)
-
-    def only(self, j: int) -> Self:
-        """Those of model j alone."""
-        alone = copy.copy(self)
-        alone.tensors, alone._labels = [self.tensors[j]], [self._labels[0], self._labels[1 + j]]
-        return alone
-
-    def deltas(self, *, whole: bool = False) -> Iterator[Tensor]:
-        r"""Blocks of :math:`\delta_j`, (J, block), or, where they are `whole`, :math:`\theta_j`."""
-        origin, flat = self.origin.reshape(-1), [tensor.reshape(-1) for tensor in self.tensors]
-        step = max(1, _BLOCK // len(flat))
-        block = torch.empty(len(flat), min(len(origin), step), dtype=wide(origin.dtype))
-        for at in range(0, len(origin), step):
-            start, part = origin[at : at + step].to(block.dtype), block[:, : len(origin) - at]
-            for row, tensor in zip(part, flat, strict=True):
-                if whole:
-                    row.copy_(tensor[at : at + step])
-                else:
-                    torch.sub(tensor[at : at + step].to(block.dtype), start, out=row)
-            self._check_finite(part)
-            yield part
-
-    def products(self, *, whole: bool = False) -> Tensor:
-        """Inner products of what :meth:`deltas` yields, (J, J), in float64."""
-        # In float32 the sum over a large tensor (an embedding table) is off by a thousandth.
-        none = torch.zeros(len(self.tensors), len(self.tensors), dtype=torch.float64)
-        return sum(((d @ d.T).double() for d in self.deltas(whole=whole)), start=none)
-
-    def norms(self) -> Tensor:
-        """Euclidean norms of the deltas, (J,), in float64."""
-        none = torch.zeros(len(self.tensors), dtype=torch.float64)
-        squares = (torch.stack([torch.dot(row, row) for row in d]) for d in self.deltas())
-        return sum((square.double() for square in squares), start=none).sqrt()
-
-    def move(self, rule: Callable[[Tensor], Tensor]) -> Tensor:
-        """The base plus `rule(deltas)`, a function from (J, block) to (block,)."""
-        origin, at = self.origin.reshape(-1), 0
-        merged = torch.empty(len(origin), dtype=wide(origin.dtype))
-        for deltas in self.deltas():
-            where = slice(at, at := at + deltas.shape[1])
-            torch.add(origin[where], rule(deltas), out=merged[where])
-        return merged.view(self.origin.shape)
-
-    def mix(self, coefficients: Sequence[float]) -> Tensor:
-        r"""The sum of :math:`c_j \theta_j`; the base is not read."""
-        merged = torch.empty(self.origin.numel(), dtype=wide(self.origin.dtype))
-        flat = [tensor.reshape(-1) for tensor in self.tensors]
-        for at in range(0, len(merged), _BLOCK):
-            where = slice(at, at + _BLOCK)
-            block = merged[where]
-            torch.mul(flat[0][where].to(block.dtype), coefficients[0], out=block)
-            for coefficient, tensor in zip(coefficients[1:], flat[1:], strict=True):
-                block.add_(tensor[where].to(block.dtype), alpha=coefficient)
-            self._check_finite(block)
-        return merged.view(self.origin.shape)
-
-    def _check_finite(self, block: Tensor) -> None:
-        if math.isfinite(block.sum()):
-            return
-        for label, tensor in zip(self._labels, (self.origin, *self.tensors), strict=True):
-            if not tensor.isfinite().all():
-                raise FusionError(
-                    f"{label}: expected finite weights, found NaN or infinity in {self.name}."
-                )
-
-
-def _merged(base: Weights, models: Sequence[Weights], rule: Callable[[Moves], Tensor]) -> Lazy:
-    """The model whose tensors follow from a rule; integers, equal in all models, stay."""
-
-    def work_out(name: str) -> Tensor:
-        origin = base[name]
-        return rule(Moves(name, base, models)) if origin.is_floating_point() else origin
-
-    return Lazy(base, work_out)
 
 
 def uniform(base: Weights, models: Sequence[Weights]) -> Lazy:
@@ -127,7 +34,7 @@ def linear(base: Weights, models: Sequence[Weights], *, weights: Sequence[float]
     Source: as for the uniform soup; the weights are normalised as mergekit does it.
     """
     shares = [weight / math.fsum(weights) for weight in weights]
-    return _merged(base, models, lambda moves: moves.mix(shares))
+    return merged(base, models, lambda moves: moves.mix(shares))
 
 
 def greedy(base: Weights, models: Sequence[Weights], *, score: Callable[[Weights], float]) -> Lazy:
@@ -180,7 +87,7 @@ def slerp(base: Weights, models: Sequence[Weights], *, t: float = 0.5) -> Lazy:
         omega = math.acos(cosine)
         return moves.mix([math.sin(s * omega) / math.sin(omega) for s in (1 - t, t)])
 
-    return _merged(base, models, rule)
+    return merged(base, models, rule)
 
 
 def task_arithmetic(
@@ -192,7 +99,7 @@ def task_arithmetic(
     coefficient is the `scale` of a merge.
     """
     weights = torch.tensor(weights or [1.0] * len(models))
-    return _merged(base, models, lambda moves: moves.move(lambda d: weights.to(d.dtype) @ d))
+    return merged(base, models, lambda moves: moves.move(lambda d: weights.to(d.dtype) @ d))
 
 
 def ties(
@@ -233,7 +140,7 @@ def ties(
 
         return moves.move(elect)
 
-    return _merged(base, models, rule)
+    return merged(base, models, rule)
 
 
 def _most_dropped(moves: Moves, density: float) -> list[float]:
@@ -310,7 +217,7 @@ def dare(base: Weights, models: Sequence[Weights], *, density: float = 0.1, seed
 
         return moves.move(drop)
 
-    return _merged(base, models, rule)
+    return merged(base, models, rule)
 
 
 def model_stock(base: Weights, models: Sequence[Weights], *, floor: float = 0.0) -> Lazy:
@@ -339,94 +246,70 @@ def model_stock(base: Weights, models: Sequence[Weights], *, floor: float = 0.0)
         t = count * cosine / denominator if abs(denominator) >= 1e-6 else 0.0
         return moves.move(lambda deltas: t * deltas.mean(dim=0))
 
-    return _merged(base, models, rule)
+    return merged(base, models, rule)
 
 
-def delta(
-    base: Weights,
-    models: Sequence[Weights],
-    *,
-    granularity: str = "tensor",
-    weighting: str = "power",
-    power: float = 1.0,
-    temperature: float = 1.0,
-) -> Lazy:
-    r"""Delta-guided fusion: who moved farther weighs more (or less, with a negative power).
+def regmean(base: Weights, models: Sequence[Weights]) -> Lazy:
+    r"""Each matrix follows each model on the inputs that this model's own delta reacts to.
 
-    .. math:: \theta = \theta_0 + \sum_j w_j \delta_j, \quad
-              w_j \propto \lVert\delta_j\rVert^p \quad\text{or}\quad
-              w_j \propto \exp(\lVert\delta_j\rVert / (m T))
+    .. math:: \theta = \theta_0 + \Bigl(\sum_j \delta_j C_j\Bigr) \Bigl(\sum_j C_j\Bigr)^{+},
+              \quad C_j = \delta_j^\top \delta_j
 
-    The norm is over the model, a layer, a tensor or an element; m is its mean over the J models,
-    so that the temperature T has no unit.
+    for matrices (outputs, inputs) in layers: the least squares of RegMean, whose covariances of
+    inputs :math:`C_j` are read off the deltas; with the pseudo-inverse, so that directions in which
+    nobody moved stay. Vectors, embeddings and what lies outside layers are the mean.
 
-    Source: CoDiEmb, arXiv 2508.11442, gives no equation; this is the family that it allows. p = 0
-    is the uniform soup; p = 2 a tensor FuseChat's VaRM (arXiv 2408.07990); p = 2 over the model
-    MetaGPT's coefficient (arXiv 2406.11385).
+    Source: Jin et al., Dataless knowledge fusion (RegMean), ICLR 2023, arXiv 2212.09849; the
+    covariances as in ACE-Merging, arXiv 2603.02945.
     """
-    weigh = partial(_shares, weighting=weighting, power=power, temperature=temperature)
-    if granularity == "element":
-        return _merged(base, models, lambda m: m.move(lambda d: (weigh(d.abs()) * d).sum(dim=0)))
-    weights_of = _weights_of(base, models, granularity, weigh)
-    # The weights sum to one: the base cancels.
-    return _merged(base, models, lambda moves: moves.mix(weights_of(moves).tolist()))
+
+    def rule(moves: Moves) -> Tensor:
+        layer = layer_of(moves.name)
+        if moves.origin.ndim != 2 or layer is None or layer < 0:
+            return moves.mix([1 / len(models)] * len(models))
+        deltas = moves.whole_deltas().view(-1, *moves.origin.shape).double()  # (J, outputs, inputs)
+        covariances = deltas.mT @ deltas
+        both = (deltas @ covariances).sum(dim=0)
+        move = both @ torch.linalg.pinv(covariances.sum(dim=0), hermitian=True)
+        return moves.origin.to(wide(moves.origin.dtype)) + move.to(wide(moves.origin.dtype))
+
+    return merged(base, models, rule)
 
 
-def _shares(
-    norms: Tensor, *, weighting: str = "power", power: float = 1.0, temperature: float = 1.0
-) -> Tensor:
-    """From norms (J, ...) to weights, which sum to one over J."""
-    if weighting == "softmax":
-        mean = norms.mean(dim=0)
-        relative = torch.where(mean > 0, norms / mean, 1.0)
-        heaviest = relative.amax(dim=0) if temperature > 0 else relative.amin(dim=0)
-        return torch.softmax((relative - heaviest) / temperature, dim=0)  # none above zero
-    # Relative to the norm that weighs most, powers cannot overflow; and the ratio that is 1 by
-    # definition settles 0 / 0: all norms zero, or a zero norm under a negative power.
-    heaviest = norms.amax(dim=0) if power > 0 else norms.amin(dim=0)
-    weights = torch.where(norms == heaviest, 1.0, norms / heaviest) ** power
-    return weights / weights.sum(dim=0)
+def sce(base: Weights, models: Sequence[Weights], *, density: float = 1.0) -> Lazy:
+    r"""Select where the models differ, calculate what each weighs, erase who disagrees.
 
+    Of each tensor the entries whose deltas vary most over the models stay, a share of `density` of
+    those that vary at all: :math:`\hat\delta_j`. With :math:`c_j` the mean of
+    :math:`\hat\delta_j^2` over the tensor, as a part of its sum over models,
 
-def _weights_of(
-    base: Weights, models: Sequence[Weights], granularity: str, weigh: Callable[[Tensor], Tensor]
-) -> Callable[[Moves], Tensor]:
-    """The function from one tensor's moves to its weights: (J,), or (J, *shape) by element."""
-    if granularity == "tensor":
-        return lambda moves: weigh(moves.norms())
-    if granularity == "element":
-        return lambda moves: weigh(
-            torch.cat([deltas.abs() for deltas in moves.deltas()], dim=1)
-        ).view(-1, *moves.origin.shape)
-    group = layer_of if granularity == "layer" else lambda name: "model"
-    squares: dict[int | str | None, Tensor] = defaultdict(lambda: torch.zeros(()))
-    for name, norms in delta_norms(base, models).items():
-        squares[group(name)] = squares[group(name)] + norms.square()
-    weights = {key: weigh(total.sqrt()) for key, total in squares.items()}
-    return lambda moves: weights[group(moves.name)]
+    .. math:: \theta = \theta_0 + \frac{\sum_{j \in A} c_j \hat\delta_j}{\sum_{j \in A} c_j}, \quad
+              A = \{j : \operatorname{sgn} \hat\delta_j =
+              \operatorname{sgn} \sum_i \hat\delta_i\},
 
+    where a sum of zero counts as positive.
 
-def _by_tensor(
-    base: Weights, models: Sequence[Weights], rule: Callable[[Moves], Tensor]
-) -> dict[str, Tensor]:
-    floats = (name for name in base if base[name].is_floating_point())
-    return {name: rule(Moves(name, base, models)) for name in floats}
-
-
-@torch.no_grad()
-def delta_guided_weights(
-    base: Weights, models: Sequence[Weights], *, granularity: str = "tensor", **options: Any
-) -> dict[str, Tensor]:
-    """What :func:`delta`, with the same options, weighs J models by, for each float tensor.
-
-    They are (J,), or (J, *shape) by element, and sum to one over J, equal where all deltas
-    are zero. With a negative power, models that did not move share the whole weight.
+    Source: Wan et al., FuseChat, arXiv 2408.07990 (SCE), as in mergekit, but for this: there all
+    :math:`c_j` are equal where their sum is below 1e-6 before they are parts of it, as in most
+    tensors of fine-tuned models.
     """
-    weigh = partial(_shares, **options)
-    return _by_tensor(base, models, _weights_of(base, models, granularity, weigh))
 
+    def rule(moves: Moves) -> Tensor:
+        deltas = moves.whole_deltas()  # (J, n)
+        if density < 1:
+            variance = deltas.var(dim=0, unbiased=False)
+            kept = int(torch.count_nonzero(variance) * density)
+            mask = torch.zeros_like(variance)
+            mask[variance.topk(kept).indices] = 1
+            deltas = deltas * mask
+        coefficients = deltas.square().mean(dim=1)
+        total = coefficients.sum()
+        even = torch.full_like(coefficients, 1 / len(models))
+        coefficients = torch.where(total > 0, coefficients / total, even)
+        elected = torch.where(deltas.sum(dim=0) >= 0, 1.0, -1.0)
+        weights = coefficients[:, None] * (deltas.sign() == elected)
+        move = (weights * deltas).sum(dim=0)
+        move /= weights.sum(dim=0).clamp(min=torch.finfo(move.dtype).tiny)
+        return moves.origin.to(move.dtype) + move.view(moves.origin.shape)
 
-@torch.no_grad()
-def delta_norms(base: Weights, models: Sequence[Weights]) -> dict[str, Tensor]:
-    """Euclidean norms of the J deltas, (J,), for each float tensor."""
-    return _by_tensor(base, models, Moves.norms)
+    return merged(base, models, rule)

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from codiemb_lib import core
 from codiemb_lib.fuse import NUMERICS
+from codiemb_lib.fuse.delta import delta_guided_weights, delta_norms
 from codiemb_lib.fuse.merging import mean_of_tasks, merge_weights, with_kept, work_out
-from codiemb_lib.fuse.methods import Weights, delta_guided_weights, delta_norms
+from codiemb_lib.fuse.moves import Weights
 from codiemb_lib.fuse.tensors import Folder
 from codiemb_lib.model import Encoder, model_hash
 
@@ -47,7 +48,8 @@ def save_merge(
     """
     started = time.perf_counter()
     settings, folder = preset.fusion[model], core.run_folder(preset.name, model, seed)
-    folders = {name: core.run_folder(preset.name, name, seed) for name in settings.ingredients}
+    trained = [name for name in settings.ingredients if name != "base"]
+    folders = {name: core.run_folder(preset.name, name, seed) for name in trained}
     manifests = {name: core.read_json(run / "manifest.json") for name, run in folders.items()}
     origins = {name: manifest["fingerprint"] for name, manifest in manifests.items()}
     recipe = settings.model_dump(mode="json", exclude_none=True)
@@ -79,7 +81,7 @@ def movements(base: Weights, runs: Mapping[str, Weights], settings: core.Merge) 
     and layers, such as BERT's pooler, which is not trained. Other methods than delta are shown with
     equal weights. The whole weight of a kept tensor is with what it comes from.
     """
-    ingredients = settings.ingredients
+    ingredients, runs = settings.ingredients, {"base": base, **runs}
     sources, *merged = with_kept(base, runs, settings)
     options = settings.options() if settings.method == "delta" else {"power": 0.0}
     weights = delta_guided_weights(*merged, **options)
@@ -142,6 +144,8 @@ def try_on_dev(
 def _label(settings: core.Merge, study: core.FusionStudy) -> str:
     """What sets a candidate apart, such as `power 2, scale 0.8`."""
     parts = settings.options() | ({"scale": settings.scale} if settings.scale != 1 else {})
+    parts |= {"at the soup's length": ""} if settings.match_length else {}
+    parts |= {"depth": "{:g} to {:g}".format(*settings.depth)} if settings.depth else {}
     if settings.weights:
         parts["weights"] = f"[{', '.join(f'{weight:g}' for weight in settings.weights)}]"
     parts |= {f"{pattern} of": source for pattern, source in settings.keep.items()}

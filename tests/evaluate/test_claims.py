@@ -48,6 +48,20 @@ def test_an_outcome_needs_texts_seeds_and_the_corrected_p(change, expected):
     assert outcome(pd.Series(ABOVE | {"bound": 0.0} | change)) == expected
 
 
+@pytest.mark.parametrize(
+    ("low", "high", "p", "expected"),
+    [
+        (0.001, 0.03, 0.01, 1),
+        (-0.03, -0.001, 0.01, -1),
+        (-0.01, 0.03, 0.01, 0),
+        (0.1, 0.2, 0.06, 0),
+    ],
+)
+def test_where_there_is_a_crossed_interval_it_alone_counts(low, high, p, expected):
+    crossed = {"crossed_low": low, "crossed_high": high, "p_holm": p, "bound": 0.0}
+    assert outcome(pd.Series(AROUND | crossed)) == expected
+
+
 def test_at_or_above_may_lack_the_margin_and_no_more():
     close = ABOVE | {"low": -0.004, "high": 0.002, "seeds_low": -0.0049, "seeds_high": 0.004}
     assert outcome(pd.Series(close | {"bound": -0.005})) == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import numpy as np
 import pytest
@@ -12,12 +13,15 @@ from codiemb_lib.core import t_interval
 from codiemb_lib.evaluate import EvaluationError
 from codiemb_lib.evaluate.compare import (
     Comparison,
+    Crossed,
+    Spread,
     TextScores,
-    bootstrap_p,
     bootstrap_scores,
     compare,
+    crossed,
     directions,
     holm,
+    pooled,
     resample,
     text_scores,
 )
@@ -139,7 +143,7 @@ def test_interval_of_a_mean_is_that_of_scipys_paired_bootstrap():
     assert ours == pytest.approx(theirs, abs=0.01)
 
 
-def test_p_is_near_that_of_an_exchange_of_the_models_for_each_query():
+def test_p_over_texts_is_near_that_of_an_exchange_of_the_models_for_each_query():
     a, b = np.random.default_rng(3).normal([[0.25], [0]], 1, size=(2, 150))
     drawn = bootstrap_scores([a, b])
     exchanged = stats.permutation_test(
@@ -150,7 +154,9 @@ def test_p_is_near_that_of_an_exchange_of_the_models_for_each_query():
         rng=np.random.default_rng(0),
     ).pvalue
     assert 0.01 < exchanged < 0.5
-    assert bootstrap_p(drawn[0, 1:] - drawn[1, 1:]) == pytest.approx(exchanged, abs=0.02)
+    drawn = drawn[0] - drawn[1]
+    found = crossed(drawn[0], drawn[1:].std(), 150, Spread(0.0, 0), 1.0)
+    assert found.p() == pytest.approx(exchanged, abs=0.02)
 
 
 def test_interval_holds_the_true_difference_of_correlations_as_often_as_it_says():
@@ -250,19 +256,115 @@ def test_equal_models_differ_by_nothing():
     assert (row["difference"], row["low"], row["high"], row["p"]) == (0, 0, 0, 1)
 
 
-def test_p_tests_the_bound_and_agrees_with_the_interval():
-    drawn = np.linspace(-0.1, 0.9, 9999)
-    assert bootstrap_p(drawn) == pytest.approx(0.2, abs=1e-3)
-    assert bootstrap_p(drawn, -0.2) == 2 / 10_000
-    low, high = np.quantile(drawn, [0.025, 0.975])
+def test_the_rule_by_hand():
+    """Two models of three seeds, whose pooled variance has 4 degrees of freedom, and 100 texts."""
+    found = crossed(0.5, 0.1, 100, pooled([[1.0, 1.2, 1.1], [2.0, 2.3, 2.0]]), 2 / 3)
+    variance = (0.02 + 0.06) / 4
+    by_seed = variance * 2 / 3
+    assert found.se == pytest.approx(math.sqrt(0.01 + by_seed))
+    assert found.df == pytest.approx((0.01 + by_seed) ** 2 / (0.01**2 / 99 + by_seed**2 / 4))
+    low, high = found.interval()
+    assert (low, high) == pytest.approx(stats.t.interval(0.95, found.df, 0.5, found.se))
     for bound in (low, high):
-        assert bootstrap_p(drawn, bound) == pytest.approx(0.05, abs=1e-3)
-    assert bootstrap_p(-drawn) == bootstrap_p(drawn)
-    comparison = {"c": [Comparison("a", "b", "ir", 0.1)]}
+        assert found.p(bound) == pytest.approx(0.05)
+    assert found.p(0.5) == pytest.approx(1)
+    alone = crossed(0.5, 0.1, 100, pooled([[1.0], [2.0]]), 2.0)  # one seed: texts alone
+    assert (alone.se, alone.df) == (0.1, pytest.approx(99))
+
+
+def test_rows_have_the_rule_with_a_variance_pooled_over_all_models():
+    measured = runs(seeds=3) | {
+        ("c", s): v for (m, s), v in runs(a=0.4, seeds=3).items() if m == "a"
+    }
+    sets = [s for s in resample(measured, resamples=300) if s.task == "ir"]
+    plain = compare(sets, IR).set_index("dataset").loc["mean"]
+    scores = {
+        run: np.mean([s.values.mean() for s in found if s.task == "ir"])
+        for run, found in measured.items()
+    }
+    groups = [[scores[model, seed] for seed in range(3)] for model in "abc"]
+    drawn = np.mean([s.by_run["a", n] - s.by_run["b", n] for s in sets for n in range(3)], axis=0)
+    expected = crossed(drawn[0], drawn[1:].std(ddof=1), 43, pooled(groups), 2 / 3)
+    assert (plain["se"], plain["df"]) == pytest.approx((expected.se, expected.df))
+    assert plain["p"] == pytest.approx(expected.p())
+    interval = plain[["crossed_low", "crossed_high"]].tolist()
+    assert interval == pytest.approx([*expected.interval()])
+    # Merges of the same runs vary together: only their difference counts.
+    merges = compare(sets, IR, merges=("a", "b")).set_index("dataset").loc["mean"]
+    each = np.subtract(*groups[:2])
+    expected = crossed(drawn[0], drawn[1:].std(ddof=1), 43, pooled([each]), 1 / 3)
+    assert merges["se"] == pytest.approx(expected.se)
+
+
+def tried(trials, variants, seeds, difference=0.0, texts=60, seed=0):
+    """The rule's p on made-up scores: variants x seeds x texts with known variances."""
+    g = np.random.default_rng(seed)
+    by_text = 0.3 * g.normal(size=(trials, variants, 1, texts))
+    by_seed = 0.05 * g.normal(size=(trials, variants, seeds, 1))
+    scores = by_text + by_seed + 0.1 * g.normal(size=(trials, variants, seeds, texts))
+    scores[:, 0] += difference
+    found = []
+    for one in scores:
+        d = (one[0] - one[1]).mean(axis=0)  # (texts,)
+        error = d.std(ddof=1) / math.sqrt(texts)
+        found.append(crossed(d.mean(), error, texts, pooled(one.mean(axis=2)), 2 / seeds))
+    return found
+
+
+@pytest.mark.parametrize("seeds", [3, 8, 20])
+def test_the_rule_errs_as_often_as_it_says(seeds):
+    """With no difference p is under 5 % in 5 % of the studies, within a point, at any number of
+    seeds; asking the interval over texts and that over seeds each alone is not so."""
+    found = tried(4000, 6, seeds)
+    assert np.mean([one.p() < 0.05 for one in found]) == pytest.approx(0.05, abs=0.01)
+
+
+@pytest.mark.parametrize("seeds", [3, 8])
+def test_the_rule_sees_a_difference_as_often_as_its_standard_error_says(seeds):
+    variance = 2 * 0.3**2 / 60 + 2 * 0.05**2 / seeds + 2 * 0.1**2 / 60 / seeds
+    difference = 2.5 * math.sqrt(variance)
+    found = tried(2000, 6, seeds, difference)
+    df = np.median([one.df for one in found])
+    limit = stats.t.ppf(0.975, df)
+    power = stats.nct.sf(limit, df, 2.5) + stats.nct.cdf(-limit, df, 2.5)
+    assert np.mean([one.p() < 0.05 for one in found]) == pytest.approx(power, abs=0.04)
+
+
+@pytest.mark.parametrize("seeds", [3, 8])
+def test_at_the_margins_edge_no_verdict_is_given_more_often_than_its_level(seeds):
+    margin = 0.2
+    worse = [one.verdict(margin) for one in tried(2000, 6, seeds, -margin, seed=1)]
+    assert np.mean([v in ("as good", "better") for v in worse]) < 0.035  # one side of 95 %
+    assert np.mean([v == "equivalent" for v in worse]) < 0.06  # one side of 90 %
+    assert np.mean([v == "worse" for v in worse]) > 0.5
+
+
+@pytest.mark.parametrize(
+    ("difference", "se", "expected"),
+    [
+        (0.5, 0.1, "better"),
+        (0.0, 0.1, "equivalent"),
+        (-0.15, 0.05, "equivalent"),  # surely worse, and by less than the margin
+        (0.1, 0.2, "as good"),
+        (-0.5, 0.1, "worse"),
+        (-0.1, 0.3, "cannot tell"),
+        (0.1, 0.4, "cannot tell"),
+    ],
+)
+def test_four_verdicts_or_none(difference, se, expected):
+    assert Crossed(difference, se, 1000).verdict(0.3) == expected
+
+
+def test_p_tests_the_bound():
     sets = resample(runs(seeds=1), resamples=999)
-    drawn = np.mean([s.by_run["a", 0] - s.by_run["b", 0] for s in sets[:2]], axis=0)[1:]
-    row = compare(sets, comparison).set_index("dataset").loc["mean"]
-    assert row["p"] == bootstrap_p(drawn, 0.1) != bootstrap_p(drawn)
+    rows = [
+        compare(sets, {"c": [Comparison("a", "b", "ir", bound)]}).set_index("dataset").loc["mean"]
+        for bound in (0.0, 0.1)
+    ]
+    assert rows[0]["se"] == rows[1]["se"]
+    for row in rows:
+        t = abs(row["difference"] - row["bound"]) / row["se"]
+        assert row["p"] == pytest.approx(2 * stats.t.sf(t, row["df"]))
 
 
 def test_holm_by_his_own_words():

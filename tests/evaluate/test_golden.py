@@ -15,11 +15,12 @@ from codiemb_lib.core.words import task_means
 from codiemb_lib.data.records import Record
 from codiemb_lib.evaluate import claims
 from codiemb_lib.evaluate.compare import (
-    bootstrap_p,
     bootstrap_scores,
     compare,
+    crossed,
     directions,
     holm,
+    pooled,
     resample,
     text_scores,
 )
@@ -179,12 +180,12 @@ def verdicts() -> dict:
 
 
 def p_values() -> dict:
-    drawn = np.random.default_rng(0).normal(0.4, 0.3, 199)
+    rule = crossed(0.4, 0.1, 200, pooled([[0.1, 0.4], [0.2, 0.5, 0.6]]), 5 / 6)
     values = np.random.default_rng(1).normal(size=(2, 20))
     gold = np.random.default_rng(2).integers(0, 4, 20)
     return {
         "holm": holm([0.01, 0.04, 0.03, 0.005, 0.5]),
-        "bootstrap_p": [bootstrap_p(drawn, bound) for bound in (-1, 0, 0.4, 1)],
+        "crossed": [rule.p(bound) for bound in (-1, 0, 0.4, 1)] + [rule.se, rule.df],
         "means": summary(bootstrap_scores(values, resamples=99, seed=4)),
         "correlations": summary(bootstrap_scores(values, gold, resamples=99)),
         "isotropies": summary(bootstrap_scores(unit_rows(2, 20, 5), resamples=99)),

@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 
 from codiemb_lib.core.merge import METHODS, Merge
 from codiemb_lib.core.words import layer_of
+from codiemb_lib.fuse.delta import delta_guided_weights, delta_norms
 from codiemb_lib.fuse.merging import merge, with_kept, work_out
-from codiemb_lib.fuse.methods import delta_guided_weights, delta_norms
 from codiemb_lib.fuse.study import module_of, path
 from tests.conftest import tiny_architecture
 from tests.golden import check, digest, summary

@@ -11,15 +11,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from codiemb_lib.core.merge import METHODS
+from codiemb_lib.core.merge import METHODS, Merge
 from codiemb_lib.core.words import layer_of
-from codiemb_lib.fuse import methods
-from codiemb_lib.fuse.merging import merge
-from codiemb_lib.fuse.methods import delta_guided_weights, delta_norms
+from codiemb_lib.fuse import methods, moves
+from codiemb_lib.fuse.delta import delta_guided_weights, delta_norms
+from codiemb_lib.fuse.merging import merge, merge_weights
 from codiemb_lib.fuse.tensors import FusionError
 from tests.made_up import shown
 
-GRANULARITIES = ("model", "layer", "tensor", "element")
+GRANULARITIES = ("model", "layer", "tensor", "row", "element")
 
 SHAPES = {
     "embeddings.word_embeddings.weight": (5, 3),
@@ -139,6 +139,11 @@ def test_weights_follow_how_far_each_model_moved(granularity, options, slow):
         )  # (J, numbers)
         if granularity == "element":
             columns = zip(*moved.abs().tolist(), strict=True)
+        elif granularity == "row":
+            rows = moved.view(3, -1, SHAPES[name][-1] if SHAPES[name] else 1).norm(dim=2)
+            columns = zip(
+                *rows.repeat_interleave(found[0].numel() // rows.shape[1], 1).tolist(), strict=True
+            )
         else:
             columns = [moved.norm(dim=1).tolist()]
         shares = [[share / sum(slow(c)) for share in slow(c)] for c in columns]
@@ -341,7 +346,7 @@ def slow_model_stock(base, values):
 @pytest.fixture(params=[4, 1 << 17], ids=["many blocks", "one block"])
 def blocks(request, monkeypatch):
     """Tensors are gone through in one block, or in several."""
-    monkeypatch.setattr(methods, "_BLOCK", request.param)
+    monkeypatch.setattr(moves, "BLOCK", request.param)
 
 
 @pytest.mark.usefixtures("blocks")
@@ -385,7 +390,7 @@ def test_methods_are_what_their_papers_say(options, slow, size):
 def test_blocks_change_no_weight(granularity, monkeypatch):
     options = {"granularity": granularity, "weighting": "softmax"}
     actual = delta_guided_weights(BASE, CHECKPOINTS, **options)
-    monkeypatch.setattr(methods, "_BLOCK", 1 << 20)
+    monkeypatch.setattr(moves, "BLOCK", 1 << 20)
     assert_equal_models(actual, delta_guided_weights(BASE, CHECKPOINTS, **options))
 
 
@@ -423,11 +428,11 @@ def test_ties_keeps_all_that_equal_the_last_kept_and_elects_no_sign_from_a_draw(
 def test_the_kth_largest_magnitude_is_exact_whatever_a_sample_says(values, dtype, monkeypatch):
     monkeypatch.setattr(methods, "_SAMPLE", 200)  # every fifth number
     values = values.to(dtype)
-    moves = methods.Moves("x", {"x": torch.zeros_like(values)}, [{"x": values}])
+    moved = moves.Moves("x", {"x": torch.zeros_like(values)}, [{"x": values}])
     ranked = values.abs().sort(descending=True).values
     for k in {1, 2, len(values) // 5, len(values) // 2, len(values) - 1, len(values)} - {0}:
         if k <= len(values):
-            assert methods._kth_largest(moves, k) == ranked[k - 1]
+            assert methods._kth_largest(moved, k) == ranked[k - 1]
 
 
 @pytest.mark.usefixtures("blocks")
@@ -574,7 +579,7 @@ def test_values_that_are_not_finite_are_named(value, granularity):
         ({"method": "unifrom"}, "unknown method 'unifrom'.*Did you mean 'uniform'"),
         ({"powr": 2.0}, "unknown key 'powr'.*Did you mean 'power'"),
         ({"method": "ties", "power": 2}, "unknown option of ties 'power'"),
-        ({"granularity": "tensors"}, "granularity: .*'tensor' or 'element', found 'tensors'"),
+        ({"granularity": "tensors"}, "granularity: .*'row' or 'element', found 'tensors'"),
         ({"power": math.nan}, "power: .*finite number"),
         ({"scale": np.array([1.0, 2.0])}, "scale: .*valid number"),
         ({"temperature": 0}, "temperature: expected .* other than zero"),
@@ -623,3 +628,111 @@ def test_numbers_of_numpy_are_taken_as_those_of_python(options):
     plain = {n: v.tolist() if n != "method" else v for n, v in options.items()}
     expected = merge(BASE, CHECKPOINTS, **plain)
     assert_equal_models(merge(BASE, CHECKPOINTS, **options), expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+def test_a_share_is_of_the_models_own_movement(granularity):
+    """Twice as long a delta works in the same places."""
+    longer = {name: BASE[name] + 5 * (CHECKPOINTS[0][name] - BASE[name]) for name in SHAPES}
+    models = [longer, *CHECKPOINTS[1:]]
+    options = {"granularity": granularity, "measure": "share", "power": 2.0}
+    found, other = (delta_guided_weights(BASE, m, **options) for m in (CHECKPOINTS, models))
+    totals = [sum(w[n].sub(BASE[n]).square().sum() for n in SHAPES).sqrt() for w in CHECKPOINTS]
+    units = [
+        {n: BASE[n] + (w[n] - BASE[n]) / total for n in SHAPES}
+        for w, total in zip(CHECKPOINTS, totals, strict=True)
+    ]
+    plain = delta_guided_weights(BASE, units, granularity=granularity, power=2.0)
+    for name in SHAPES:
+        torch.testing.assert_close(other[name], found[name])
+        torch.testing.assert_close(found[name], plain[name])
+
+
+def slow_regmean(base, values):
+    """Least squares over the rows of all deltas: each is both the inputs and what is asked of them.
+
+    arXiv 2212.09849, equation 2: minimise the sum of |X_j W - X_j W_j|^2 with X_j' X_j = C_j.
+    """
+    deltas = [(value - base).numpy() for value in values]  # (outputs, inputs)
+    inputs = np.concatenate(deltas)
+    wanted = np.concatenate([delta @ delta.T for delta in deltas])
+    return base + torch.from_numpy(np.linalg.lstsq(inputs, wanted, rcond=None)[0].T)
+
+
+def test_regmean_is_least_squares_on_the_rows_of_the_deltas():
+    found = merge(BASE, CHECKPOINTS, method="regmean")
+    soup = merge(BASE, CHECKPOINTS, method="uniform")
+    for name in SHAPES:
+        if "layer" in name and name.endswith("weight"):
+            expected = slow_regmean(BASE[name], [c[name] for c in CHECKPOINTS])
+            assert (found[name] - soup[name]).norm() > 0.01
+        else:
+            expected = soup[name]
+        torch.testing.assert_close(found[name], expected)
+
+
+def slow_sce(base, values, density):
+    """arXiv 2408.07990, section 3.3, for one tensor as a list."""
+    deltas = [[v - b for v, b in zip(row, base, strict=True)] for row in values]
+    spread = [float(np.var(column)) for column in zip(*deltas, strict=True)]
+    kept = int(density * sum(x > 0 for x in spread)) if density < 1 else len(base)
+    chosen = sorted(range(len(base)), key=lambda i: -spread[i])[:kept]
+    deltas = [[d if i in chosen else 0.0 for i, d in enumerate(row)] for row in deltas]
+    sizes = [sum(d * d for d in row) for row in deltas]
+    weights = [size / sum(sizes) if sum(sizes) else 1 / len(sizes) for size in sizes]
+    merged = []
+    for start, column in zip(base, zip(*deltas, strict=True), strict=True):
+        positive = sum(column) >= 0
+        agree = [(w, d) for w, d in zip(weights, column, strict=True) if d and (d > 0) == positive]
+        total = sum(w for w, _ in agree)
+        merged.append(start + (sum(w * d for w, d in agree) / total if total else 0.0))
+    return merged
+
+
+@pytest.mark.parametrize("density", [0.3, 0.7, 1.0])
+def test_sce_equals_its_loop(density):
+    found = merge(BASE, CHECKPOINTS, method="sce", density=density)
+    for name in SHAPES:
+        rows = [c[name].flatten().tolist() for c in CHECKPOINTS]
+        expected = slow_sce(BASE[name].flatten().tolist(), rows, density)
+        assert found[name].flatten().tolist() == pytest.approx(expected, abs=1e-9)
+
+
+def length(model, but=()):
+    return sum((model[n] - BASE[n]).square().sum() for n in SHAPES if n not in but).sqrt().item()
+
+
+@every_method()
+def test_matched_lengths_are_the_soups(options):
+    kept = "encoder.layer.1.dense.weight"
+    more = {"keep": {kept: "base"}}
+    count = 2 if options.get("method") == "slerp" else 3
+    soup = merge(BASE, CHECKPOINTS[:count], method="uniform", **more)
+    plain, found = (
+        fuse_some(CHECKPOINTS, options, match_length=match, **more) for match in (False, True)
+    )
+    assert length(found) == pytest.approx(length(soup))
+    twice = fuse_some(CHECKPOINTS, options, match_length=True, scale=1.7, **more)
+    assert length(twice) == pytest.approx(1.7 * length(soup))
+    ratio = length(soup) / length(plain)
+    for name in SHAPES:
+        torch.testing.assert_close(found[name], BASE[name] + ratio * (plain[name] - BASE[name]))
+    still = fuse_some([BASE] * 3, options, match_length=True)
+    assert_equal_models(still, BASE)
+
+
+def test_depth_scales_from_the_first_layer_to_the_last():
+    plain = merge(BASE, CHECKPOINTS, power=2.0)
+    found = merge(BASE, CHECKPOINTS, power=2.0, depth=(0.2, 1.4), scale=0.5)
+    factors = {"embeddings": 0.2, "encoder.layer.0": 0.2, "encoder.layer.1": 1.4, "pooler": 1.4}
+    for name in SHAPES:
+        factor = 0.5 * next(f for start, f in factors.items() if name.startswith(start))
+        torch.testing.assert_close(found[name], BASE[name] + factor * (plain[name] - BASE[name]))
+
+
+def test_the_base_as_an_ingredient_is_a_delta_of_zero(caplog):
+    settings = Merge(ingredients=("base", "a"), method="linear", weights=(1, 3))
+    found = merge_weights(BASE, {"a": CHECKPOINTS[0]}, settings)
+    for name in SHAPES:
+        torch.testing.assert_close(found[name], 0.25 * BASE[name] + 0.75 * CHECKPOINTS[0][name])
+    assert not caplog.text
