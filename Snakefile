@@ -222,6 +222,7 @@ rule comparison:
     output:
         executed=f"{RUNS}/06_comparison.ipynb",
         rows=[f"{RUNS}/{table}.csv" for table in COMPARED],
+        texts=f"{RUNS}/text_scores.npz",
     params:
         content=content("06_comparison"),
     message:

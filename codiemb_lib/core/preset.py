@@ -172,6 +172,7 @@ class VariantSettings(Settings):
     ir_share: Annotated[float, Field(gt=0, lt=1)] | None = None
     balance_temperature: NonNegativeFloat = 1.0
     learning_rate: PositiveFloat | None = None  # null: the preset's
+    max_steps: PositiveInt | None = None  # null: the preset's
     objective: dict[str, Any] = {}  # the preset's settings of these names, with other values
 
     @model_validator(mode="after")
@@ -200,6 +201,14 @@ class GeometrySettings(Settings):
     umap_neighbors: Annotated[int, Field(ge=2)] = 15
 
 
+class Margins(Settings):
+    """What a model may lack and still be as good, of a score from 0 to 1; said before the runs."""
+
+    model: Annotated[float, Field(gt=0, lt=1)] = 0.005
+    merge_ir: Annotated[float, Field(gt=0, lt=1)] = 0.002  # between merges of the same runs
+    merge_sts: Annotated[float, Field(gt=0, lt=1)] = 0.001
+
+
 class Preset(Settings):
     """One experiment: everything that its notebooks do not take as a parameter."""
 
@@ -218,6 +227,7 @@ class Preset(Settings):
     benchmark: dict[str, Prompts] = {}  # tasks by their MTEB names
     instructions: Instructions | None = None  # of benchmark tasks and data sets without prompts
     geometry: GeometrySettings = GeometrySettings()
+    margins: Margins = Margins()
 
     @model_validator(mode="after")
     def _objectives_of_variants_are_settings(self) -> Preset:
@@ -303,10 +313,11 @@ class Preset(Settings):
         return self.variants[name]
 
     def as_trained(self, variant: str) -> Preset:
-        """The preset with the objective and learning rate of one of its variants."""
+        """The preset with the objective, learning rate and steps of one of its variants."""
         own = self.variant(variant)
-        rate = own.learning_rate or self.training.learning_rate
-        training = self.training.model_copy(update={"learning_rate": rate})
+        given = {name: getattr(own, name) for name in ("learning_rate", "max_steps")}
+        changed = {name: value for name, value in given.items() if value is not None}
+        training = self.training.model_copy(update=changed)
         objective = ObjectiveSettings(**self.objective.model_dump() | own.objective)
         return self.model_copy(update={"objective": objective, "training": training})
 

@@ -23,7 +23,8 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         ],
         "compare": [
             *["Comparison", "Crossed", "ISOTROPY", "Spread", "compare", "crossed"],
-            *["directions", "pooled", "resample", "text_scores"],
+            *["directions", "load_text_scores", "pooled", "resample", "save_text_scores"],
+            "text_scores",
         ],
         "mining": ["mine", "with_mined"],
         "mteb": ["mteb_task", "mteb_tasks"],

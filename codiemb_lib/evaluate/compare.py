@@ -6,9 +6,11 @@ a model. Other training runs: the variance of scores over seeds, pooled over the
 adds the two; to ask each of two intervals alone errs the more often, the more seeds there are.
 """
 
+import io
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -16,7 +18,7 @@ import pandas as pd
 from numpy.typing import ArrayLike
 from scipy import stats
 
-from codiemb_lib.core import MAIN_METRIC, t_interval
+from codiemb_lib.core import MAIN_METRIC, atomic_path, t_interval
 from codiemb_lib.evaluate.scores import EncodedDataset, by_text, texts_of
 from codiemb_lib.evaluate.search import EvaluationError
 
@@ -84,6 +86,39 @@ def directions(datasets: Sequence[EncodedDataset]) -> list[TextScores]:
             material = [(d.query_texts, d.passage_texts) for d in datasets if d.task == task]
             found.append(TextScores(ISOTROPY[task], "all", units, None, material))
     return found
+
+
+def save_text_scores(path: str | Path, runs: Mapping[Run, Sequence[TextScores]]) -> None:
+    """Write what runs make of each text, float32, to an .npz from which intervals can be computed.
+
+    Directions of texts are left out: they would be as large as the embeddings.
+    """
+    arrays: dict[str, np.ndarray] = {}
+    for (model, seed), scores in runs.items():
+        for s in scores:
+            if s.values.ndim == 1:
+                arrays[f"{s.task}/{s.dataset}/{model}/{seed}"] = s.values.astype(np.float32)
+                if s.gold is not None:
+                    arrays[f"gold/{s.task}/{s.dataset}"] = np.asarray(s.gold, np.float32)
+    content = io.BytesIO()
+    np.savez_compressed(content, **arrays)
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content.getbuffer())
+
+
+def load_text_scores(path: str | Path) -> dict[Run, list[TextScores]]:
+    """What `save_text_scores` wrote, as `resample` takes it."""
+    runs: dict[Run, list[TextScores]] = {}
+    with np.load(path) as arrays:
+        for name in arrays.files:
+            task, rest = name.split("/", 1)
+            if task != "gold":
+                dataset, model, seed = rest.rsplit("/", 2)
+                gold = f"gold/{task}/{dataset}"
+                known = arrays[gold] if gold in arrays.files else None
+                scores = TextScores(task, dataset, arrays[name], known, [])
+                runs.setdefault((model, int(seed)), []).append(scores)
+    return runs
 
 
 def resample(

@@ -21,8 +21,10 @@ from codiemb_lib.evaluate.compare import (
     crossed,
     directions,
     holm,
+    load_text_scores,
     pooled,
     resample,
+    save_text_scores,
     text_scores,
 )
 from codiemb_lib.evaluate.scores import EncodedDataset, score_dataset, texts_of
@@ -429,3 +431,17 @@ def test_models_without_common_seeds_and_tasks_without_sets_are_refused():
         compare(sets, {"c": [Comparison("a", "x", "ir")]})
     with pytest.raises(EvaluationError, match="test set of task 'sts', found none"):
         compare(sets[:2], {"c": [Comparison("a", "a", "sts")]})
+
+
+def test_intervals_can_be_computed_again_from_the_scores_of_each_text(tmp_path):
+    measured = runs(a=0.2)
+    save_text_scores(tmp_path / "scores.npz", measured)
+    again = load_text_scores(tmp_path / "scores.npz")
+    assert [*again] == [*measured]
+    for run, scores in again.items():
+        for found, expected in zip(scores, measured[run], strict=True):
+            assert (found.task, found.dataset) == (expected.task, expected.dataset)
+            assert found.values.dtype == np.float32
+    rows, others = (compare(resample(of, resamples=200), BOTH) for of in (measured, again))
+    columns = ["difference", "low", "high", "se", "crossed_low", "crossed_high"]
+    np.testing.assert_allclose(others[columns], rows[columns], atol=1e-6)
