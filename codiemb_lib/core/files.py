@@ -2,7 +2,6 @@
 
 import bz2
 import fcntl
-import glob
 import gzip
 import hashlib
 import json
@@ -94,15 +93,16 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 def scratch_beside(path: Path) -> Iterator[Path]:
     """A folder beside `path` that vanishes at the end; those that killed processes left go now."""
     check_writable(path.parent)
-    # A star for the eight letters of mkdtemp would match the scratch of `path.more`, too.
-    for left in path.parent.glob(f"{glob.escape(_hidden(path))}.????????.partial"):
+    for left in path.parent.glob(".*.????????.partial"):
         try:
             held = _lock(left / ".lock")
         except OSError:  # of a process that lives, or of another user
             continue
-        if (old := left / "replaced").is_dir() and not path.exists():  # killed between two renames
-            old.rename(path)
-        shutil.rmtree(left, ignore_errors=True)
+        own = left.name[: -len(".12345678.partial")] == _hidden(path)
+        if (old := left / "replaced").is_dir() and own and not path.exists():
+            old.rename(path)  # killed between two renames
+        if own or not old.exists():  # else it waits for who asks for its name
+            shutil.rmtree(left, ignore_errors=True)
         os.close(held)
     held = None
     while held is None:

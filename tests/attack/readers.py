@@ -50,7 +50,6 @@ class Reader:
     agree: Callable[[Any, Any], bool] = lambda held, said: held == said
     mutation: Mutation = mutate
     kept: tuple[str, ...] = ()  # files that stay as they are
-    place: str = ""  # a pattern that a refusal has beside the file's name
 
 
 def folder_of(path: Path) -> dict[str, bytes]:
@@ -357,14 +356,12 @@ def notebook_files() -> dict[str, bytes]:
     return {"n.ipynb": text.encode()}
 
 
-LINE, KEY = r":\d+: ", r"\.yaml: \S"
 READERS = {
     "unified JSONL": Reader(
-        unified_files, lambda f: plain(read_file(f / "x.jsonl")), oracles.unified, 18, place=LINE
+        unified_files, lambda f: plain(read_file(f / "x.jsonl")), oracles.unified, 18
     ),
     "authors' and FlagEmbedding's JSON": Reader(
-        *(authors_files, lambda f: plain(read_file(f / "x.json", task="ir")), oracles.authors, 14),
-        place=LINE,
+        *(authors_files, lambda f: plain(read_file(f / "x.json", task="ir")), oracles.authors, 14)
     ),
     "rated pairs, CSV": Reader(
         *(lambda: {"x.csv": PAIRS}, pairs),

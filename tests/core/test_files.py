@@ -1,5 +1,6 @@
 """Files appear whole or not at all."""
 
+import errno
 import os
 import re
 import subprocess
@@ -87,15 +88,12 @@ def half_way(folder, **environment):
     process.wait()
 
 
-def test_what_a_kill_left_goes_when_the_same_is_written_again(tmp_path):
+def test_what_kills_left_goes_when_something_is_written_beside_it(tmp_path):
     with half_way(tmp_path):
         write_text(tmp_path / "a.txt", "whole")  # takes nothing from one that lives
         left = {*tmp_path.glob(".*.partial")}
         assert len(left) == 3
-    write_text(tmp_path / "a.txt", "whole")
-    assert len({*tmp_path.glob(".*.partial")} & left) == 2
-    for name in ("a.txt.b", "a" * 250):
-        write_text(tmp_path / name, "whole")
+    write_text(tmp_path / "another", "whole")
     assert not {*tmp_path.glob(".*.partial")}
 
 
@@ -185,3 +183,38 @@ def test_a_file_does_not_take_the_place_of_a_folder(tmp_path):
 def test_hashes():
     assert sha256_text("ab", "c") != sha256_text("a", "bc")
     assert sha256_file(__file__) == sha256_file(__file__)
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+from codiemb_lib.core import atomic_path
+
+Path.replace = lambda *_: os._exit(9)
+with atomic_path(sys.argv[1]) as new:
+    new.mkdir()
+    (new / "file").write_text("new")
+"""
+
+
+def test_a_folder_that_a_kill_took_away_between_two_renames_comes_back(tmp_path):
+    folder, other = tmp_path / "a folder", tmp_path / "other"
+    folder.mkdir()
+    (folder / "file").write_text("old")
+    command = [sys.executable, "-c", KILLED, str(folder)]
+    assert subprocess.run(command, check=False).returncode == 9
+    assert not folder.exists()
+    write_text(other, "beside")  # leaves it where it waits
+    with pytest.raises(KeyError), atomic_path(folder):
+        raise KeyError
+    assert (folder / "file").read_text() == "old"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a folder", "other"]
+
+
+def test_a_full_disk_is_said_with_the_path(tmp_path):
+    with (
+        pytest.raises(UnwritableError, match=r"file: expected room to write, found: No space left"),
+        atomic_path(tmp_path / "file"),
+    ):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert not [*tmp_path.iterdir()]
