@@ -205,12 +205,14 @@ def intrinsic_dimension(embeddings: ArrayLike) -> float:
 
 
 def over_smoothing(states: ArrayLike, lengths: ArrayLike) -> np.ndarray:
-    """How alike a model has made the tokens of each text: three measures of their matrix, (3, B).
+    """How alike a model has made the tokens of each text: four measures of their matrix, (4, B).
 
-    First :func:`anisotropy` (mean token cosine: Shi et al., ICLR 2022), 1 where all tokens of the
-    text point one way. Then the effective rank, bounded by the number of tokens, so that models are
-    compared on the same texts, and the condition number, of which one can be huge: look at the
-    median. What is padding is not looked at.
+    CoDiEmb (arXiv 2508.11442) reports four by these names and without formulas; the formulas are
+    ours. Token-wise similarity: :func:`anisotropy` (mean token cosine: Shi et al., ICLR 2022), 1
+    where all tokens of the text point one way. Rank: the effective one, bounded by the number of
+    tokens, so that models are compared on the same texts. SVD entropy, as in :func:`spectrum`. And
+    the condition number, of which one can be huge: look at the median. Special tokens and a prompt
+    count, padding does not.
 
     Args:
         states: (B, T, D), padded on the right.
@@ -218,7 +220,7 @@ def over_smoothing(states: ArrayLike, lengths: ArrayLike) -> np.ndarray:
     """
     texts = [tokens[:length] for tokens, length in zip(np.asarray(states), lengths, strict=True)]
     spectra = [spectrum(tokens) for tokens in texts]
-    ranks = [(found.effective_rank, found.condition_number) for found in spectra]
+    ranks = [(s.effective_rank, s.svd_entropy, s.condition_number) for s in spectra]
     return np.array([[anisotropy(tokens) for tokens in texts], *zip(*ranks, strict=True)])
 
 

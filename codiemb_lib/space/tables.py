@@ -135,9 +135,9 @@ def measures_by_layer(
 ) -> pd.DataFrame:
     """Rows (level, layer, measure, value, low, high, n); layer 0 is the input embeddings.
 
-    - `token`: of each text's own token matrix, `cosine` and `effective_rank`, as means over texts
-      with the interval of the bootstrap, and the median `condition_number`, for one can be huge,
-      without an interval (low and high are missing).
+    - `token`: of each text's own token matrix, `cosine`, `effective_rank` and `svd_entropy`, as
+      means over texts with the interval of the bootstrap, and the median `condition_number`, for
+      one can be huge, without an interval (low and high are missing).
     - `sentence`: of the states of a layer pooled as the encoder pools its last, `cosine` (their
       anisotropy, with its interval) and `effective_rank` (without: it depends on n).
 
@@ -159,11 +159,12 @@ def measures_by_layer(
     sentences = np.concatenate(pooled, axis=1)  # (L, n, D)
     rows, mean = [], partial(mean_interval, resamples=999)
     for layer, (of_texts, space) in enumerate(zip(of_tokens, sentences, strict=True)):
-        cosines, ranks, numbers = of_texts
+        cosines, ranks, entropies, numbers = of_texts
         by_text, rank = measures.anisotropy_by_text(space), measures.spectrum(space).effective_rank
         rows += [
             ("token", layer, "cosine", *mean(cosines)),
             ("token", layer, "effective_rank", *mean(ranks)),
+            ("token", layer, "svd_entropy", *mean(entropies)),
             ("token", layer, "condition_number", np.median(numbers), np.nan, np.nan),
             ("sentence", layer, "cosine", *mean(by_text, pairwise=True)),
             ("sentence", layer, "effective_rank", rank, np.nan, np.nan),

@@ -61,7 +61,7 @@ def geometric() -> dict:
 
 def tokens() -> dict:
     states, lengths = np.random.default_rng(5).normal(size=(2, 4, 7, D)) + 0.5, [7, 2, 5, 3]
-    names = ("cosine", "effective_rank", "condition_number")
+    names = ("cosine", "effective_rank", "svd_entropy", "condition_number")
     layers = [measures.over_smoothing(layer, lengths) for layer in states]
     by_layer = np.stack(layers, axis=1)
     return {

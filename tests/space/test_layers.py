@@ -34,6 +34,8 @@ def test_measures_are_those_of_each_text_alone(make_encoder, monkeypatch):
         spectra = [spectrum(t) for t in tokens]
         expected = np.median([s.condition_number for s in spectra])
         assert value["token", "condition_number"] == pytest.approx(expected, rel=1e-3)
+        expected = np.mean([s.svd_entropy for s in spectra])
+        assert value["token", "svd_entropy"] == pytest.approx(expected, rel=1e-4)
         pooled = np.stack([t.mean(axis=0) for t in tokens])
         assert value["sentence", "cosine"] == pytest.approx(anisotropy(pooled), abs=1e-5)
         expected = spectrum(pooled).effective_rank
@@ -42,6 +44,7 @@ def test_measures_are_those_of_each_text_alone(make_encoder, monkeypatch):
     assert {(level, measure) for level, measure, _ in bounded.index} == {
         ("token", "cosine"),
         ("token", "effective_rank"),
+        ("token", "svd_entropy"),
         ("sentence", "cosine"),
     }
 

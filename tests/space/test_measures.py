@@ -272,11 +272,14 @@ def test_each_text_is_measured_alone_without_its_padding(padding):
     lengths = [2, 5, 9]
     states = padded(lengths, padding=padding)
     measured = over_smoothing(states, lengths)
-    assert all(values.shape == (3,) for values in measured)
+    assert measured.shape == (4, 3)
     for i, length in enumerate(lengths):
         tokens = states[i, :length]
         cosines = [u @ v for u, v in itertools.combinations(unit(tokens), 2)]
         sigma = np.linalg.svd(tokens, compute_uv=False)
         p = sigma / sigma.sum()
-        expected = (np.mean(cosines), np.exp(-(p * np.log(p)).sum()), np.linalg.cond(tokens))
+        energy = sigma**2 / (sigma**2).sum()
+        entropy = -(energy * np.log(energy)).sum() / np.log(min(tokens.shape))
+        rank = np.exp(-(p * np.log(p)).sum())
+        expected = (np.mean(cosines), rank, entropy, np.linalg.cond(tokens))
         assert [values[i] for values in measured] == pytest.approx(expected, rel=1e-9)
