@@ -67,9 +67,10 @@ def files_of(notebook, draws):
     """What every rule of a notebook depends on, by kind."""
     path = f"notebooks/{notebook}.ipynb"
     library = notebook_files(path, root="codiemb_lib", without=() if draws else ("draw",))
+    said = [f"instructions/{PRESET.instructions.file}"] if PRESET.instructions else []
     return {
         "notebook": [path],
-        "preset": [f"notebooks/presets/{PRESET.name}.yaml"],
+        "preset": [f"notebooks/presets/{name}.yaml" for name in (PRESET.name, *said)],
         "registry": ["data/registry.yaml", *sorted(glob.glob("data/build/*.py"))],
         "library": [str(file) for file in library],
         "local": local_files() + root_files(),

@@ -93,7 +93,7 @@ def with_mined(preset: core.Preset, datasets: Mapping[str, Dataset]) -> dict[str
     """
     found = {**datasets}
     for settings in preset.datasets:
-        if asked := settings.mine:
+        if (asked := settings.mine) and settings.train != 0:
             dataset = datasets[settings.name]
             source = core.EncoderSettings(name=asked.encoder)
             source = preset.encoder if asked.encoder == "start" else source
