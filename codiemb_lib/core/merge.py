@@ -6,6 +6,7 @@ import math
 from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic.types import PositiveFloat, PositiveInt
 
 from codiemb_lib.core.settings import Name, Settings
 from codiemb_lib.core.words import unknown
@@ -18,14 +19,15 @@ class Method(NamedTuple):
     required: tuple[str, ...] = ()
     least: int = 1  # models
     most: float = math.inf
-    scored: bool = False  # whether it looks at dev scores while it merges
+    needs: str = ""  # a callback: the `score` of a model on dev, or the `gradient` of training
 
 
 METHODS = {
     "delta": Method(("granularity", "measure", "weighting", "power", "temperature")),
     "uniform": Method(),
     "linear": Method(("weights",), required=("weights",)),
-    "greedy": Method(scored=True),
+    "greedy": Method(needs="score"),
+    "learned": Method(("granularity", "steps", "rate"), needs="gradient"),
     "task_arithmetic": Method(("weights",)),
     "ties": Method(("density", "weights")),
     "dare": Method(("density", "seed")),
@@ -57,6 +59,8 @@ class Merge(Settings):
     density: Annotated[float, Field(gt=0, le=1)] | None = None
     seed: int | None = None
     t: float | None = None
+    steps: PositiveInt | None = None
+    rate: PositiveFloat | None = None
     floor: Annotated[float, Field(ge=0)] | None = None
 
     @model_validator(mode="after")
@@ -74,6 +78,8 @@ class Merge(Settings):
         if not method.least <= count <= method.most:
             size = "exactly" if method.most == method.least else "at least"
             raise ValueError(f"{self.method}: expected {size} {method.least} models, found {count}")
+        if self.method == "learned" and self.granularity not in (None, "model", "layer"):
+            raise ValueError(f"granularity: expected model or layer, found {self.granularity!r}")
         if self.temperature == 0:
             raise ValueError("temperature: expected a number other than zero, found 0")
         if (weights := self.weights) is not None:

@@ -261,7 +261,7 @@ class Preset(Settings):
                 known = [*self.variants]
                 raise ValueError(f"{place}: expected ingredients among {known}, found {strangers}")
         for model, merge in self.fusion.items():
-            if METHODS[merge.method].scored:  # only a study looks at dev
+            if METHODS[merge.method].needs:  # only a study looks at data
                 raise ValueError(
                     f"fusion {model!r}: expected a method without scores, found {merge.method!r}"
                 )

@@ -74,6 +74,7 @@ def merge(
     output: str | Path | None = None,
     settings_from: str | int = "",
     score: Score | None = None,
+    gradient: Callable | None = None,
     **options: Any,
 ) -> dict[str, Tensor] | Path:
     """Merge models that were trained from one base: base + scale * (merged - base).
@@ -94,6 +95,7 @@ def merge(
         output: For folders: the folder to write, absent or empty; a card says how it was made.
         settings_from: "base", or the number of the checkpoint whose settings the result takes.
         score: For the greedy soup: from a model to a number, higher being better.
+        gradient: For `learned`: from a model to the gradient of a training loss, by tensor.
 
     Returns:
         The merged mapping, in the order of the base, or the path `output`.
@@ -113,42 +115,48 @@ def merge(
         )
     try:
         if output is None:
-            return merge_weights(base, models, core.Merge(ingredients=[*models], **options), score)
+            settings = core.Merge(ingredients=[*models], **options)
+            return merge_weights(base, models, settings, score or gradient)
         ingredients = {name: str(folder) for name, folder in models.items()}
         options["settings_from"] = str(settings_from)
         recipe = Recipe(base=str(base), ingredients=ingredients, **options)
     except ValidationError as error:
         raise FusionError(core.explain(error)) from error
-    _merge_folders(recipe, Path(), Path(output), score)
+    _merge_folders(recipe, Path(), Path(output), score or gradient)
     return Path(output)
 
 
 @torch.no_grad()
 def merge_weights(
-    base: Weights, runs: Mapping[str, Weights], settings: core.Merge, score: Score | None = None
+    base: Weights, runs: Mapping[str, Weights], settings: core.Merge, asked: Callable | None = None
 ) -> dict[str, Tensor]:
     """The model that settings make of the runs they name, in the types of numbers of the first."""
-    merged = work_out(base, runs, settings, score)
+    merged = work_out(base, runs, settings, asked)
     runs = {"base": base, **runs}
     first = runs[next(iter(settings.ingredients))]
     return {name: cast(name, merged[name], first[name].dtype).clone() for name in base}
 
 
 def work_out(
-    base: Weights, runs: Mapping[str, Weights], settings: core.Merge, score: Score | None = None
+    base: Weights, runs: Mapping[str, Weights], settings: core.Merge, asked: Callable | None = None
 ) -> Lazy:
-    """The model that settings make of the runs they name, in float32 or wider, tensor by tensor."""
+    """The model that settings make of the runs they name, in float32 or wider, tensor by tensor.
+
+    `asked` is the callback that a method needs (`core.METHODS`).
+    """
     runs = {"base": base, **runs}  # which may be an ingredient, of a delta of zero
-    if core.METHODS[settings.method].scored != (score is not None):
+    needs = core.METHODS[settings.method].needs
+    if bool(needs) != (asked is not None):
         raise FusionError(
-            f"expected a `score` with 'greedy' and no other, found {score} with {settings.method}."
+            "expected a `score` with 'greedy', a `gradient` with 'learned' and neither with any "
+            f"other, found {asked} with {settings.method}."
         )
     models = [runs[name] for name in settings.ingredients]
     trained = [model for model in models if model is not base]
     check_alike(base, trained)
     same = tied([base, *models])  # worked out by their own names, a head and its table would part
     sources, origin, models = with_kept(base, runs, settings)
-    options = settings.options() | ({"score": score} if score else {})
+    options = settings.options() | ({needs: asked} if needs else {})
     merged = getattr(methods, settings.method)(origin, models, **options)
     scale_of = _scales(origin, models, merged, settings, {*sources, *same})
 
@@ -164,7 +172,7 @@ def work_out(
         return tensor
 
     result = Lazy(base, scaled)
-    result.kept = merged.kept
+    result.kept, result.coefficients = merged.kept, merged.coefficients
     return result
 
 
@@ -230,7 +238,9 @@ def fuse_recipe(path: str | Path, output: str | Path) -> list[str]:
     """
     path = Path(path)
     recipe = core.read_settings(path, Recipe, FusionError)
-    if core.METHODS[recipe.method].scored != bool(recipe.dev):
+    if recipe.method == "learned":
+        raise FusionError(f"{path}: expected a method for recipes; `learned` is one of presets.")
+    if (core.METHODS[recipe.method].needs == "score") != bool(recipe.dev):
         raise FusionError(
             f"{path}: expected `dev`, a preset whose dev sets decide, with `method: greedy` and no "
             f"other, found dev: {recipe.dev!r} with {recipe.method}."

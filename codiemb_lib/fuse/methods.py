@@ -6,7 +6,7 @@ when it is asked for, so models larger than the memory can be merged. Options ar
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -247,6 +247,51 @@ def model_stock(base: Weights, models: Sequence[Weights], *, floor: float = 0.0)
         return moves.move(lambda deltas: t * deltas.mean(dim=0))
 
     return merged(base, models, rule)
+
+
+def learned(
+    base: Weights,
+    models: Sequence[Weights],
+    *,
+    gradient: Callable[[dict[str, Tensor]], Mapping[str, Tensor]],
+    granularity: str = "model",
+    steps: int = 50,
+    rate: float = 0.02,
+) -> Lazy:
+    r"""Coefficients of the deltas that lower training losses, from the soup on, by Adam.
+
+    .. math:: \theta = \theta_0 + \sum_j c_{jl} \delta_j, \quad
+              \frac{\partial L}{\partial c_{jl}} = \sum_{t \in l}
+              \langle \nabla_t L, \delta_{jt} \rangle
+
+    with one coefficient for a model or, by layer, one for each of its layers l. `gradient` takes a
+    model and returns, by tensor, the gradient of a loss on a training batch that it draws itself:
+    never of dev or test. The result's `coefficients` are (layers, J).
+
+    Source: Self Positioning, arXiv 2410.15035; AdaMerging (Yang et al., ICLR 2024, arXiv
+    2310.02575), which lowers the entropy of predictions instead.
+    """
+    group = layer_of if granularity == "layer" else lambda name: None
+    names = [name for name in base if base[name].is_floating_point()]
+    rows = {key: row for row, key in enumerate(dict.fromkeys(map(group, names)))}
+    chosen = torch.full((len(rows), len(models)), 1 / len(models), requires_grad=True)
+    adam = torch.optim.Adam([chosen], lr=rate)
+
+    def rule(moves: Moves) -> Tensor:
+        own = chosen.detach()[rows[group(moves.name)]]
+        return moves.move(lambda deltas: own.to(deltas.dtype) @ deltas)
+
+    soup = merged(base, models, rule)
+    for _ in range(steps):
+        with torch.enable_grad():
+            found = gradient({name: soup[name] for name in base})
+        chosen.grad = torch.zeros_like(chosen)
+        for name in names:
+            if name in found:
+                chosen.grad[rows[group(name)]] += Moves(name, base, models).along(found[name])
+        adam.step()
+    soup.coefficients = chosen.detach()
+    return soup
 
 
 def regmean(base: Weights, models: Sequence[Weights]) -> Lazy:

@@ -59,6 +59,14 @@ class Moves:
         """All blocks at once, (J, n), for a rule that needs to look twice."""
         return torch.cat([deltas.clone() for deltas in self.deltas()], dim=1)
 
+    def along(self, direction: Tensor) -> Tensor:
+        """Inner products of the deltas with a tensor of their shape, (J,), in float64."""
+        flat, at = direction.reshape(-1), 0
+        total = torch.zeros(len(self.tensors), dtype=torch.float64)
+        for deltas in self.deltas():
+            total += (deltas @ flat[at : (at := at + deltas.shape[1])].to(deltas.dtype)).double()
+        return total
+
     def products(self, *, whole: bool = False) -> Tensor:
         """Inner products of what :meth:`deltas` yields, (J, J), in float64."""
         # In float32 the sum over a large tensor (an embedding table) is off by a thousandth.

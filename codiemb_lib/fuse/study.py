@@ -111,11 +111,14 @@ def try_on_dev(
     runs: Mapping[str, Weights],
     study: core.FusionStudy,
     scores: Callable[[Weights], pd.DataFrame],
+    gradient: Callable | None = None,
 ) -> tuple[pd.DataFrame, dict[str, core.Merge]]:
     """Score every candidate of a study on dev, and pick one for each method.
 
     The pick has the best mean of both tasks' means. A greedy soup looks at dev by itself; its row
-    is the uniform soup of what it kept. `scores` gives a model's dev scores, as `evaluate.score`.
+    is the uniform soup of what it kept. What `learned` found, by model, is a sum of deltas with
+    these weights. `scores` gives a model's dev scores, as `evaluate.score`, and `gradient` that of
+    a training loss, as `fuse/methods.py` says.
 
     Returns rows of the scores with method, candidate, settings, looks (how many models were scored
     for the row) and chosen; and each method's pick.
@@ -126,7 +129,13 @@ def try_on_dev(
         best = -np.inf
         for number, settings in enumerate(tried):
             looks = 1
-            if core.METHODS[settings.method].scored:
+            needs = core.METHODS[settings.method].needs
+            if needs == "gradient":
+                found = work_out(base, runs, settings, gradient).coefficients.tolist()[0]
+                changed = {"method": "task_arithmetic", "weights": tuple(found)}
+                changed |= dict.fromkeys(("granularity", "steps", "rate"))
+                settings = settings.model_copy(update=changed)
+            elif needs:
                 soup = work_out(base, runs, settings, lambda model: mean_of_tasks(scores(model)))
                 looks = 2 * len(settings.ingredients) - 1  # each alone; all but the best in a soup
                 kept = tuple(settings.ingredients[number] for number in soup.kept)

@@ -49,6 +49,7 @@ class Lazy(Mapping[str, Tensor]):
         self._work_out = work_out
         self.folder: Path | None = getattr(like, "folder", None)  # which messages name
         self.kept: list[int] | None = None  # the models in a greedy soup, by number
+        self.coefficients: Tensor | None = None  # of deltas, where they were learned
 
     def __getitem__(self, name: str) -> Tensor:
         return self._work_out(name)

@@ -57,6 +57,12 @@ def nearness(model: Weights) -> float:
     return -(model[name] - (models[0][name] + models[1][name]) / 2).norm().item()
 
 
+def pull(model: Weights) -> Weights:
+    """The gradient of half the squared distance to the third model, in the tensors of layers."""
+    _, models = made_up()
+    return {n: model[n] - models[2][n] for n in SHAPES if layer_of(n) in (0, 1)}
+
+
 OPTIONS = {  # of a method that is not here, its defaults
     "delta": [
         {},
@@ -70,6 +76,7 @@ OPTIONS = {  # of a method that is not here, its defaults
     "uniform": [{}, {"scale": 1.5}, {"scale": 0.0}, {"keep": {"*query*": 0}}],
     "linear": [{"weights": [1.0, 2.0, 1.0]}, {"weights": [2.0, -1.0, 0.5], "scale": 0.5}],
     "greedy": [{"score": nearness}],
+    "learned": [{"gradient": pull, "steps": 5}, {"gradient": pull, "granularity": "layer"}],
     "task_arithmetic": [{}, {"weights": [0.5, 0.3, -0.2], "scale": 0.4}],
     "ties": [{}, {"density": 0.5}, {"density": 1.0, "weights": [1.0, 2.0, 0.5], "scale": 0.8}],
     "dare": [{}, {"density": 0.5, "seed": 3}, {"density": 0.5, "seed": 4, "scale": 0.5}],

@@ -67,6 +67,7 @@ EVERY_METHOD = [
     {"method": "uniform"},
     {"method": "linear", "weights": [1, 2, 3]},
     {"method": "greedy", "score": score_of},
+    {"method": "learned", "gradient": lambda model: {}},
     {"method": "task_arithmetic"},
     {"method": "task_arithmetic", "weights": [0.5, 0.25, 1]},
     {"method": "ties"},
@@ -292,7 +293,8 @@ def test_the_table_of_methods_says_what_their_functions_take():
     for name, method in METHODS.items():
         parameters = inspect.signature(getattr(methods, name)).parameters.values()
         options = {p.name: p.default is p.empty for p in parameters if p.kind is p.KEYWORD_ONLY}
-        assert options.pop("score", False) == method.scored
+        needed = {option for option in ("score", "gradient") if options.pop(option, False)}
+        assert needed == {*filter(None, [method.needs])}
         assert method.options == (*options,)
         assert method.required == tuple(name for name, required in options.items() if required)
     taken = [name for name, f in vars(methods).items() if "Source:" in (inspect.getdoc(f) or "")]
@@ -487,7 +489,7 @@ def test_greedy_soup_keeps_whom_it_is_not_worse_for():
     with pytest.raises(FusionError, match="score: expected a number for every model, found NaN"):
         merge(BASE, CHECKPOINTS, method="greedy", score=lambda model: math.nan)
     for options in ({"method": "greedy"}, {"method": "uniform", "score": score}):
-        with pytest.raises(FusionError, match=r"expected a `score`.* 'greedy' and no other"):
+        with pytest.raises(FusionError, match=r"expected a `score` with 'greedy'"):
             merge(BASE, CHECKPOINTS, **options)
 
 
@@ -736,3 +738,24 @@ def test_the_base_as_an_ingredient_is_a_delta_of_zero(caplog):
     for name in SHAPES:
         torch.testing.assert_close(found[name], 0.25 * BASE[name] + 0.75 * CHECKPOINTS[0][name])
     assert not caplog.text
+
+
+@pytest.mark.parametrize("granularity", ["model", "layer"])
+def test_learned_coefficients_find_the_bottom_of_a_loss(granularity):
+    wanted = {-1: (0.3, 0.9, 0.1), 0: (0.3, 0.9, 0.1), 1: (0.6, -0.2, 0.5), None: (0.3, 0.9, 0.1)}
+    if granularity == "model":
+        wanted = dict.fromkeys(wanted, (0.3, 0.9, 0.1))
+    target = {}
+    for n in SHAPES:
+        parts = zip(wanted[layer_of(n)], CHECKPOINTS, strict=True)
+        target[n] = BASE[n] + sum(c * (model[n] - BASE[n]) for c, model in parts)
+    options = {"granularity": granularity, "steps": 1500, "rate": 0.02}
+    gradient = lambda model: {n: model[n] - target[n] for n in SHAPES}  # noqa: E731
+    settings = Merge(ingredients=("0", "1", "2"), method="learned", **options)
+    runs = dict(zip("012", CHECKPOINTS, strict=True))
+    assert_equal_models(merge_weights(BASE, runs, settings, gradient), target, rtol=0, atol=1e-3)
+
+
+def test_learned_coefficients_start_at_the_soup():
+    found = merge(BASE, CHECKPOINTS, method="learned", gradient=lambda model: {})
+    assert_equal_models(found, merge(BASE, CHECKPOINTS, method="uniform"))
