@@ -188,6 +188,13 @@ class VariantSettings(Settings):
                 "a mixed plan: expected `sts_objective: info_nce`, one InfoNCE for all records, or "
                 "`sts_objective: codiemb`, an objective of its own for each task, found neither"
             )
+        one = self.sts_objective == "info_nce"
+        if one and self.teachers:
+            raise ValueError("teachers: expected a `sts_objective` of scores, found info_nce")
+        if one and self.plan == "mixed" and self.weights != TaskWeights():
+            raise ValueError("weights: expected a loss for each task, found one InfoNCE for all")
+        if self.plan != "paired" and self.gradients != "unit":
+            raise ValueError("gradients: expected `plan: paired`, whose gradients they are")
         if missing := {*self.tasks} - {*self.teachers} if self.teachers else ():
             raise ValueError(f"teachers: expected one for each of its tasks, lacking {missing}")
         return self

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -163,15 +164,20 @@ def _common(names: Iterable[str]) -> str:
 def training_records(
     preset: core.Preset, datasets: Mapping[str, Dataset], seed: int, variant: core.VariantSettings
 ) -> list[Record]:
-    """What a variant trains on: `train` records of each set, or, with teachers, all the others."""
+    """What a variant trains on: `train` records of each set, or, with teachers, all the others.
+
+    A set whose `train` is 0 is never trained on. Of a student's records no labels are read: they
+    come without hard negatives, and the teachers' cosines stand for scores.
+    """
     draw = seed if preset.training.sample_by_seed else 0
     records: list[Record] = []
     for d in preset.datasets:
-        if (dataset := datasets[d.name]).task in variant.tasks:
+        if d.train != 0 and (dataset := datasets[d.name]).task in variant.tasks:
             drawn = dataset.split("train", limit=d.train, seed=draw)
             if variant.teachers:
                 known = {*map(id, drawn)}
-                drawn = [r for r in dataset.split("train") if id(r) not in known]
+                others = (r for r in dataset.split("train") if id(r) not in known)
+                drawn = [replace(r, negatives=(), negative_scores=()) for r in others]
             records += drawn
     return records
 
@@ -358,9 +364,10 @@ class _Trainer:
         for task in ("ir", "sts"):
             own = [share for share in shares if share.batch.planned.task == task]
             losses += self._add_gradients(own)[0]
-            norms[f"gradient_norm_{task}"] = norm = self._clip(own, None)
+            weight, norm = getattr(self.variant.weights, task), self._clip(own, None)
+            norms[f"gradient_norm_{task}"] = norm / weight  # which the loss has been multiplied by
             unit = self.variant.gradients == "unit" and norm > 0
-            factor = getattr(self.variant.weights, task) / norm if unit else 1.0
+            factor = weight / norm if unit else 1.0
             for parameter in self.model.parameters():
                 if (gradient := parameter.grad) is not None:
                     gradient.mul_(factor)

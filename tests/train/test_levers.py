@@ -202,6 +202,22 @@ def test_records_of_a_student_are_those_that_the_sample_left_out(project):
     ids = [{(r.dataset, r.query, r.positives) for r in of} for of in (labelled, others)]
     assert (len(labelled), len(others)) == (48, 32)
     assert not ids[0] & ids[1]
+    assert any(record.negatives for record in labelled)
+    assert not any(record.negatives for record in others)
+
+
+def test_nobody_trains_on_a_set_of_which_no_record_is_to_be_trained_on(project):
+    """A student neither, also where the set has no training split."""
+    variants(project, student={"teachers": {"ir": "ir_only", "sts": "codiemb"}})
+    content = yaml.safe_load((project / PRESET).read_text())
+    content["datasets"] = [{"name": "ir", "train": 0}, {"name": "sts", "train": 24}]
+    content["datasets"] += [{"name": "more", "train": 0, "dev": 0}]
+    (project / PRESET).write_text(yaml.safe_dump(content))
+    preset = load_preset("tiny")
+    sets = load_datasets(preset)
+    for name in ("codiemb", "student"):
+        found = training_records(preset, sets, 0, preset.variant(name))
+        assert {record.dataset for record in found} == {"sts"}
 
 
 @pytest.mark.parametrize(
@@ -211,6 +227,15 @@ def test_records_of_a_student_are_those_that_the_sample_left_out(project):
         ({"plan": "paired", "balance": "equal"}, "a paired plan has its own balance"),
         ({"plan": "paired", "tasks": ["ir"]}, "takes both tasks"),
         ({"teachers": {"ir": "ir_only"}}, "lacking {'sts'}"),
+        (
+            {"sts_objective": "info_nce", "teachers": {"ir": "ir_only", "sts": "codiemb"}},
+            "expected a `sts_objective` of scores",
+        ),
+        (
+            {"plan": "mixed", "sts_objective": "info_nce", "weights": {"sts": 2.0}},
+            "expected a loss for each task",
+        ),
+        ({"gradients": "plain"}, "expected `plan: paired`"),
         ({"teachers": {"ir": "nobody", "sts": "codiemb"}}, "unknown teacher 'nobody'"),
         ({"teachers": {"ir": "new", "sts": "codiemb"}}, "unknown teacher 'new'"),
     ],
@@ -263,6 +288,8 @@ def test_in_a_paired_step_unit_gradients_undo_the_scale_of_a_loss_and_plain_ones
     for first, second in (("unit_one", "unit_weight"), ("plain_one", "plain_four")):
         with pytest.raises(AssertionError):
             assert_same_weights(runs[first], runs[second], 1e-5)
+    first = [log_of(runs[name]).loc[0, "gradient_norm_sts"] for name in ("unit_one", "unit_weight")]
+    assert first[1] == pytest.approx(first[0], rel=1e-5)  # before any scaling
     norms = log_of(runs["unit_weight"]).eval("gradient_norm")
     assert norms.between(3, 5).all()  # 4 and 1, at some angle
 
