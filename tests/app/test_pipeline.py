@@ -245,7 +245,8 @@ for name in ('scores.csv', 'embeddings.safetensors'):
 """,
     "06_comparison": """
 note('comparison')
-for name in ('comparisons.csv', 'claims.csv', 'study_comparisons.csv'):
+tables = ('comparisons.csv', 'claims.csv', 'study_comparisons.csv')
+for name in (*tables, 'text_scores.npz'):
     write(runs / name)
 """,
     "07_embedding_geometry": """
