@@ -63,13 +63,13 @@ def benchmark(
     sets = settings.datasets if settings else ()
     own = {d.name: d for d in sets if getattr(d, given["split"]) != 0}
     jobs = {}
-    named = [options.from_here(name) for name in tasks]
+    places = {name: options.from_here(name) for name in tasks or ([] if mteb else own)}
     further = evaluate.mteb_tasks(mteb) if mteb else ()
-    named += [task.metadata.name for task in further]
+    named = [*map(options.from_here, tasks), *(task.metadata.name for task in further)]
     if twice := {name for name in named if named.count(name) > 1}:
         raise click.UsageError(f"expected each task once, found {min(twice)!r} again.")
-    for name in tasks or ([] if mteb else own):
-        how = own.get(name) or core.DatasetSettings(name=options.from_here(name))
+    for name, place in places.items():
+        how = own.get(name) or core.DatasetSettings(name=place)
         jobs[name] = partial(evaluate.local_task, store, how, own.get(name), **given, **shared)
     for task in further:
         prompts = settings.benchmark.get(task.metadata.name) if settings else None

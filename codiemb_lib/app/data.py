@@ -124,6 +124,9 @@ def _splits_of_hub(named: Sequence[str]) -> dict[str, str]:
 @click.option("--depth", default=100, help="Nearest passages that are looked at.")
 @click.option("--query-prompt", default="")
 @click.option("--passage-prompt", default="")
+@click.option(
+    "--ignore-identical-ids", is_flag=True, help="Leave out the document of a query's id."
+)
 @click.option("--corpus", type=options.FILE, help="A corpus.jsonl, or its folder; no part of OUT.")
 def mine(source: str, out: str, encoder: str, split: str, corpus: str | None, **given: Any) -> None:
     """Find hard negatives with an encoder.
@@ -134,8 +137,9 @@ def mine(source: str, out: str, encoder: str, split: str, corpus: str | None, **
     given = {name: value for name, value in given.items() if value is not None}
     if not given.keys() & {"absolute_margin", "relative_margin"}:
         given["absolute_margin"] = 0.05
-    prompts = {name: given.pop(name) for name in core.Prompts.model_fields}
-    given["prompts"] = core.Prompts(**prompts)
+    names = (*core.Prompts.model_fields, "ignore_identical_ids")
+    own = {name: given.pop(name) for name in names}
+    given["settings"] = core.DatasetSettings(name="", **own)
     dataset = sets.load_dataset(source)
     records = dataset.split(split)
     passages = [*dataset.corpus, *(sets.read_beir_corpus(corpus).values() if corpus else ())]

@@ -30,23 +30,16 @@ def tune(preset: str, rates: Sequence[float], variants: Sequence[str], seed: int
     rows = []
     for variant in variants or settings.variants:
         for rate in rates:
-            own = settings.variant(variant).model_dump(exclude_unset=True) | {"learning_rate": rate}
-            named = {f"{variant}-{rate:g}": core.VariantSettings(**own)}
-            named |= {t: settings.variants[t] for t in settings.variant(variant).teachers.values()}
-            tried = settings.model_copy(
-                update={"name": f"{settings.name}-rates", "variants": named}
-            )
-            folder = train(tried, next(iter(named)), seed)
-            manifest, dev = (
-                core.read_json(folder / "manifest.json"),
-                pd.read_csv(folder / "dev.csv"),
-            )
-            step = manifest["settings"]["selected_step"]
+            own, name = settings.variant(variant), f"{variant}-{rate:g}"
+            named = settings.variants | {name: own.model_copy(update={"learning_rate": rate})}
+            changes = {"name": f"{settings.name}-rates", "variants": named}
+            folder = train(settings.model_copy(update=changes), name, seed)
+            manifest = core.read_json(folder / "manifest.json")
+            step, dev = manifest["settings"]["selected_step"], pd.read_csv(folder / "dev.csv")
             means = core.task_means(dev[dev["step"] == step])
-            tasks = settings.variant(variant).tasks
             rows.append(
                 {"preset": settings.name, "variant": variant, "seed": seed, "learning_rate": rate}
-                | {"step": step, **means, "own": sum(means[t] for t in tasks) / len(tasks)}
+                | {"step": step, **means, "own": sum(means[t] for t in own.tasks) / len(own.tasks)}
                 | {"commit": manifest["git_commit"]}
             )
     table = pd.DataFrame(rows)

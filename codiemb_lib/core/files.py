@@ -98,7 +98,7 @@ def scratch_beside(path: Path) -> Iterator[Path]:
             held = _lock(left / ".lock")
         except OSError:  # of a process that lives, or of another user
             continue
-        own = left.name[: -len(".12345678.partial")] == _hidden(path)
+        own = left.name.rsplit(".", 2)[0] == _hidden(path)
         if (old := left / "replaced").is_dir() and own and not path.exists():
             old.rename(path)  # killed between two renames
         if own or not old.exists():  # else it waits for who asks for its name

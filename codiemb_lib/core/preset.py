@@ -84,6 +84,12 @@ class MineSettings(Settings):
     absolute_margin: Annotated[float, Field(ge=0, le=2)] | None = None
     encoder: str = "start"  # the preset's, untrained; or another, as an encoder is named
 
+    @model_validator(mode="after")
+    def _one_margin(self) -> MineSettings:
+        if {"margin", "absolute_margin"} <= self.model_fields_set:
+            raise ValueError("expected `margin` or `absolute_margin`, found both")
+        return self
+
 
 class DatasetSettings(Prompts):
     """A data set of the registry, and how many records of each split."""
@@ -176,7 +182,7 @@ class VariantSettings(Settings):
     objective: dict[str, Any] = {}  # the preset's settings of these names, with other values
 
     @model_validator(mode="after")
-    def _share_belongs_to_its_balance(self) -> VariantSettings:
+    def _settings_belong_together(self) -> VariantSettings:
         if (self.balance == "ir_share") != (self.ir_share is not None):
             raise ValueError("`ir_share` and `balance: ir_share` need each other")
         if self.plan != "single" and self.balance != "proportional":

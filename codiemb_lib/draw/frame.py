@@ -193,13 +193,8 @@ def scores_by_dataset(rows: pd.DataFrame, *index: str) -> pd.DataFrame:
 
 
 def means_by_task(rows: pd.DataFrame, *index: str) -> pd.DataFrame:
-    """Their means over the data sets of each task: the columns ir and sts.
-
-    Sets may differ from split to split, for one that is out of domain has no dev.
-    """
-    splits = [of for _, of in rows.groupby("split")] if "split" in index else [rows]
-    means = [scores_by_dataset(of, *index).T.groupby(level="task").mean().T for of in splits]
-    return pd.concat(means).sort_index()
+    """Their means over the data sets of each task: the columns ir and sts."""
+    return scores_by_dataset(rows, *index).T.groupby(level="task").mean().T
 
 
 def both_tasks(means: pd.DataFrame) -> pd.DataFrame:

@@ -77,7 +77,9 @@ def plot_study(rows: pd.DataFrame, *, ax: np.ndarray | None = None) -> np.ndarra
     that did best on dev, out of equally many (the greedy soup looks by itself); test (lower row)
     was looked at once, with these. {points}
     """
-    means = frame.both_tasks(frame.means_by_task(rows, "split")).stack().unstack("variant")
+    # By split, for a set that is out of domain has no dev.
+    splits = (frame.means_by_task(of, "split") for _, of in rows.groupby("split"))
+    means = frame.both_tasks(pd.concat(splits)).stack().unstack("variant")
     methods = [name for name in rows["variant"].unique() if name != "uniform"]
     means = frame.complete(means.reindex(columns=pd.Index([*methods, "uniform"], name="variant")))
     gains = means.sub(means["uniform"], axis=0)[methods].stack().rename("value").reset_index()

@@ -13,7 +13,8 @@ from codiemb_lib.data import Dataset, Record, answers_of, origin_of, read_file, 
 from codiemb_lib.evaluate import NUMERICS
 from codiemb_lib.evaluate.search import EvaluationError, top_k
 
-_NONE = core.Prompts()
+_PLAIN = core.DatasetSettings(name="")
+_DECIDES = {"mine", "query_prompt", "passage_prompt", "ignore_identical_ids"}
 
 
 def mine(
@@ -21,7 +22,7 @@ def mine(
     records: Sequence[Record],
     *,
     corpus: Iterable[str] = (),
-    prompts: core.Prompts = _NONE,
+    settings: core.DatasetSettings = _PLAIN,
     negatives: int = 4,
     absolute_margin: float = 0.0,
     relative_margin: float = 0.0,
@@ -33,7 +34,7 @@ def mine(
     Candidates are the distinct passages of all records, positives and negatives alike, and the
     texts of `corpus`. Of the `depth` passages of largest cosine with the query, in falling order, a
     record gets the first `negatives` that read neither like the query itself nor like a positive of
-    any record of it (`answers_of`), are not the document of its id, and whose cosine satisfies
+    any record of it (`answers_of`) and whose cosine satisfies
 
     .. math:: \cos(q, d^-) \le (1 - \mathrm{relative}) \min_{d^+} \cos(q, d^+)
               - \mathrm{absolute}.
@@ -43,8 +44,10 @@ def mine(
     sentence-transformers names them. Of several positives the least similar one counts, as the
     objective sets each positive of a record against each of its negatives.
 
-    Former negatives and their scores are replaced. A record with too few candidates gets fewer.
-    Passages of equal cosine come in the order of the records, then of `corpus`.
+    `settings` give the prompts, and by `ignore_identical_ids` say whether the document of a query's
+    id is left out, as in scoring. Former negatives and their scores are replaced. A record with too
+    few candidates gets fewer. Passages of equal cosine come in the order of the records, then of
+    `corpus`.
 
     Raises:
         EvaluationError: A record that is not of IR, or a setting out of range.
@@ -68,8 +71,8 @@ def mine(
     plain, known = [*map(normalise, passages)], answers_of(records)
     texts = dict.fromkeys(record.query for record in records)
     queries = {query: row for row, query in enumerate(texts)}
-    q = encoder.embed(list(queries), prompt=prompts.query_prompt, progress=progress)
-    p = encoder.embed(passages, prompt=prompts.passage_prompt, progress=progress)
+    q = encoder.embed(list(queries), prompt=settings.query_prompt, progress=progress)
+    p = encoder.embed(passages, prompt=settings.passage_prompt, progress=progress)
     cosines, rows = top_k(q, p, min(depth, len(passages)), progress=progress)
 
     mined = []
@@ -78,7 +81,8 @@ def mine(
         least = (p[[row_of[text] for text in record.positives]] @ q[i]).min()
         ceiling = (1 - relative_margin) * least - absolute_margin
         own = normalise(record.query)
-        out = known[own] | {own, normalise(record.same_id)}
+        out = known[own] | {own}
+        out |= {normalise(record.same_id)} if settings.ignore_identical_ids else set()
         near = (row for row in rows[i, cosines[i] <= ceiling] if plain[row] not in out)
         chosen = tuple(passages[row] for row in islice(near, negatives))
         mined.append(replace(record, negatives=chosen, negative_scores=()))
@@ -98,8 +102,8 @@ def with_mined(preset: core.Preset, datasets: Mapping[str, Dataset]) -> dict[str
             source = core.EncoderSettings(name=asked.encoder)
             source = preset.encoder if asked.encoder == "start" else source
             embedder = model.Embedder(source.model_copy(update={"lora": None}))
-            said = asked.model_dump_json(), settings.query_prompt, settings.passage_prompt
-            key = core.sha256_text(dataset.content_hash, embedder.key, *said, str(NUMERICS))
+            said = settings.model_dump_json(include=_DECIDES)
+            key = core.sha256_text(dataset.content_hash, embedder.key, said, str(NUMERICS))
             folder = core.project_root() / "data" / "cache" / "mined"
             folder /= f"{Path(settings.name).name}-{key[:16]}"
             with core.alone(folder):
@@ -125,5 +129,5 @@ def _mined(
     relative = {"relative_margin": 1 - asked.margin}
     absolute = {"absolute_margin": asked.absolute_margin}
     margin = relative if asked.absolute_margin is None else absolute
-    mined = mine(embedder, records, prompts=settings, negatives=asked.negatives, **margin)
+    mined = mine(embedder, records, settings=settings, negatives=asked.negatives, **margin)
     return [own if own.negatives else new for own, new in zip(records, mined, strict=True)]

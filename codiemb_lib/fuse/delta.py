@@ -40,8 +40,9 @@ def delta(
     MetaGPT's coefficient (arXiv 2406.11385). Rows and shares are ours.
     """
     weigh = partial(_shares, weighting=weighting, power=power, temperature=temperature)
-    weights_of = _weights_of(base, models, granularity, measure, weigh)
-    if granularity not in ("row", "element"):  # the weights sum to one: the base cancels
+    if granularity not in ("row", "element"):
+        weights_of = _weights_of(base, models, granularity, measure, weigh)
+        # The weights sum to one: the base cancels.
         return merged(base, models, lambda moves: moves.mix(weights_of(moves).tolist()))
     of_block = _of_block(base, models, measure, weigh)
 
@@ -92,9 +93,11 @@ def _of_block(
 
     def of(deltas: Tensor, row: int) -> Tensor:
         by_row = deltas.unflatten(1, (-1, row))  # (J, rows, row)
-        norms = by_row.abs().squeeze(2) if row == 1 else torch.linalg.vector_norm(by_row, dim=2)
-        weights = weigh(norms / totals.to(norms.dtype)[:, None])
-        return weights.repeat_interleave(row, dim=1)
+        norms = deltas.abs() if row == 1 else torch.linalg.vector_norm(by_row, dim=2)
+        if measure == "share":
+            norms /= totals.to(norms.dtype)[:, None]
+        weights = weigh(norms)
+        return weights if row == 1 else weights.repeat_interleave(row, dim=1)
 
     return of
 

@@ -132,8 +132,7 @@ def merge_weights(
 ) -> dict[str, Tensor]:
     """The model that settings make of the runs they name, in the types of numbers of the first."""
     merged = work_out(base, runs, settings, asked)
-    runs = {"base": base, **runs}
-    first = runs[next(iter(settings.ingredients))]
+    first = {"base": base, **runs}[next(iter(settings.ingredients))]
     return {name: cast(name, merged[name], first[name].dtype).clone() for name in base}
 
 
@@ -152,8 +151,7 @@ def work_out(
             f"other, found {asked} with {settings.method}."
         )
     models = [runs[name] for name in settings.ingredients]
-    trained = [model for model in models if model is not base]
-    check_alike(base, trained)
+    check_alike(base, [runs[name] for name in settings.ingredients if name != "base"])
     same = tied([base, *models])  # worked out by their own names, a head and its table would part
     sources, origin, models = with_kept(base, runs, settings)
     options = settings.options() | ({needs: asked} if needs else {})
@@ -221,8 +219,6 @@ def with_kept(
             )
         sources = dict.fromkeys(names, source) | sources
     kept = {name: base if source == "base" else runs[source] for name, source in sources.items()}
-
-    runs = {"base": base, **runs}
 
     def alike(model: Weights) -> Weights:
         return Lazy(model, lambda name: kept.get(name, model)[name]) if kept else model

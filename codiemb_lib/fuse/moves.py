@@ -47,11 +47,11 @@ class Moves:
         block = torch.empty(len(flat), min(len(origin), step), dtype=wide(origin.dtype))
         for at in range(0, len(origin), step):
             start, part = origin[at : at + step].to(block.dtype), block[:, : len(origin) - at]
-            for row, tensor in zip(part, flat, strict=True):
+            for own, tensor in zip(part, flat, strict=True):
                 if whole:
-                    row.copy_(tensor[at : at + step])
+                    own.copy_(tensor[at : at + step])
                 else:
-                    torch.sub(tensor[at : at + step].to(block.dtype), start, out=row)
+                    torch.sub(tensor[at : at + step].to(block.dtype), start, out=own)
             self._check_finite(part)
             yield part
 

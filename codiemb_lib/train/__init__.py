@@ -23,7 +23,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submodules=["objectives"],
     submod_attrs={
         "batches": ["OptimizerSteps", "make_batch", "make_share"],
-        "conflict": ["conflict", "cosine_by_layer", "loss_gradient"],
+        "conflict": ["conflict", "cosine_by_layer", "training_gradient"],
         "devices": ["sparse_embedding_gradients"],
         "loop": ["train", "training_records"],
         "objectives": ["pro_loss"],

@@ -7,17 +7,22 @@ batches of one task.
 """
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from itertools import combinations
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from itertools import combinations, count
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
-from codiemb_lib.core import ObjectiveSettings, layer_of
+from codiemb_lib.core import ObjectiveSettings, Preset, layer_of
+from codiemb_lib.data import load_datasets
+from codiemb_lib.evaluate import with_mined
 from codiemb_lib.model import Encoder
-from codiemb_lib.train.batches import Share
+from codiemb_lib.train.batches import OptimizerSteps, Share
+from codiemb_lib.train.loop import training_records
+from codiemb_lib.train.sampling import SingleTaskPlan
 from codiemb_lib.train.step import batch_loss, needs_middle
 
 
@@ -38,6 +43,32 @@ def loss_gradient(
     gradients = torch.autograd.grad(loss, [*own.values()], allow_unused=True)
     encoder.train(training)
     return {n: g for n, g in zip(own, gradients, strict=True) if g is not None}
+
+
+def training_gradient(
+    preset: Preset, encoder: Encoder, seed: int
+) -> Callable[[Mapping[str, Tensor]], dict[str, Tensor]]:
+    """The function from a backbone's weights to the gradient of the loss of a training batch.
+
+    Every call takes the next batch, retrieval and similarity equally often; the first one loads the
+    data. The encoder takes the weights.
+    """
+
+    @cache
+    def steps() -> OptimizerSteps:
+        records = training_records(preset, with_mined(preset, load_datasets(preset)), seed)
+        sizes = preset.training.batch_sizes.model_dump()
+        plan = SingleTaskPlan(records, batch_sizes=sizes, balance="equal")
+        return OptimizerSteps(records, plan, encoder, preset, seed=seed)
+
+    turn = count()
+
+    def gradient(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        encoder.backbone.load_state_dict(weights)
+        share, *_ = steps()[next(turn) % len(steps())]
+        return loss_gradient(encoder, share, preset.objective)
+
+    return gradient
 
 
 def cosine_by_layer(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> dict[int, float]:

@@ -35,6 +35,7 @@ logger = logging.getLogger(__name__)
 
 Watch = Callable[[list[dict], pd.DataFrame], None] | None
 _FREE = {"workers", "trackers", "accelerate"}  # settings that change no result
+_BOTH = core.VariantSettings()  # of both tasks
 
 
 class DivergenceError(core.CodiembError, FloatingPointError):
@@ -84,7 +85,7 @@ def train(
         DivergenceError: The last checkpoint stays, and beside it the records of the batch.
         subprocess.CalledProcessError: The processes of `accelerate` failed.
     """
-    for teacher in {*preset.variant(variant).teachers.values()}:
+    for teacher in dict.fromkeys(preset.variant(variant).teachers.values()):  # one order for all
         train(preset, teacher, seed, accelerate=accelerate, progress=progress)
     config = preset.training.accelerate if accelerate is None else accelerate
     folder = core.run_folder(preset.name, variant, seed)
@@ -162,7 +163,10 @@ def _common(names: Iterable[str]) -> str:
 
 
 def training_records(
-    preset: core.Preset, datasets: Mapping[str, Dataset], seed: int, variant: core.VariantSettings
+    preset: core.Preset,
+    datasets: Mapping[str, Dataset],
+    seed: int,
+    variant: core.VariantSettings = _BOTH,
 ) -> list[Record]:
     """What a variant trains on: `train` records of each set, or, with teachers, all the others.
 

@@ -316,6 +316,10 @@ def test_an_unknown_variant_names_the_nearest():
         (lambda c: c.update(seeds=[True]), "seeds: expected no switch, found true"),
         (lambda c: c["fusion"]["soup"].update(ingredients=["codiemb"] * 2), "expected each once"),
         (lambda c: c["fusion"]["soup"].update(method="linear", weights=[1, True]), "no switch"),
+        (
+            lambda c: c["datasets"][0].update(mine={"margin": 0.9, "absolute_margin": 0.1}),
+            "expected `margin` or `absolute_margin`, found both",
+        ),
     ],
 )
 def test_what_would_count_twice_or_as_a_number_is_refused(tmp_path, change, found):

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from codiemb_lib.core.preset import DatasetSettings, Prompts
+from codiemb_lib.core.preset import DatasetSettings
 from codiemb_lib.core.runs import t_interval
 from codiemb_lib.core.words import task_means
 from codiemb_lib.data.records import Record
@@ -227,7 +227,7 @@ def mined() -> dict:
         "no margin": {"absolute_margin": 0.0, "negatives": 2},
         "corpus and prompts": {
             "corpus": CORPUS,
-            "prompts": Prompts(query_prompt="query: ", passage_prompt="find "),
+            "settings": DatasetSettings(name="", query_prompt="query: ", passage_prompt="find "),
             "negatives": 3,
             "absolute_margin": 0.02,
             "depth": 20,

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from codiemb_lib.core import EncoderSettings, Preset, Prompts
+from codiemb_lib.core import DatasetSettings, EncoderSettings, Preset
 from codiemb_lib.data import Record, load_dataset, write_splits
 from codiemb_lib.evaluate import EvaluationError, mine, with_mined
 from codiemb_lib.model import Embedder
@@ -51,7 +51,9 @@ def test_the_margin_is_kept_from_the_positive():
 
 def test_the_query_is_no_negative_even_where_the_prompt_parts_it_from_itself():
     found = mined(
-        ir("q 0", "p -40"), corpus=["q 0", *corpus(20)], prompts=Prompts(passage_prompt="50")
+        ir("q 0", "p -40"),
+        corpus=["q 0", *corpus(20)],
+        settings=DatasetSettings(name="", passage_prompt="50"),
     )
     assert found == corpus(20)
 
@@ -60,8 +62,11 @@ def test_what_reads_like_an_answer_to_the_query_or_has_its_id_is_no_negative():
     """By any record of the query, whatever its case and blanks, at a margin of 0."""
     records = [ir("Q 0", "Paris. 20", same_id="a 40"), ir("q 0", "Rome 30")]
     texts = ["paris 20", "PARIS  20", "rome. 30", "Q: 0", "a 40", "Oslo 50"]
-    found = mine(ByAngle(), records, corpus=texts, absolute_margin=0)
-    assert [record.negatives for record in found] == [("Oslo 50",), ("a 40", "Oslo 50")]
+    expected = [("Oslo 50",), ("a 40", "Oslo 50")]
+    for ignored in (True, False):  # the document of its id: as it is scored
+        settings = DatasetSettings(name="", ignore_identical_ids=ignored)
+        found = mine(ByAngle(), records, corpus=texts, settings=settings)
+        assert [record.negatives for record in found] == [expected[not ignored], expected[1]]
 
 
 def test_candidates_are_the_passages_of_all_records_and_of_the_corpus():
@@ -100,7 +105,12 @@ def test_equal_similarities_stand_in_the_order_of_the_input():
 def test_every_text_is_encoded_once_with_its_side_s_prompt():
     encoder = ByAngle()
     records = [ir("q 0", "p 10"), ir("q 0", "p 20"), ir("r 0", "p 10", negatives=("q 0",))]
-    mine(encoder, records, corpus=["p 20"], prompts=Prompts(query_prompt="5", passage_prompt="9"))
+    mine(
+        encoder,
+        records,
+        corpus=["p 20"],
+        settings=DatasetSettings(name="", query_prompt="5", passage_prompt="9"),
+    )
     assert encoder.calls == [
         (["q 0", "r 0"], "5"),
         (["p 10", "p 20", "q 0"], "9"),
@@ -200,7 +210,7 @@ def asked(make_encoder, tmp_path, monkeypatch):
             description="",
             seeds=[0],
             encoder={"name": "encoder"},
-            datasets=[{"name": "qa", "mine": {"margin": 1.0, **mine}}],
+            datasets=[{"name": "qa", "mine": {k: v for k, v in mine.items() if v is not None}}],
             training={"batch_sizes": {"ir": 2, "sts": 2, "mixed": 2}},
             variants={"ir_only": {"tasks": ["ir"]}},
         )
@@ -210,7 +220,7 @@ def asked(make_encoder, tmp_path, monkeypatch):
 
 
 def test_a_preset_mines_once_for_records_without_negatives(asked, caplog, monkeypatch):
-    preset, datasets = asked(negatives=2)
+    preset, datasets = asked(negatives=2, margin=1.0)
     first = with_mined(preset, datasets)["qa"]
     train = first.split("train")
     assert train[0].negatives == ("its own",)
@@ -224,18 +234,23 @@ def test_a_preset_mines_once_for_records_without_negatives(asked, caplog, monkey
     assert first.content_hash != datasets["qa"].content_hash
 
     monkeypatch.setattr("codiemb_lib.evaluate.mining.mine", None)  # not called again
-    again = with_mined(*asked(negatives=2))["qa"]
+    again = with_mined(*asked(negatives=2, margin=1.0))["qa"]
     assert (again.splits["train"], again.content_hash) == (tuple(train), first.content_hash)
 
 
 @pytest.mark.parametrize(
     "change",
-    [{"negatives": 1}, {"margin": 0.5}, {"absolute_margin": 0.1}, {"encoder": "another"}],
+    [
+        {"negatives": 1},
+        {"margin": 0.5},
+        {"margin": None, "absolute_margin": 0.1},
+        {"encoder": "another"},
+    ],
 )
 def test_mined_negatives_hang_on_all_that_decides_them(asked, make_encoder, tmp_path, change):
     make_encoder(seed=1).save(tmp_path / "another")
-    first = with_mined(*asked(negatives=2))["qa"]
-    other = with_mined(*asked(**{"negatives": 2} | change))["qa"]
+    first = with_mined(*asked(negatives=2, margin=1.0))["qa"]
+    other = with_mined(*asked(**{"negatives": 2, "margin": 1.0} | change))["qa"]
     assert other.content_hash != first.content_hash
     assert len([*(tmp_path / "data" / "cache" / "mined").glob("qa-*")]) == 2
 

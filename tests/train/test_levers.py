@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from importlib import import_module
 
 import numpy as np
 import pandas as pd
@@ -11,10 +12,12 @@ import torch
 import torch.nn.functional as F
 import yaml
 
+from codiemb_lib.app.cli import main
 from codiemb_lib.core import ObjectiveSettings, PresetError, TaskWeights, load_preset
 from codiemb_lib.data import Record, load_datasets, write_jsonl
-from codiemb_lib.train import objectives
-from codiemb_lib.train.batches import make_batch
+from codiemb_lib.model import Encoder
+from codiemb_lib.train import loop, objectives
+from codiemb_lib.train.batches import OptimizerSteps, make_batch
 from codiemb_lib.train.loop import training_records
 from codiemb_lib.train.sampling import PairedTaskPlan, PlannedBatch, SingleTaskPlan
 from codiemb_lib.train.step import batch_loss, needs_middle
@@ -359,3 +362,48 @@ def test_a_preset_trains_on_the_hard_negatives_that_it_mines(project, caplog):
     assert manifest(run(load_preset("tiny")))["fingerprint"] != plain
     assert "hard negatives for 40 training records" in caplog.text
     assert re.search(r"training: \d+ hard negatives", caplog.text)
+
+
+def test_tune_trains_each_variant_at_each_rate_once_and_keeps_the_rows(
+    project, monkeypatch, capsys
+):
+    change(project, max_steps=2)
+    command = ["tune", "--preset", "tiny", "--rates", "1e-3", "1e-4"]
+    command += ["--variants", "ir_only", "paired"]
+    assert main(command) == 0
+    rows = pd.read_csv(project / "figures" / "tiny" / "rates.csv")
+    assert [*zip(rows["variant"], rows["learning_rate"], strict=True)] == [
+        (variant, rate) for variant in ("ir_only", "paired") for rate in (1e-3, 1e-4)
+    ]
+    np.testing.assert_allclose(rows["own"][:2], rows["ir"][:2])
+    np.testing.assert_allclose(rows["own"][2:], rows[["ir", "sts"]][2:].mean(axis=1))
+    for _, of in rows.groupby("variant"):
+        assert (of["best"] == (of["own"] == of["own"].max())).all()
+    runs = project / "data" / "runs" / "tiny-rates"
+    assert len([*runs.glob("*/seed-0/manifest.json")]) == 4
+    assert "ir_only" in capsys.readouterr().out
+    monkeypatch.setattr(loop._Trainer, "train", None)  # what is finished is not trained again
+    assert main(command) == 0
+
+
+def test_the_gradient_for_merging_is_that_of_training_batches_of_both_tasks_by_need(
+    project, monkeypatch
+):
+    preset = load_preset("tiny")
+    encoder = Encoder.load(preset.encoder)
+    weights = {name: tensor.clone() for name, tensor in encoder.backbone.state_dict().items()}
+    asked = []
+    conflict = import_module("codiemb_lib.train.conflict")  # of this name the face has a function
+    monkeypatch.setattr(conflict, "load_datasets", lambda p: asked.append(p) or load_datasets(p))
+    gradient = conflict.training_gradient(preset, encoder, 0)
+    assert not asked  # a study without such a merge loads nothing
+    found = [gradient(weights) for _ in range(3)]
+    assert len(asked) == 1
+    records = training_records(preset, load_datasets(preset), 0)
+    plan = SingleTaskPlan(records, batch_sizes={"ir": 8, "sts": 8}, balance="equal")
+    steps = OptimizerSteps(records, plan, encoder, preset, seed=0)
+    for number, of in enumerate(found):
+        expected = conflict.loss_gradient(encoder, steps[number][0], preset.objective)
+        assert of.keys() == expected.keys() <= weights.keys()
+        for name, tensor in expected.items():
+            torch.testing.assert_close(of[name], tensor)
