@@ -23,23 +23,24 @@ from codiemb_lib.core import data_root, load_preset, sha256_file, sha256_text
 from codiemb_lib.data import list_datasets, public_files
 
 PRESET = load_preset(config.get("preset", "mini"))
+# Seeds of which rows are made and kept, and no more; none named: all, and what is made of them.
+SEEDS = [int(seed) for seed in str(config.get("seeds", "")).split()]
+# Whether the rows that are kept are taken as they are, and no run is asked for.
+FROM_ROWS = bool(config.get("rows"))
 RUNS = f"data/runs/{PRESET.name}"
 FIGURES = f"figures/{PRESET.name}"
 STUDY = ["study"] if PRESET.fusion else []  # tables of notebook 04
 STUDY += ["path", "path_geometry"] if PRESET.fusion_study and PRESET.fusion_study.path else []
-STUDIES = [  # of all seeds
-    f"{RUNS}/fusion/seed-{seed}/{table}.csv" for seed in PRESET.seeds for table in STUDY
-]
 # The tables of notebook 06_comparison.
 COMPARED = ["comparisons", "claims"] + (["study_comparisons"] if STUDY else [])
-# The tables of notebook 07.
-SPACE = ["geometry", "spectrum", "cosines", "rated_pairs", "trajectory", "layers"]
-SPACE += ["associations", "umap"]
+# What is kept of every seed.
+ROWS = [f"{FIGURES}/rows/seed-{seed}/texts.npz" for seed in PRESET.seeds]
 # What notebook 05 compares a model with.
 BASE = f"{RUNS}/base/seed-{PRESET.seeds[0]}/embeddings.safetensors"
 # The kernel is the Python that runs Snakemake. One thread a run (Snakemake sets
 # OMP_NUM_THREADS), so that the number of cores changes no bit.
-EXECUTE = f"{shlex.quote(sys.executable)} -m codiemb_lib execute --no-progress"
+PYTHON = shlex.quote(sys.executable)
+EXECUTE = f"{PYTHON} -m codiemb_lib execute --no-progress"
 
 
 def local_files():
@@ -96,10 +97,15 @@ def run(model, seed):
     return [] if model == "base" else f"{RUNS}/{model}/seed-{seed}/03_joint_training.ipynb"
 
 
-def every(file):
-    """A file of every model's run at every seed."""
-    models = [(model, seed) for model in PRESET.models for seed in PRESET.model_seeds(model)]
-    return [f"{RUNS}/{model}/seed-{seed}/{file}" for model, seed in models]
+def every(file, seed):
+    """A file of every model's run at a seed."""
+    models = [model for model in PRESET.models if int(seed) in PRESET.model_seeds(model)]
+    return [f"{RUNS}/{model}/seed-{seed}/{file}" for model in models]
+
+
+def studied(seed):
+    """What notebook 04 leaves of a seed."""
+    return [f"{RUNS}/fusion/seed-{seed}/{table}.csv" for table in STUDY]
 
 
 def names(models):
@@ -116,13 +122,16 @@ localrules:
     all,
 
 
+INTRODUCTIONS = ["00_start_here", "01_data_and_batches", "02_losses_by_hand"]
+ASKED = [f"{FIGURES}/rows/seed-{seed}/texts.npz" for seed in SEEDS]
+if not ASKED:
+    ASKED = [f"{RUNS}/09_paper_figures.ipynb", f"{FIGURES}/results.csv"]
+    ASKED += [] if FROM_ROWS else [f"{RUNS}/{name}.ipynb" for name in INTRODUCTIONS]
+
+
 rule all:
     input:
-        f"{RUNS}/00_start_here.ipynb",
-        f"{RUNS}/01_data_and_batches.ipynb",
-        f"{RUNS}/02_losses_by_hand.ipynb",
-        f"{RUNS}/09_paper_figures.ipynb",
-        f"{FIGURES}/results.csv",
+        ASKED,
 
 
 rule start:
@@ -205,6 +214,7 @@ rule benchmark:
     output:
         executed=f"{RUNS}/{{model}}/seed-{{seed}}/05_benchmark.ipynb",
         scores=f"{RUNS}/{{model}}/seed-{{seed}}/scores.csv",
+        texts=f"{RUNS}/{{model}}/seed-{{seed}}/texts.npz",
         embeddings=f"{RUNS}/{{model}}/seed-{{seed}}/embeddings.safetensors",
     params:
         content=content("05_benchmark"),
@@ -218,12 +228,10 @@ rule benchmark:
 rule comparison:
     input:
         **needs("06_comparison"),
-        embeddings=every("embeddings.safetensors"),
-        merges=STUDIES,
+        kept=ROWS,
     output:
         executed=f"{RUNS}/06_comparison.ipynb",
         rows=[f"{RUNS}/{table}.csv" for table in COMPARED],
-        texts=f"{RUNS}/text_scores.npz",
     params:
         content=content("06_comparison"),
     message:
@@ -235,26 +243,39 @@ rule comparison:
 rule geometry:
     input:
         **needs("07_embedding_geometry"),
-        embeddings=every("embeddings.safetensors"),
-        merges=STUDIES,
+        embeddings=lambda w: every("embeddings.safetensors", w.seed),
+        reference=BASE,
+        merges=lambda w: studied(w.seed),
     output:
-        executed=f"{RUNS}/07_embedding_geometry.ipynb",
-        rows=[f"{RUNS}/{table}.csv" for table in SPACE],
+        executed=f"{RUNS}/geometry/seed-{{seed}}/07_embedding_geometry.ipynb",
     params:
         content=content("07_embedding_geometry"),
     message:
-        "07 embedding geometry"
+        "07 embedding geometry, seed {wildcards.seed}"
     shell:
-        "{EXECUTE} {input.notebook} {output.executed} -p preset {PRESET.name}"
+        "{EXECUTE} {input.notebook} {output.executed} -p preset {PRESET.name} -p seed {wildcards.seed}"
+
+
+if not FROM_ROWS:
+
+    rule rows:
+        input:
+            texts=lambda w: every("texts.npz", w.seed),
+            merges=lambda w: studied(w.seed),
+            geometry=f"{RUNS}/geometry/seed-{{seed}}/07_embedding_geometry.ipynb",
+        output:
+            update(f"{FIGURES}/rows/seed-{{seed}}/texts.npz"),  # committed: not removed
+        message:
+            "rows of seed {wildcards.seed}"
+        shell:
+            "{PYTHON} -m codiemb_lib publish --preset {PRESET.name} --seed {wildcards.seed}"
 
 
 rule figures:
     input:
         **needs("09_paper_figures", draws=True),
-        scores=every("scores.csv"),
-        fusion=STUDIES,
+        kept=ROWS,
         comparison=rules.comparison.output.rows,
-        geometry=rules.geometry.output.rows,
     output:
         executed=f"{RUNS}/09_paper_figures.ipynb",
         table=update(f"{FIGURES}/results.csv"),  # committed: not removed if the notebook fails

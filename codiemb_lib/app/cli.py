@@ -16,7 +16,7 @@ from codiemb_lib import fuse as fusing
 from codiemb_lib.app.benchmark import benchmark
 from codiemb_lib.app.data import data
 from codiemb_lib.app.options import FILE, examples, preset_option
-from codiemb_lib.app.reproduce import redraw, reproduce, verify
+from codiemb_lib.app.reproduce import publish, redraw, reproduce, verify
 from codiemb_lib.app.tune import tune
 
 
@@ -31,7 +31,7 @@ def cli() -> None:
     """Train, fuse and measure encoders for retrieval and similarity."""
 
 
-for command in (reproduce, verify, redraw, benchmark, data, tune):
+for command in (reproduce, publish, verify, redraw, benchmark, data, tune):
     cli.add_command(command)
 
 

@@ -44,8 +44,8 @@ _SHOWN = ["image/png", "text/html", "text/markdown", "text/plain"]  # of an outp
 def report(preset: str) -> str:
     """The page: tables, figures with captions and rows, provenance, and the executed notebooks.
 
-    Nothing is computed. The notebooks are those of the whole preset; those of single runs stay in
-    their folders.
+    Nothing is computed. The notebooks are those of the whole preset, and of one seed's geometry;
+    those of single runs stay in their folders.
     """
     settings = core.load_preset(preset)
     figures, runs = core.figures_folder(settings.name), core.preset_folder(settings.name)
@@ -57,7 +57,8 @@ def report(preset: str) -> str:
         "Provenance": [*_provenance(settings), f"```yaml\n{yaml}\n```"],
     }
     sections = {name: [*map(new_markdown_cell, parts)] for name, parts in sections.items()}
-    for path in sorted(runs.glob("[0-9]*.ipynb")):
+    spaces = sorted(runs.glob("geometry/*/*.ipynb"))[:1]  # of one seed
+    for path in sorted([*runs.glob("[0-9]*.ipynb"), *spaces], key=lambda path: path.name):
         sections[path.stem] = [*map(_harmless, nbformat.read(path, as_version=4).cells)]
     title = f"CoDiEmb, preset {settings.name}"
     links = " · ".join(f'<a href="#{name}">{name}</a>' for name in sections)

@@ -1,4 +1,4 @@
-"""The commands `reproduce`, `verify` and `draw`, and what the Snakefile asks of us."""
+"""The commands `reproduce`, `publish`, `verify` and `draw`, and what the Snakefile asks of us."""
 
 import ast
 import os
@@ -10,20 +10,44 @@ from pathlib import Path
 import click
 
 from codiemb_lib import DOORS, core, data, draw
-from codiemb_lib.app.options import examples, preset_option
+from codiemb_lib.app.options import Command, examples, preset_option
 
 
-@click.command(epilog=examples("reproduce --preset smoke --cores 2", "reproduce -- --dry-run"))
+@click.command(
+    cls=Command,
+    epilog=examples(
+        "reproduce --preset smoke --cores 2",
+        "reproduce --preset study --seeds 3",
+        "reproduce --preset study --from-rows",
+        "reproduce -- --dry-run",
+    ),
+)
 @preset_option()
 @click.option("--cores", default="all", help="How many runs at once, a core each.")
+@click.option("--seeds", multiple=True, type=int, metavar="SEED...", help="Rows of these alone.")
+@click.option("--from-rows", is_flag=True, help="Compare and draw the rows that are kept; no run.")
 @click.argument("options", nargs=-1, type=click.UNPROCESSED, metavar="[-- OPTION...]")
-def reproduce(preset: str, cores: str, options: Sequence[str]) -> None:
-    """Run what is missing or out of date. Each OPTION is one of Snakemake."""
+def reproduce(
+    preset: str, cores: str, seeds: Sequence[int], from_rows: bool, options: Sequence[str]
+) -> None:
+    """Run what is missing or out of date. Each OPTION is one of Snakemake.
+
+    With --seeds, these are trained, merged, scored and measured, and their rows are kept in
+    figures/NAME/rows. With --from-rows, all seeds' rows are taken from there.
+    """
     if options and core.preset_path(options[0]).is_file():
         raise click.UsageError(f"expected --preset before the name {options[0]!r}.")
     if cores != "all" and not cores.strip("0").isdecimal():
         raise click.UsageError(f"--cores: expected a number from 1, or all, found {cores!r}.")
     settings = core.load_preset(preset)
+    if strangers := {*seeds} - {*settings.seeds}:
+        raise click.UsageError(f"--seeds: expected some of {settings.seeds}, found {strangers}.")
+    kept = {seed for seed in settings.seeds if core.rows_file(preset, seed, "").is_dir()}
+    if from_rows and (lacking := {*settings.seeds} - kept):
+        raise core.PresetError(
+            f"--from-rows: expected rows of every seed in {core.rows_file(preset, 0, '').parent}, "
+            f"found none of {lacking}. Make them: codiemb reproduce --preset {preset} --seeds ..."
+        )
     # Public sets are known by the registry: the notebooks may have to fetch their files.
     tasks = {entry.name: entry.task for entry in data.list_datasets()}
     for own in (d for d in settings.datasets if d.name not in tasks):
@@ -36,6 +60,7 @@ def reproduce(preset: str, cores: str, options: Sequence[str]) -> None:
     os.chdir(root)
     command = [sys.executable, "-m", "snakemake", "--nolock", "--rerun-incomplete"]
     command += ["--quiet", "host", "reason", "--config", f'preset="{preset}"']
+    command += [f'seeds="{" ".join(map(str, seeds))}"'] * bool(seeds) + ["rows=1"] * from_rows
     if copies := [os.path.relpath(copy) for copy in _outlived_copies(settings) if copy.is_file()]:
         command += ["--forcerun", *copies]  # by these alone Snakemake knows what is there
     command += ["--cores", cores]
@@ -43,6 +68,14 @@ def reproduce(preset: str, cores: str, options: Sequence[str]) -> None:
     with core.alone(root / "data" / "runs") as lock:
         os.set_inheritable(lock, True)
         os.execv(sys.executable, [*command, *options])
+
+
+@click.command(hidden=True)
+@preset_option()
+@click.option("--seed", type=int, required=True)
+def publish(preset: str, seed: int) -> None:
+    """Keep the rows of a seed's runs in figures/NAME/rows, as `reproduce` does at its end."""
+    click.echo(core.publish(core.load_preset(preset), seed))
 
 
 @click.command(epilog=examples("verify --preset english"))

@@ -15,23 +15,30 @@ from codiemb_lib.app import options
 @click.option("--rates", multiple=True, type=float, required=True, metavar="RATE...")
 @click.option("--variants", multiple=True, metavar="NAME...", help="Default: all of the preset.")
 @click.option("--seed", type=int, help="Default: the preset's first.")
-def tune(preset: str, rates: Sequence[float], variants: Sequence[str], seed: int | None) -> None:
+@click.option("--share", type=click.FloatRange(0, 1, min_open=True), default=1.0, help="Of steps.")
+def tune(
+    preset: str, rates: Sequence[float], variants: Sequence[str], seed: int | None, share: float
+) -> None:
     """Train variants at several learning rates, and name the best on dev.
 
     Best is the mean over a variant's own tasks. The runs are those of a preset NAME-rates; what is
-    finished is not trained again. The rows go to figures/NAME/rates.csv.
+    finished is not trained again. The rows go to figures/NAME/rates.csv, beside those of others.
     """
     import pandas as pd
 
     from codiemb_lib.train import train
 
     settings = core.load_preset(preset)
+    if share < 1 and not settings.training.max_steps:
+        raise click.UsageError("--share: expected a preset with max_steps, found whole epochs.")
     seed = settings.seeds[0] if seed is None else seed
     rows = []
     for variant in variants or settings.variants:
         for rate in rates:
             own, name = settings.variant(variant), f"{variant}-{rate:g}"
-            named = settings.variants | {name: own.model_copy(update={"learning_rate": rate})}
+            steps = round(share * settings.as_trained(variant).training.max_steps) or None
+            tried = own.model_copy(update={"learning_rate": rate, "max_steps": steps})
+            named = settings.variants | {name: tried}
             changes = {"name": f"{settings.name}-rates", "variants": named}
             folder = train(settings.model_copy(update=changes), name, seed)
             manifest = core.read_json(folder / "manifest.json")
@@ -44,6 +51,9 @@ def tune(preset: str, rates: Sequence[float], variants: Sequence[str], seed: int
             )
     table = pd.DataFrame(rows)
     table["best"] = table["own"] == table.groupby("variant")["own"].transform("max")
-    core.write_rows(core.figures_folder(settings.name) / "rates.csv", table)
+    file = core.figures_folder(settings.name) / "rates.csv"
+    earlier = pd.read_csv(file) if file.is_file() else table[:0]
+    others = earlier[~earlier["variant"].isin(table["variant"])]
+    core.write_rows(file, pd.concat([others, table]) if len(others) else table)
     for row in table[table["best"]].itertuples():
         click.echo(f"{row.variant:20} {row.learning_rate:<8g} {100 * row.own:.2f} on dev")

@@ -258,7 +258,7 @@ class Preset(Settings):
     @model_validator(mode="after")
     def _names_differ_and_are_known(self) -> Preset:
         _each_once([dataset.name for dataset in self.datasets])
-        _each_once(["base", "fusion", *self.variants, *self.fusion])  # folders side by side
+        _each_once(["base", "fusion", "geometry", *self.variants, *self.fusion])  # folders
         if strangers := [v for v in self.geometry.umap_variants if v not in self.models]:
             raise ValueError(f"umap_variants: expected some of {self.models}, found {strangers}")
         for name, variant in self.variants.items():

@@ -1,12 +1,13 @@
 """Where a run lies, what its manifest says, and the tables of many runs put together."""
 
+import io
 import logging
 import os
 import platform
 import re
 import resource
 import subprocess
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -22,12 +23,17 @@ from codiemb_lib.core.files import (
     read_json,
     sha256_files,
     write_json,
+    write_text,
 )
 from codiemb_lib.core.preset import Preset, preset_path
 from codiemb_lib.core.words import CodiembError
 
 logger = logging.getLogger(__name__)
 
+# The tables of a seed, and the folders beside the models' in which those of all models lie.
+OF_FUSION = ("study", "path", "path_geometry")  # of notebook 04
+OF_GEOMETRY = ("geometry", "trajectory")  # of notebook 07
+OF_FIRST_SEED = ("spectrum", "cosines", "rated_pairs", "layers", "umap")  # of notebook 07, too
 # What a run is made of; scores and embeddings are measured later.
 PARTS = ("model/**/*", "trajectory/*", "log.csv", "dev.csv", "fusion.csv")
 
@@ -157,6 +163,14 @@ def peak_memory_mib() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 2**10
 
 
+def write_arrays(path: str | Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write a compressed .npz, atomically."""
+    content = io.BytesIO()
+    np.savez_compressed(content, **arrays)
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content.getbuffer())
+
+
 def write_rows(path: str | Path, rows: pd.DataFrame) -> None:
     """Write a table as CSV, atomically, with floats that read back to the same bits."""
     with atomic_path(path) as temporary:
@@ -169,15 +183,54 @@ def label_rows(rows: pd.DataFrame, preset: str, model: str, seed: int) -> pd.Dat
     return rows.assign(**labels)[[*labels, *rows.columns.drop([*labels], errors="ignore")]]
 
 
-def collect(preset: Preset, table: str, models: Iterable[str] | None = None) -> pd.DataFrame:
-    """The tables of many runs, one below the other: of all the preset's models, or of some.
+def rows_file(preset: str, seed: int, table: str) -> Path:
+    """`figures/<preset>/rows/seed-<seed>/<table>`: what is kept of a seed without its runs."""
+    return figures_folder(preset) / "rows" / f"seed-{seed}" / table
 
-    `table` is the stem of the CSV in each run's folder: `scores`, `log`, `dev`, `fusion`, ...
+
+def _tables(preset: Preset, seed: int) -> dict[str, list[str]]:
+    """The tables that are kept of a seed, and the folders of its runs that have them.
+
+    The largest ones, which are drawn of one seed, are kept of the preset's first.
+    """
+    trained, fused = [*preset.variants], [*preset.fusion]
+    own = {"scores": preset.models, "dev": trained, "costs": trained, "fusion": fused}
+    drawn = OF_FIRST_SEED if seed == preset.seeds[0] else ()
+    walked = preset.fusion_study and preset.fusion_study.path
+    of_fusion = OF_FUSION if walked else OF_FUSION[:1]
+    own |= {table: ["fusion"] for table in of_fusion if fused}
+    return own | {table: ["geometry"] for table in (*OF_GEOMETRY, *drawn)}
+
+
+def collect(preset: Preset, table: str) -> pd.DataFrame:
+    """A table of all runs and seeds of a preset, `scores`, `dev`, `costs`, ...; or an empty one.
+
+    A seed of which there are no runs here has the rows that `publish` has kept of it.
+
+    Raises:
+        CodiembError: The rows of a run are missing.
     """
     parts = []
-    for model in preset.models if models is None else models:
-        for seed in preset.model_seeds(model):
-            path = run_folder(preset.name, model, seed) / f"{table}.csv"
+    for seed in preset.seeds:
+        kept = rows_file(preset.name, seed, f"{table}.csv")
+        here = any(run_folder(preset.name, model, seed).is_dir() for model in preset.variants)
+        if kept.is_file() and not here:
+            parts.append(pd.read_csv(kept))
+        else:
+            parts += [rows for _, rows in _rows_of(preset, table, seed)]
+    if not parts:
+        return pd.DataFrame()
+    order = {model: place for place, model in enumerate(preset.models)}
+    rows = pd.concat(parts, ignore_index=True)
+    return rows.sort_values("variant", key=lambda of: of.map(order), kind="stable")
+
+
+def _rows_of(preset: Preset, table: str, seed: int) -> Iterator[tuple[str, pd.DataFrame]]:
+    """The rows of a table, from each folder of a seed's runs that has it."""
+    for model in _tables(preset, seed).get(table, ()):
+        if seed in preset.model_seeds(model):
+            folder = run_folder(preset.name, model, seed)
+            path = folder / f"{'log' if table == 'costs' else table}.csv"
             try:
                 rows = pd.read_csv(path)
             except (FileNotFoundError, pd.errors.EmptyDataError) as error:
@@ -185,19 +238,39 @@ def collect(preset: Preset, table: str, models: Iterable[str] | None = None) -> 
                     f"{path}: expected the rows of a finished run, found none. "
                     f"Run `make reproduce PRESET={preset.name}`."
                 ) from error
-            parts.append(label_rows(rows, preset.name, model, seed))
-    return pd.concat(parts, ignore_index=True)
+            if table == "costs":
+                rows = _costs(folder, rows)
+            yield model, rows if "variant" in rows else label_rows(rows, preset.name, model, seed)
 
 
-def collect_costs(preset: Preset) -> pd.DataFrame:
-    """Steps, tokens, wall-clock seconds and peak memory of every training run of a preset."""
-    logs = collect(preset, "log", preset.variants)
-    runs = logs.groupby(["preset", "variant", "seed"], sort=False)["tokens"]
-    rows = runs.agg(steps="size", tokens="sum").reset_index()
-    folders = [run_folder(*run) for run in rows[["preset", "variant", "seed"]].values]
-    manifests = pd.DataFrame([read_json(folder / "manifest.json") for folder in folders])
-    manifests = manifests.rename(columns={"git_commit": "commit"})
-    return rows.join(manifests[["seconds", "peak_memory_mib", "hardware", "commit"]])
+def _costs(folder: Path, log: pd.DataFrame) -> pd.DataFrame:
+    """Steps, tokens, wall-clock seconds and peak memory of a training run."""
+    manifest = read_json(folder / "manifest.json")
+    known = {name: manifest[name] for name in ("seconds", "peak_memory_mib", "hardware")}
+    of = {"steps": len(log), "tokens": log["tokens"].sum(), **known}
+    return pd.DataFrame([of | {"commit": manifest["git_commit"]}])
+
+
+def publish(preset: Preset, seed: int) -> Path:
+    """Keep the rows of a seed's runs in a folder of `figures/<preset>/rows`, where `collect` finds
+    them; it appears whole. Numbers have six digits. The scores of each text, `texts.npz` of every
+    model and of the merges, come as one .npz each.
+    """
+    models = [model for model in preset.models if seed in preset.model_seeds(model)]
+    with atomic_path(rows_file(preset.name, seed, "")) as folder:
+        folder.mkdir()
+        for table in _tables(preset, seed):
+            if parts := [rows for _, rows in _rows_of(preset, table, seed)]:
+                text = pd.concat(parts).to_csv(index=False, float_format="%.6g")
+                write_text(folder / f"{table}.csv", text)
+        for name, of in {"texts": models, "merges": ["fusion"] if preset.fusion else []}.items():
+            arrays: dict[str, np.ndarray] = {}
+            for model in of:
+                with np.load(run_folder(preset.name, model, seed) / "texts.npz") as found:
+                    arrays |= dict(found)
+            if arrays:
+                write_arrays(folder / f"{name}.npz", arrays)
+    return rows_file(preset.name, seed, "")
 
 
 def t_interval(values: Sequence[float]) -> tuple[float, float]:

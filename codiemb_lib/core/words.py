@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 Task = Literal["ir", "sts"]
 
 MAIN_METRIC = {"ir": "ndcg@10", "sts": "spearman"}
+# The tasks of scores on data sets that nothing was trained on, where others of the task were.
+UNSEEN = {"ir": "ir_unseen", "sts": "sts_unseen"}
+MAIN_METRIC |= {UNSEEN[task]: metric for task, metric in MAIN_METRIC.items()}
 
 
 class CodiembError(Exception):

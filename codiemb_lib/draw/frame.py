@@ -23,7 +23,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from codiemb_lib.core import MAIN_METRIC, CodiembError, t_interval, unknown
+from codiemb_lib.core import MAIN_METRIC, UNSEEN, CodiembError, t_interval, unknown
 from codiemb_lib.draw import style
 
 # Of each table the columns that name a row, and those of its numbers, none of which may lack.
@@ -31,8 +31,7 @@ TABLES = {
     "scores": "preset variant seed task dataset split metric | value",
     "dev": "preset variant seed step task dataset metric | value",
     "cost_scores": "preset variant seed task | value tokens seconds",
-    "comparisons": "preset claim variant reference task dataset | "
-    "difference low high bound p_holm seeds_low seeds_high",
+    "comparisons": "preset claim variant reference task dataset | difference low high bound p_holm",
     "fusion": "preset variant seed ingredient tensor | layer module delta_norm weight",
     "study": "preset variant seed split task dataset metric | value",
     "path": "preset variant seed t task dataset metric | value",
@@ -47,6 +46,7 @@ TABLES = {
     "umap": "preset variant seed map task dataset text | x y trust trust_low trust_high agreement",
 }
 METRICS = {"ir": "nDCG@10", "sts": "Spearman"}  # as on an axis, the main metric of each task
+METRICS |= {UNSEEN[task]: metric for task, metric in METRICS.items()}
 TIMES_100 = "\N{MULTIPLICATION SIGN} 100 (↑)"
 TEXTS = {
     "all": "all texts",
@@ -70,7 +70,7 @@ MEASURES = {
 FEW_MEASURES = ("anisotropy", "uniformity", "alignment", "effective_rank")
 MAPS = {"umap": "UMAP", "pca": "PCA"}
 # The titles of panels by value of a column, in the order in which panels stand.
-_TITLES = {"texts": TEXTS, "task": style.TASK_ROLES, "measure": MEASURES, "map": MAPS}
+_TITLES = {"texts": TEXTS, "task": style.TASK_NAMES, "measure": MEASURES, "map": MAPS}
 FAINT = 0.35  # opacity of a single seed
 
 

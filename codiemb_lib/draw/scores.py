@@ -7,6 +7,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from codiemb_lib import evaluate
+from codiemb_lib.core import UNSEEN
 from codiemb_lib.draw import frame
 from codiemb_lib.draw.frame import METRICS, TIMES_100, figure
 from codiemb_lib.draw.style import ROLES, TASK_ROLES, Role, label_points, variant_styles
@@ -41,19 +42,26 @@ def plot_trade_off(rows: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     return ax
 
 
-@figure("scores")
+def _unseen(rows: pd.DataFrame) -> str:
+    there = bool(rows["task"].isin(UNSEEN.values()).any())
+    return "Unseen: no model was trained on this set. " * there
+
+
+@figure("scores", facts=lambda rows: {"unseen": _unseen(rows)})
 def plot_scores_by_dataset(rows: pd.DataFrame, *, ax: np.ndarray | None = None) -> np.ndarray:
     """Scores by test set.
 
     nDCG@10 for retrieval, Spearman correlation for similarity, times 100; the scales differ. The
-    dotted line is the base encoder: points right of it have gained. {points}
+    dotted line is the base encoder: points right of it have gained. {unseen}{points}
     """
     rows = frame.main_scores(rows[rows["split"] == "test"]).sort_values("task", kind="stable")
     height = 0.45 + 0.165 * rows["variant"].nunique()
     drawn = frame.panels(rows, ax, column="dataset", wrap=5, height=height, sharey=True)
     for panel in drawn:
         panel.dots()
-        panel.ax.set_xlabel(f"{METRICS[panel.rows['task'].iloc[0]]}\n{TIMES_100}")
+        task = panel.rows["task"].iloc[0]
+        unseen = ", unseen" * (task in UNSEEN.values())
+        panel.ax.set_xlabel(f"{METRICS[task]}{unseen}\n{TIMES_100}")
     return frame.axes_of(drawn)
 
 
@@ -62,26 +70,42 @@ def _claim_texts(rows: pd.DataFrame) -> str:
     return " ".join(f"{name}: {evaluate.CLAIMS[name].text}." for name in names)
 
 
-@figure("comparisons", facts=lambda rows: {"claims": _claim_texts(rows)})
+def _intervals(rows: pd.DataFrame) -> str:
+    if "seeds_low" in rows:  # of the older rule
+        return (
+            "Thick: 95 % bootstrap interval over test texts; thin: 95 % t-interval over seeds, "
+            "which may leave the frame. Solid: texts (p after Holm) and seeds both put the "
+            "difference on one side of zero, or of the tick; hollow: they do not."
+        )
+    of = "both" if rows["seeds"].min() > 1 else "texts alone, for there is one seed"
+    return (
+        f"Lines: 95 % interval, for the chance of texts and of seeds ({of}). Solid: it lies on one "
+        "side of zero, or of the tick, and so does p after Holm; hollow: not."
+    )
+
+
+@figure(
+    "comparisons",
+    facts=lambda rows: {"claims": _claim_texts(rows), "intervals": _intervals(rows)},
+)
 def plot_comparisons(rows: pd.DataFrame, *, ax: np.ndarray | None = None) -> np.ndarray:
     """Differences between models.
 
     Difference of two models in mean nDCG@10 over the IR test sets (left) and in mean Spearman
     correlation over the STS test sets (right), times 100, mean over seeds; right of the line the
-    first model is better. Thick: 95 % bootstrap interval over test texts; thin: 95 % t-interval
-    over seeds, which may leave the frame. Small points are the single test sets. Isotropy: minus
-    the mean cosine of two texts of a task. A grey tick is the margin of a claim that a model is not
-    worse. Solid: texts (p after Holm) and seeds both put the difference on one side of zero, or of
-    the tick; hollow: they do not. {claims}
+    first model is better. Small points are the single test sets. Isotropy: minus the mean cosine of
+    two texts of a task. A grey tick is the margin of a claim that a model is not worse. {intervals}
+    {claims}
     """
     if len(claims := rows[rows["claim"] != evaluate.AGAINST_BASE]):  # a preset may decide none
         rows = claims
     told = [bool(evaluate.outcome(row)) for _, row in rows.iterrows()]
-    columns = ["difference", "low", "high", "bound", "seeds_low", "seeds_high"]
+    columns = {"difference", "low", "high", "bound", "seeds_low", "seeds_high"} & {*rows}
     rows = rows.assign(told=told, **{column: 100 * rows[column] for column in columns})
     spaces = {evaluate.ISOTROPY[task]: role for task, role in TASK_ROLES.items()}
-    roles = TASK_ROLES | spaces
+    roles = TASK_ROLES | {UNSEEN[task]: role for task, role in TASK_ROLES.items()} | spaces
     labels = {task: f"difference in {metric}\n{TIMES_100}" for task, metric in METRICS.items()}
+    labels |= {task: f"{labels[task]}, unseen sets" for task in UNSEEN.values()}
     labels |= {t: f"difference in isotropy\nof {r} texts, {TIMES_100}" for t, r in spaces.items()}
     rows = rows.sort_values("task", key=lambda tasks: tasks.map([*roles].index), kind="stable")
     counts = rows[rows["dataset"] == "mean"].groupby("task", sort=False).size().to_list()
@@ -104,14 +128,15 @@ def _pair(claim: str, variant: str, reference: str) -> str:
 
 
 def _draw_comparisons(ax: Axes, rows: pd.DataFrame, look: Role) -> None:
-    """Draw comparisons at heights `y`: single test sets, means with both intervals, bounds."""
+    """Draw comparisons at heights `y`: single test sets, means with their intervals, bounds."""
     sets, means = rows[rows["dataset"] != "mean"], rows[rows["dataset"] == "mean"]
     faint = {"s": 9, "lw": 0, "alpha": frame.FAINT, "color": look.colour}
     ax.scatter(sets["difference"], sets["y"], marker=look.marker, **faint)
     ax.scatter(means["bound"], means["y"], s=64, marker="|", color="#999999", lw=0.8, zorder=-1)
     frame.draw_intervals(ax, means, "difference", look, lw=2)
-    seeds = means[["seeds_low", "seeds_high"]].clip(-1e3, 1e3)  # of one seed: all
-    ax.hlines(means["y"] + 0.25, *seeds.to_numpy().T, color=look.colour, lw=0.6)
+    if "seeds_low" in means:
+        ends = means[["seeds_low", "seeds_high"]].clip(-1e3, 1e3)  # of one seed: all
+        ax.hlines(means["y"] + 0.25, *ends.to_numpy().T, color=look.colour, lw=0.6)
     ax.axvline(0, color=ROLES["baseline"].colour, lw=0.6, zorder=0)
     reach = np.concatenate([means["low"], means["high"], means["bound"], rows["difference"]])
     margin = 0.06 * np.ptp(reach) + 0.01
@@ -139,12 +164,12 @@ def cost_scores(
 ) -> pd.DataFrame:
     """Rows (preset, variant, seed, task, value, tokens, seconds) of every model that has scores.
 
-    `costs` are rows of `collect_costs`. `value` is the mean of the main metric over the task's test
+    `costs` are those of `collect`. `value` is the mean of the main metric over the task's test
     sets. A fused model costs what its `ingredients` cost at the same seed; merging is not counted.
     The untrained encoder costs nothing.
     """
     own = costs.set_index(["variant", "seed"])[["tokens", "seconds"]]
-    main = frame.main_scores(scores[scores["split"] == "test"])
+    main = frame.main_scores(scores[(scores["split"] == "test") & scores["task"].isin(TASK_ROLES)])
     keys = ["preset", "variant", "seed", "task"]
     rows = (main.groupby(keys, sort=False)["value"].mean() / 100).reset_index()
     paid = []

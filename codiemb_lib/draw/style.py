@@ -18,7 +18,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.text import Annotation, Text
 
-from codiemb_lib.core import atomic_path
+from codiemb_lib.core import UNSEEN, atomic_path
 
 SHEET = "codiemb_lib.draw.paper"
 WIDTH = 6.8  # inches: both columns of print; one is 3.3, the default of the sheet
@@ -45,6 +45,7 @@ ROLES = {
     "baseline": Role("#333333", "^", (1, 1.2)),
 }
 TASK_ROLES = {"ir": "IR", "sts": "STS"}
+TASK_NAMES = TASK_ROLES | {UNSEEN[task]: f"{role}, unseen" for task, role in TASK_ROLES.items()}
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ import pandas as pd
 from codiemb_lib import evaluate, fuse
 from codiemb_lib.core import task_means
 from codiemb_lib.draw.frame import scores_by_dataset, seed_interval
-from codiemb_lib.draw.style import TASK_ROLES, variant_styles
+from codiemb_lib.draw.style import TASK_NAMES, TASK_ROLES, variant_styles
 
 
 def results_table(scores: pd.DataFrame, comparisons: pd.DataFrame | None = None) -> pd.DataFrame:
@@ -35,7 +35,7 @@ def results_table(scores: pd.DataFrame, comparisons: pd.DataFrame | None = None)
         for table in (means, by_set):
             for (task, dataset), values in table.loc[variant].items():
                 mark = "†" * ((variant, task, dataset) in marked)
-                name = f"{TASK_ROLES[task]} mean" if table is means else dataset
+                name = f"{TASK_NAMES[task]} mean" if table is means else dataset
                 line[name] = f"{values.mean():.2f}{mark}" + _spread(values) * (table is means)
         lines.append(line)
     return pd.DataFrame(lines)
@@ -50,17 +50,18 @@ def _spread(values: pd.Series) -> str:
 def claims_table(comparisons: pd.DataFrame) -> pd.DataFrame:
     """The claims: a line for each, its verdict, and the comparisons of means that decide it.
 
-    Differences are times 100: the mean over seeds, the 95 % interval over texts, that over seeds,
-    and p after Holm. Where a model need not be better, only not worse by more than a margin, p is
-    that of the margin, which stands beside it.
+    Differences are times 100: the mean over seeds and the 95 % interval, for the chance of texts
+    and of seeds; p of a claim is after Holm. (In rows of the older rule each difference has both
+    intervals and a p of its own.) Where a model need not be better, only not worse by more than a
+    margin, the margin stands beside it.
     """
     means = comparisons[comparisons["dataset"] == "mean"]
     lines = []
     for claim in evaluate.verdicts(comparisons).itertuples():
         evidence = [_evidence(row) for row in means[means["claim"] == claim.claim].itertuples()]
-        line = (f"{claim.claim}: {claim.text}", f"**{claim.verdict}**", "; ".join(evidence))
-        lines.append(line)
-    columns = ["claim", "verdict", "evidence (difference × 100 [texts], [seeds], p)"]
+        verdict = f"**{claim.verdict}**" + (f", p = {claim.p:.2g}" if "p" in claim._fields else "")
+        lines.append((f"{claim.claim}: {claim.text}", verdict, "; ".join(evidence)))
+    columns = ["claim", "verdict", f"evidence (difference × 100 {_shown(comparisons)})"]
     return pd.DataFrame(lines, columns=columns)
 
 
@@ -74,17 +75,19 @@ def _evidence(row) -> str:
 
 
 def _difference(row) -> str:
-    """Times 100, with the intervals over texts and over seeds, and p against its bound."""
+    """Times 100, with its interval, or of older rows with both and p, and against its bound."""
     interval = "[{:+.2f}, {:+.2f}]".format
-    seeds = interval(100 * row.seeds_low, 100 * row.seeds_high) if row.seeds > 1 else "[one seed]"
-    both = ""
-    if hasattr(row, "crossed_low"):
-        both = f"both {interval(100 * row.crossed_low, 100 * row.crossed_high)}, "
     against = f" against {100 * row.bound:+.1f}" if row.bound else ""
-    return (
-        f"{100 * row.difference:+.2f} {interval(100 * row.low, 100 * row.high)}, {seeds}, {both}"
-        f"p = {row.p_holm:.2g}{against}"
-    )
+    text = f"{100 * row.difference:+.2f} {interval(100 * row.low, 100 * row.high)}"
+    if not hasattr(row, "seeds_low"):
+        return text + ", one seed" * (row.seeds < 2) + against
+    seeds = interval(100 * row.seeds_low, 100 * row.seeds_high) if row.seeds > 1 else "[one seed]"
+    return f"{text}, {seeds}, p = {row.p_holm:.2g}{against}"
+
+
+def _shown(comparisons: pd.DataFrame) -> str:
+    """What stands behind a difference of these rows."""
+    return "[texts], [seeds], p" if "seeds_low" in comparisons else "[95 %]"
 
 
 def merges_table(study: pd.DataFrame, comparisons: pd.DataFrame) -> pd.DataFrame:
@@ -111,11 +114,11 @@ def merges_table(study: pd.DataFrame, comparisons: pd.DataFrame) -> pd.DataFrame
             "won": ", ".join(of for of, first in winners.items() if method in first),
             "picked": "; ".join(f"{name} ({count})" for name, count in picked.items()),
             **{f"dev {TASK_ROLES.get(key, key)}": f"{100 * found[key]:.2f}" for key in found.index},
-            **{f"test {TASK_ROLES[task]}": f"{100 * on_test[task]:.2f}" for task in on_test},
+            **{f"test {TASK_NAMES[task]}": f"{100 * on_test[task]:.2f}" for task in on_test},
         }
         own = {row.task: row for row in means[means["variant"] == method].itertuples()}
         for task, name in TASK_ROLES.items():
-            heading = f"test {name} less soup [texts], [seeds], p"
+            heading = f"test {name} less soup {_shown(comparisons)}"
             line[heading] = _difference(own[task]) if task in own else ""
         lines.append(line)
     return pd.DataFrame(lines)

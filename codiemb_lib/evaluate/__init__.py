@@ -2,7 +2,7 @@
 
 `encode_split` turns the records of a preset's split to vectors (`EncodedDataset`), `score` these to
 rows. `run_tasks` does it for any encoder and any data set, and keeps what is finished. Of several
-models `text_scores`, `resample` and `compare` say which is better, and `verdicts` what that means
+models `text_scores` and `compare` say which is better, and `verdicts` what that means
 for the claims. Nothing here loads torch; the encoders that are passed in have.
 """
 
@@ -11,7 +11,8 @@ import lazy_loader
 # Raised when numbers are meant to change (CONTRIBUTING.md). 1: those of the first golden values.
 # 2: 2026-11-30: grades of relevant passages count in every nDCG, no longer in benchmarks alone.
 # 3: 2026-12-01: p of a comparison is of texts and seeds together (`crossed`), not of texts alone.
-NUMERICS = 3
+# 4: 2026-12-01: standard errors over texts by the jackknife, no bootstrap; a claim is one test.
+NUMERICS = 4
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
@@ -23,8 +24,8 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         ],
         "compare": [
             *["Comparison", "Crossed", "ISOTROPY", "Spread", "compare", "crossed"],
-            *["directions", "load_text_scores", "pooled", "resample", "save_text_scores"],
-            "text_scores",
+            *["collect_text_scores", "contributions", "isotropies", "load_text_scores", "pooled"],
+            *["save_text_scores", "text_scores"],
         ],
         "mining": ["mine", "with_mined"],
         "mteb": ["mteb_task", "mteb_tasks"],

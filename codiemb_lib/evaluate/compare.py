@@ -1,15 +1,13 @@
 """Which of two models is better, and is it noise? Of texts and of seeds, which add up.
 
-A score y(seed, text) has two sources of chance. Other test texts: all models are scored on the same
-resamples of the texts of each test set, and the scores of a resample are averaged over the seeds of
-a model. Other training runs: the variance of scores over seeds, pooled over the models. `crossed`
-adds the two; to ask each of two intervals alone errs the more often, the more seeds there are.
+A score y(seed, text) has two sources of chance. Other test texts: a score is a mean of numbers of
+texts (`contributions`), whose spread says how far it moves. Other training runs: the variance of
+scores over seeds, pooled over the models. `crossed` adds the two; to ask each of two intervals
+alone errs the more often, the more seeds there are.
 """
 
-import io
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,7 +16,14 @@ import pandas as pd
 from numpy.typing import ArrayLike
 from scipy import stats
 
-from codiemb_lib.core import MAIN_METRIC, atomic_path, t_interval
+from codiemb_lib.core import (
+    MAIN_METRIC,
+    Preset,
+    rows_file,
+    run_folder,
+    sha256_text,
+    write_arrays,
+)
 from codiemb_lib.evaluate.scores import EncodedDataset, by_text, texts_of
 from codiemb_lib.evaluate.search import EvaluationError
 
@@ -44,25 +49,16 @@ class Comparison:
 class TextScores:
     """What one run makes of each text of a test set.
 
-    `values` (n,) are the nDCG@10 of queries, or the cosines of pairs, or (n, D) the directions of
-    texts; `gold` (n,) are the pairs' scores. `material` is what compared runs must share.
+    `values` (n,) are the nDCG@10 of queries, the cosines of pairs, or the `pseudo_values` of texts;
+    `gold` (n,) are the pairs' scores. `material` is the hash of the texts and judgements, which
+    compared runs must share.
     """
 
     task: str
     dataset: str
     values: np.ndarray
     gold: np.ndarray | None
-    material: list  # texts and judgements
-
-
-@dataclass(frozen=True)
-class SetScores:
-    """Of each run the scores (1 + resamples,) on a test set of `n` texts and on resamples of it."""
-
-    task: str
-    dataset: str
-    n: int
-    by_run: dict[Run, np.ndarray]
+    material: str
 
 
 def text_scores(datasets: Iterable[EncodedDataset]) -> list[TextScores]:
@@ -70,70 +66,137 @@ def text_scores(datasets: Iterable[EncodedDataset]) -> list[TextScores]:
     found = []
     for d in datasets:
         values = by_text(d)[MAIN_METRIC["ir"] if d.task == "ir" else "cosine"]
-        material = [d.query_texts, d.passage_texts, [*d.gold], d.ignored]
-        gold = d.gold if d.task == "sts" else None
-        found.append(TextScores(d.task, d.name, values, gold, material))
+        gold = np.asarray(d.gold) if d.task == "sts" else None
+        judged = [sorted(of.items()) for of in d.gold] if gold is None else gold.tolist()
+        facts = str((judged, sorted(d.ignored.items())))
+        material = sha256_text(*d.query_texts, *d.passage_texts, facts)
+        found.append(TextScores(d.label, d.name, values, gold, material))
     return found
 
 
-def directions(datasets: Sequence[EncodedDataset]) -> list[TextScores]:
-    """Of a run's embeddings, what its isotropy is compared by: the directions of the distinct texts
-    of each task (`texts_of`), of all its data sets as one."""
+def isotropies(datasets: Sequence[EncodedDataset]) -> list[TextScores]:
+    """Of a run's embeddings, what its isotropy is compared by: `pseudo_values` of distinct texts.
+
+    They are the texts of a task (`texts_of`), three at least, of all its data sets as one.
+    """
     found = []
     for task, rows in texts_of(datasets).items():
-        if task in ISOTROPY:
-            units = rows / np.linalg.norm(rows, axis=1, keepdims=True)
-            material = [(d.query_texts, d.passage_texts) for d in datasets if d.task == task]
-            found.append(TextScores(ISOTROPY[task], "all", units, None, material))
+        if task in ISOTROPY and len(rows) > 2:
+            sides = [(d.query_texts, d.passage_texts) for d in datasets if d.task == task]
+            material = sha256_text(*(text for side in sides for texts in side for text in texts))
+            found.append(TextScores(ISOTROPY[task], "all", pseudo_values(rows), None, material))
     return found
+
+
+def pseudo_values(rows: np.ndarray) -> np.ndarray:
+    r"""Of texts (n, D) numbers (n,) whose mean is minus the mean cosine of two of them.
+
+    They are its jackknife pseudo-values (Tukey, 1958), :math:`n U - (n - 1) U_{-i}` with
+    :math:`U_{-i}` of the texts without the i-th.
+    """
+    units = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    units, n = units.astype(np.float64), len(rows)
+    with_others = units @ units.sum(axis=0) - np.einsum("nd,nd->n", units, units)
+    total = with_others.sum()
+    without = (total - 2 * with_others) / ((n - 1) * (n - 2))
+    return (n - 1) * without - total / (n - 1)
 
 
 def save_text_scores(path: str | Path, runs: Mapping[Run, Sequence[TextScores]]) -> None:
-    """Write what runs make of each text, float32, to an .npz from which intervals can be computed.
+    """Write what runs make of each text to an .npz, from which `compare` can be called again.
 
-    Directions of texts are left out: they would be as large as the embeddings.
+    Scores are float32; pseudo-values, of which there are most, float16.
     """
     arrays: dict[str, np.ndarray] = {}
     for (model, seed), scores in runs.items():
         for s in scores:
-            if s.values.ndim == 1:
-                arrays[f"{s.task}/{s.dataset}/{model}/{seed}"] = s.values.astype(np.float32)
-                if s.gold is not None:
-                    arrays[f"gold/{s.task}/{s.dataset}"] = np.asarray(s.gold, np.float32)
-    content = io.BytesIO()
-    np.savez_compressed(content, **arrays)
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(content.getbuffer())
+            kind = np.float16 if s.task in ISOTROPY.values() else np.float32
+            arrays[f"{s.task}/{s.dataset}/{model}/{seed}"] = s.values.astype(kind)
+            arrays[f"material/{s.task}/{s.dataset}"] = np.array(s.material)
+            if s.gold is not None:
+                arrays[f"gold/{s.task}/{s.dataset}"] = np.asarray(s.gold, np.float32)
+    write_arrays(path, arrays)
 
 
 def load_text_scores(path: str | Path) -> dict[Run, list[TextScores]]:
-    """What `save_text_scores` wrote, as `resample` takes it."""
+    """What `save_text_scores` wrote, as `compare` takes it."""
     runs: dict[Run, list[TextScores]] = {}
     with np.load(path) as arrays:
         for name in arrays.files:
             task, rest = name.split("/", 1)
-            if task != "gold":
+            if task not in ("gold", "material"):
                 dataset, model, seed = rest.rsplit("/", 2)
-                gold = f"gold/{task}/{dataset}"
-                known = arrays[gold] if gold in arrays.files else None
-                scores = TextScores(task, dataset, arrays[name], known, [])
+                gold = arrays.get(f"gold/{task}/{dataset}")
+                material = str(arrays[f"material/{task}/{dataset}"])
+                values = arrays[name].astype(np.float64)
+                scores = TextScores(task, dataset, values, gold, material)
                 runs.setdefault((model, int(seed)), []).append(scores)
     return runs
 
 
-def resample(
-    runs: Mapping[Run, Sequence[TextScores]], *, resamples: int = 9999, seed: int = 0
-) -> list[SetScores]:
-    """Score all runs on the same resamples of the texts of each test set, by SciPy's bootstrap.
+def collect_text_scores(preset: Preset, *, merges: bool = False) -> dict[Run, list[TextScores]]:
+    """The text scores of all runs of a preset that were measured; or of the merges of its study.
 
-    `runs` holds what `text_scores`, `directions` or both give of each. Test sets are resampled
-    independently of each other. Pairs that share a text count as independent, as everywhere in the
-    field: where few texts form many pairs (`lee-similarity`), intervals come out too short.
+    A seed of which there are no runs here has those that `publish` has kept of it.
+    """
+    found: dict[Run, list[TextScores]] = {}
+    for seed in preset.seeds:
+        models = ["fusion"] if merges else preset.models
+        paths = [run_folder(preset.name, model, seed) / "texts.npz" for model in models]
+        paths = [path for path in paths if path.is_file()]
+        kept = rows_file(preset.name, seed, "merges.npz" if merges else "texts.npz")
+        for path in paths or [kept] * kept.is_file():
+            found |= load_text_scores(path)
+    order = {model: place for place, model in enumerate(preset.models)}
+    return dict(sorted(found.items(), key=lambda run: (order.get(run[0][0], 0), run[0][1])))
+
+
+def contributions(scores: TextScores) -> np.ndarray:
+    r"""Numbers of texts (n,) whose mean is a run's score on a test set.
+
+    The score moves with other texts as their mean does, so its standard error is their standard
+    deviation over :math:`\sqrt n`. Of a mean over texts they are its values. Of Spearman's rho they
+    are rho plus the influence of each pair on it (the infinitesimal jackknife, Jaeckel, 1972).
+    Pairs that share a text count as independent, as everywhere in the field: where few texts form
+    many pairs (`lee-similarity`), standard errors come out too small.
+
+    With mid-distributions :math:`a_i = F(x_i) - 1/2` and :math:`b_i = G(y_i) - 1/2`, rho is
+    :math:`C / \sqrt{V_x V_y}` of :math:`C = \overline{ab}`, :math:`V_x = \overline{a^2}` and
+    :math:`V_y = \overline{b^2}`. Pair i adds :math:`a_i b_i` to C, and raises :math:`F` above
+    :math:`x_i` and :math:`G` above :math:`y_i`.
 
     Raises:
-        EvaluationError: The runs were measured on different texts, or the similarities or gold
-            scores of some resample are constant, so that it has no correlation.
+        EvaluationError: The similarities or the gold scores are constant.
     """
+    if scores.gold is None:
+        return scores.values
+    (a, above_x), (b, above_y) = map(_mid_distribution, (scores.values, scores.gold))
+    c, of_x, of_y = np.mean([a * b, a * a, b * b], axis=1)
+    if not of_x * of_y:
+        raise EvaluationError(
+            f"{scores.dataset}: expected similarities and gold scores that differ, found constant "
+            "ones. Look at the scores, or test on more texts."
+        )
+    in_c = a * b + above_x(b) + above_y(a) - 3 * c
+    in_x, in_y = a * a + 2 * above_x(a) - 3 * of_x, b * b + 2 * above_y(b) - 3 * of_y
+    size = (of_x * of_y) ** 0.5
+    return c / size + in_c / size - c / size * (in_x / of_x + in_y / of_y) / 2
+
+
+def _mid_distribution(values: ArrayLike) -> tuple[np.ndarray, Callable]:
+    """Of values (n,) the shares that lie below each, ties by half, less 1/2; and a function from
+    weights (n,) to 1/n of their sums over what lies above each value, ties by half."""
+    _, group = np.unique(values, return_inverse=True)  # (n,) 0 for the least
+
+    def above(weights: np.ndarray) -> np.ndarray:
+        own = np.bincount(group, weights)
+        return (own.sum() - np.cumsum(own) + own / 2)[group] / len(group)
+
+    return 0.5 - above(np.ones(len(group))), above
+
+
+def _by_set(runs: Mapping[Run, Sequence[TextScores]]) -> list[tuple[str, str, dict]]:
+    """Of each test set its task, its name, and the `contributions` (n,) by run."""
     first, *_ = runs
     expected = [(s.dataset, s.task, s.material) for s in runs[first]]
     for run, scores in runs.items():
@@ -142,158 +205,65 @@ def resample(
                 f"expected the test sets and texts of {first} for {run} too, found others. Run "
                 "notebook 05 anew for the older of the two."
             )
-    sets = []
-    for place, one in enumerate(runs[first]):
-        values = np.stack([scores[place].values for scores in runs.values()])
-        drawn = bootstrap_scores(values, one.gold, resamples=resamples, seed=(seed, place))
-        if not np.isfinite(drawn).all():
-            raise EvaluationError(
-                f"{one.dataset}: expected similarities and gold scores that differ within every "
-                "resample, found constant ones. Look at the scores, or test on more texts."
-            )
-        by_run = dict(zip(runs, drawn, strict=True))
-        sets.append(SetScores(one.task, one.dataset, values.shape[1], by_run))
-    return sets
-
-
-def bootstrap_scores(
-    values: ArrayLike,
-    gold: ArrayLike | None = None,
-    *,
-    resamples: int = 9999,
-    seed: int | tuple[int, ...] = 0,
-) -> np.ndarray:
-    """Scores of models on a test set and on resamples of its texts, the same ones for all models.
-
-    `values` are those of M models for each of n texts, (M, n), or unit vectors, (M, n, D). Without
-    `gold` a model's score is its mean, and of vectors minus their mean cosine (`_isotropy`). With
-    gold scores (n,) it is the Spearman correlation with them, NaN where a side is constant.
-
-    Returns:
-        (M, 1 + resamples); column 0 is the score on the texts themselves.
-    """
-    values = np.asarray(values)
-    n = values.shape[1]
-    cells = 2**15  # 256 KB, which a processor keeps at hand
-    if values.ndim == 3:
-        of_counts, cells = partial(_isotropy, values), 2**21  # products of large matrices
-    elif gold is None:
-        of_counts = lambda counts: values @ counts / n  # noqa: E731
-    else:
-        of_counts = partial(_correlations, [*map(_Ranks, values)], _Ranks(gold))
-
-    def score(rows: np.ndarray) -> np.ndarray:
-        """(B, n) numbers of texts -> (M, B)."""
-        at = n * np.arange(len(rows))[:, None] + rows
-        counts = np.bincount(at.ravel(), minlength=at.size).reshape(at.shape)
-        return of_counts(np.ascontiguousarray(counts.T))
-
-    drawn = stats.bootstrap(
-        (np.arange(n),),
-        lambda rows, axis: score(np.atleast_2d(rows)),
-        n_resamples=resamples,
-        batch=max(1, cells // n),
-        vectorized=True,
-        method="percentile",
-        rng=np.random.default_rng(seed),
-    ).bootstrap_distribution
-    return np.concatenate([score(np.arange(n)[None]), drawn], axis=1)
-
-
-class _Ranks:
-    """Average ranks of values (n,) within resamples, which are how often each text stands in them.
-
-    The values are sorted once; a rank is the number of texts in front, and half of those that tie.
-    """
-
-    def __init__(self, values: ArrayLike) -> None:
-        _, self.group = np.unique(values, return_inverse=True)  # (n,) 0 for the least
-        self.order = np.argsort(self.group, kind="stable")
-        self.starts = np.flatnonzero(np.diff(self.group[self.order], prepend=-1))
-
-    def centred(self, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Counts (n, B) -> ranks less their mean (n, B), and the sum of their squares (B,)."""
-        ties = np.add.reduceat(counts[self.order], self.starts, axis=0)  # (groups, B)
-        ranks = np.cumsum(ties, axis=0) - (ties + len(counts)) / 2
-        return ranks[self.group], np.einsum("gb,gb->b", ties, ranks**2)
-
-
-def _correlations(models: list[_Ranks], gold: _Ranks, counts: np.ndarray) -> np.ndarray:
-    """Spearman's rho (M, B) from how often each of n texts was drawn, (n, B)."""
-    y, y_square = gold.centred(counts)
-    y = y * counts
-    centred = (ranks.centred(counts) for ranks in models)
-    with np.errstate(invalid="ignore"):  # 0 / 0 is NaN
-        return np.stack([np.einsum("nb,nb->b", x, y) / np.sqrt(xx * y_square) for x, xx in centred])
-
-
-def _isotropy(models: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    r"""Minus the mean cosine of two different texts, from unit vectors `models` (M, n, D).
-
-    A text and its own copies in a resample are no pair. With :math:`w_i` copies of :math:`u_i`,
-    :math:`\sum_{i \ne j} w_i w_j\, u_i \cdot u_j = \lVert \sum_i w_i u_i \rVert^2 - \sum_i w_i^2
-    \lVert u_i \rVert^2`, over :math:`(\sum_i w_i)^2 - \sum_i w_i^2` such pairs.
-    """
-    squares = np.square(counts, dtype=np.float64)
-    pairs = counts.sum(axis=0) ** 2 - squares.sum(axis=0)
-    counts = counts.astype(models.dtype)
-    own = np.einsum("mnd,mnd->mn", models, models, dtype=np.float64) @ squares
-    totals = [np.square(units.T @ counts, dtype=np.float64).sum(axis=0) for units in models]
-    with np.errstate(invalid="ignore"):  # 0 / 0 is NaN
-        return (own - np.stack(totals)) / pairs
+    return [
+        (one.task, one.dataset, {run: contributions(s[place]) for run, s in runs.items()})
+        for place, one in enumerate(runs[first])
+    ]
 
 
 def compare(
-    sets: Sequence[SetScores],
+    runs: Mapping[Run, Sequence[TextScores]],
     comparisons: Mapping[str, Iterable[Comparison]],
     *,
     merges: Collection[str] = (),
 ) -> pd.DataFrame:
     """Rows of paired comparisons: on every test set of the task, and on their mean.
 
-    `comparisons` stand by the claim that they decide, or any other name. The untrained encoder,
-    `base`, has one seed and stands against each of the other. Of `merges` of the same runs the
-    differences by seed count, not the scores.
+    `runs` holds what `text_scores`, `isotropies` or both give of each. `comparisons` stand by the
+    claim that they decide, or any other name. The untrained encoder, `base`, has one seed and
+    stands against each of the other. Of `merges` of the same runs the differences by seed count,
+    not the scores.
 
     Returns:
         claim, variant, reference, task, dataset (`mean`: the mean over the task's sets); difference
-        (variant less reference, mean over seeds) with low and high (95 % interval by percentiles of
-        the bootstrap over texts); bound; se, df, crossed_low, crossed_high and p (`crossed`; of one
-        seed a model, texts alone) and p_holm (over all comparisons of the call: the means one
-        family, the single sets another); seeds_low and seeds_high (95 % t-interval of the
-        difference over seeds, unbounded for one); n texts, and seeds.
+        (variant less reference, mean over seeds); low and high (95 %), bound, se, df, p and p_holm
+        (`crossed`; of one seed a model, texts alone; Holm over all comparisons of the call: the
+        means one family, the single sets another); se_texts, the part of the texts; n texts, and
+        seeds.
 
     Raises:
-        EvaluationError: A model, its seed, or a test set of the task is missing.
+        EvaluationError: The runs were measured on different texts; a model, its seed, or a test set
+            of the task is missing; or some similarities are constant.
     """
-    rows = []
+    sets, rows = _by_set(runs), []
     for claim, members in comparisons.items():
         for c in members:
-            own = [s for s in sets if s.task == c.task]
+            own = [(dataset, by_run) for task, dataset, by_run in sets if task == c.task]
             if not own:
                 raise EvaluationError(f"expected a test set of task {c.task!r}, found none.")
-            by_set = np.stack([_paired(s, c) for s in own])  # (sets, seeds, 1 + resamples)
-            named = {s.dataset: ([s], by_set[i]) for i, s in enumerate(own)}
-            named["mean"] = own, by_set.mean(axis=0)
+            named = {dataset: [by_run] for dataset, by_run in own}
+            named["mean"] = [by_run for _, by_run in own]
             labels = {"claim": claim, "variant": c.model, "reference": c.reference, "task": c.task}
-            for dataset, (of, differences) in named.items():
-                drawn, n = differences.mean(axis=0)[1:], sum(s.n for s in of)
-                low, high = np.quantile(drawn, [0.025, 0.975])
-                seeds_low, seeds_high = t_interval(differences[:, 0])
+            for dataset, of in named.items():
+                differences = [_paired(by_run, c) for by_run in of]  # (seeds, n) each
+                by_seed = np.mean([d.mean(axis=1) for d in differences], axis=0)
+                texts = [
+                    Spread(d.mean(axis=0).var(ddof=1) / d.shape[1] / len(of) ** 2, d.shape[1] - 1)
+                    for d in differences
+                ]
                 if {c.model, c.reference} <= {*merges}:
-                    seeds, share = pooled([differences[:, 0]]), 1 / len(differences)
+                    seeds, share = pooled([by_seed]), 1 / len(by_seed)
                 else:
                     seeds = pooled(_by_model(of).values())
-                    share = (2 - ("base" in (c.model, c.reference))) / len(differences)
-                found = crossed(differences[:, 0].mean(), drawn.std(ddof=1), n, seeds, share)
+                    share = (2 - ("base" in (c.model, c.reference))) / len(by_seed)
+                found = crossed(by_seed.mean(), [*texts, Spread(seeds.variance * share, seeds.df)])
+                low, high = found.interval()
                 rows.append(
                     labels
-                    | {"dataset": dataset, "difference": found.difference}
-                    | {"low": low, "high": high, "bound": c.bound, "p": found.p(c.bound)}
-                    | {"se": found.se, "df": found.df}
-                    | dict(zip(("crossed_low", "crossed_high"), found.interval(), strict=True))
-                    | {"seeds_low": seeds_low, "seeds_high": seeds_high}
-                    | {"n": n, "seeds": len(differences)}
+                    | {"dataset": dataset, "difference": found.difference, "low": low, "high": high}
+                    | {"bound": c.bound, "p": found.p(c.bound), "se": found.se, "df": found.df}
+                    | {"se_texts": sum(part.variance for part in texts) ** 0.5}
+                    | {"n": sum(d.shape[1] for d in differences), "seeds": len(by_seed)}
                 )
     table = pd.DataFrame(rows)
     families = table.groupby(table["dataset"] == "mean")["p"]
@@ -302,7 +272,7 @@ def compare(
 
 
 class Spread(NamedTuple):
-    """A variance of scores over seeds, and its degrees of freedom."""
+    """A variance, and its degrees of freedom."""
 
     variance: float
     df: int
@@ -316,13 +286,13 @@ def pooled(groups: Iterable[ArrayLike]) -> Spread:
     return Spread(squares / df if df else 0.0, df)
 
 
-def _by_model(sets: Sequence[SetScores]) -> dict[str, np.ndarray]:
+def _by_model(sets: Sequence[Mapping[Run, np.ndarray]]) -> dict[str, np.ndarray]:
     """Of each model its scores by seed, (seeds,): the means over some test sets."""
     runs: dict[str, list[Run]] = {}
-    for run in sets[0].by_run:
+    for run in sets[0]:
         runs.setdefault(run[0], []).append(run)
     return {
-        model: np.mean([[s.by_run[run][0] for run in own] for s in sets], axis=0)
+        model: np.mean([[by_run[run].mean() for run in own] for by_run in sets], axis=0)
         for model, own in runs.items()
     }
 
@@ -363,30 +333,31 @@ class Crossed(NamedTuple):
         return "worse" if high < 0 else "cannot tell"
 
 
-def crossed(difference: float, texts: float, n: int, seeds: Spread, share: float) -> Crossed:
+def crossed(difference: float, parts: Iterable[Spread]) -> Crossed:
     r"""The rule for scores y(seed, text): variances of texts and seeds add.
 
     .. math:: \mathrm{SE}^2 = \mathrm{SE}_{texts}^2 + s^2 \Bigl(\frac{1}{n_1} + \frac{1}{n_2}\Bigr)
 
-    with the degrees of freedom of Satterthwaite (1946), n - 1 for the texts. What is random for
-    each seed and text alone counts in both terms: that makes intervals wider, not narrower.
+    with the degrees of freedom of Satterthwaite (1946). What is random for each seed and text alone
+    counts in both terms: that makes intervals wider, not narrower.
 
     Args:
-        texts: Standard error over n texts of the mean over seeds, as by the bootstrap.
-        seeds: s^2, of one model's scores over seeds, and its degrees of freedom.
-        share: 1/n1 + 1/n2 for two models with so many seeds; 1/n1 where the other is the base, or
-            where s is that of differences by seed.
+        parts: The squared standard errors that add, each with its degrees of freedom: over the
+            texts of each test set, of the mean over seeds; and over seeds, s^2 (1/n1 + 1/n2) of two
+            models with so many, or s^2/n1 where the other is the base, or where s is that of
+            differences by seed.
     """
-    by_text, by_seed = texts**2, seeds.variance * share
-    total = by_text + by_seed
-    parts = by_text**2 / max(n - 1, 1) + (by_seed**2 / seeds.df if seeds.df else 0.0)
-    return Crossed(difference, total**0.5, total**2 / parts if parts else float(n - 1))
+    parts = [*parts]
+    total = sum(part.variance for part in parts)
+    spread = sum(part.variance**2 / part.df for part in parts if part.df)
+    least = max(1, *(part.df for part in parts))
+    return Crossed(difference, total**0.5, total**2 / spread if spread else float(least))
 
 
-def _paired(scores: SetScores, comparison: Comparison) -> np.ndarray:
-    """The differences of two models by seed, (seeds, 1 + resamples)."""
+def _paired(by_run: Mapping[Run, np.ndarray], comparison: Comparison) -> np.ndarray:
+    """The differences of two models by seed and text, (seeds, n)."""
     by_seed = {
-        model: {seed: s for (name, seed), s in scores.by_run.items() if name == model}
+        model: {seed: values for (name, seed), values in by_run.items() if name == model}
         for model in (comparison.model, comparison.reference)
     }
     if start := by_seed.get("base"):  # no seed has to do with it: it stands beside each

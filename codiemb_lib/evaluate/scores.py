@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from pathlib import Path
 from types import MappingProxyType
@@ -18,7 +18,7 @@ from safetensors.numpy import save_file
 from scipy import stats
 
 from codiemb_lib import model
-from codiemb_lib.core import DatasetSettings, Preset, atomic_path
+from codiemb_lib.core import UNSEEN, DatasetSettings, Preset, atomic_path
 from codiemb_lib.data import Dataset, Record, load_dataset, say_grades
 from codiemb_lib.evaluate.search import EvaluationError, top_k
 
@@ -40,7 +40,8 @@ class EncodedDataset:
     For retrieval `passages` (m, D) are the distinct passages that are searched, and `gold` holds
     for each query the grades of its relevant passages, by their rows; `ignored` has by query the
     row of a passage that is not ranked. For similarity `passages` (n, D) are the partners of
-    `queries` (n, D) and `gold` (n,) their scores.
+    `queries` (n, D) and `gold` (n,) their scores. `unseen`: the preset trains on other sets of the
+    task, not on this one, whose scores are a task of their own (`label`).
     """
 
     name: str
@@ -51,6 +52,12 @@ class EncodedDataset:
     passages: np.ndarray
     gold: list[dict[int, int]] | np.ndarray
     ignored: dict[int, int] = field(default_factory=dict)
+    unseen: bool = False
+
+    @property
+    def label(self) -> str:
+        """The task of its scores."""
+        return UNSEEN[self.task] if self.unseen else self.task
 
 
 def encode_dataset(
@@ -126,7 +133,9 @@ def encode_split(
             records = dataset.split(split, limit=limit)
             corpus = dataset.sample_corpus(settings.corpus) if split == "test" else ()
             encoded.append(encode_dataset(encoder, settings, records, corpus))
-    return encoded
+    untrained = {settings.name for settings in preset.datasets if settings.train == 0}
+    trained = {d.task for d in encoded if d.name not in untrained}
+    return [replace(d, unseen=d.name in untrained and d.task in trained) for d in encoded]
 
 
 def save_encoded(path: str | Path, datasets: Iterable[EncodedDataset]) -> None:
@@ -141,7 +150,7 @@ def save_encoded(path: str | Path, datasets: Iterable[EncodedDataset]) -> None:
         tensors |= {f"{stem}/queries": dataset.queries, f"{stem}/passages": dataset.passages}
         tensors[f"{stem}/gold"] = gold
         ignored = [*dataset.ignored.items()]
-        texts[stem] = [dataset.query_texts, dataset.passage_texts, ignored]
+        texts[stem] = [dataset.query_texts, dataset.passage_texts, ignored, dataset.unseen]
     arrays = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
     with atomic_path(path) as temporary:
         # Under one key: safetensors writes several in an order that changes from run to run.
@@ -160,8 +169,8 @@ def load_encoded(path: str | Path) -> list[EncodedDataset]:
                 judged, gold = gold.tolist(), [{} for _ in queries]
                 for query, row, grade in judged:
                     gold[query][row] = grade
-            *sides, ignored = texts
-            parts = *sides, queries, passages, gold, dict(ignored)
+            *sides, ignored, unseen = texts
+            parts = *sides, queries, passages, gold, dict(ignored), unseen
             datasets.append(EncodedDataset(name, task, *parts))
     return sorted(datasets, key=lambda dataset: (dataset.task, dataset.name))
 
@@ -297,7 +306,7 @@ def score_dataset(encoded: EncodedDataset, *, progress: bool = False) -> pd.Data
     except EvaluationError as error:
         raise EvaluationError(f"{encoded.name}: {error}") from error
     columns = {"metric": [*metrics], "value": [*metrics.values()], "n": len(encoded.queries)}
-    return pd.DataFrame({"task": encoded.task, "dataset": encoded.name, **columns})
+    return pd.DataFrame({"task": encoded.label, "dataset": encoded.name, **columns})
 
 
 def score(space: Iterable[EncodedDataset]) -> pd.DataFrame:

@@ -16,7 +16,7 @@ NUMERICS = 2
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "associations": ["FEWEST_CLUSTERS", "rank_correlations", "with_scores"],
+        "associations": ["FEWEST_CLUSTERS", "associations_of"],
         "maps": ["coordinates_hash", "maps_of"],
         "measures": [
             *["alignment_by_text", "anisotropy", "anisotropy_by_text", "cosine_gap_by_text"],

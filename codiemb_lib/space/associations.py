@@ -45,14 +45,29 @@ def with_scores(measures: pd.DataFrame, scores: pd.DataFrame, on: Sequence[str])
 
     Rows of `measures_by_kind` and score rows (task, dataset, metric, value) are joined on the
     columns `on`, which name a model: variant and seed, perhaps step. Measures without a finite
-    value are left out; the score is the headline metric, averaged over the task's data sets.
+    value are left out; the score is the headline metric, averaged over the task's data sets, less
+    the unseen ones.
     Without rows on one side there are none.
     """
     if measures.empty or scores.empty:  # empty columns have no type to be joined on
         return measures.iloc[:0].assign(task="", score=0.0)
-    main = scores[scores["metric"] == scores["task"].map(MAIN_METRIC)]
+    main = scores[scores["task"].isin(("ir", "sts"))]
+    main = main[main["metric"] == main["task"].map(MAIN_METRIC)]
     means = main.groupby([*on, "task"])["value"].mean().rename("score").reset_index()
     return measures[np.isfinite(measures["value"])].merge(means, on=list(on))
+
+
+def associations_of(
+    geometry: pd.DataFrame, scores: pd.DataFrame, trajectory: pd.DataFrame, dev: pd.DataFrame
+) -> pd.DataFrame:
+    """`rank_correlations` of every measure with every task's score: over models and seeds on test,
+    and over the checkpoints of all runs on dev (column `over`)."""
+    of_models = with_scores(geometry, scores, on=["variant", "seed"]).assign(over="models")
+    later = trajectory[trajectory["step"] > 0]  # before the first step all are the base encoder
+    of_steps = with_scores(later, dev, on=["variant", "seed", "step"]).assign(over="checkpoints")
+    by = ["over", "task", "texts", "measure"]
+    tables = [rank_correlations(points, by) for points in (of_models, of_steps)]
+    return pd.concat([t for t in tables if len(t)] or tables[:1], ignore_index=True)
 
 
 def _weighted(x: np.ndarray, y: np.ndarray, weights: np.ndarray) -> np.ndarray:

@@ -23,7 +23,7 @@ from tests.app.projects import HOUR, ROOT, copy_project, run, start
 PRESET = load_preset("smoke")
 TABLE = "root/sick/SICK_train.txt"
 TRAINED, FUSED, MODELS = len(PRESET.variants), len(PRESET.fusion), len(PRESET.models)
-AFTER = {"comparison": 1, "geometry": 1, "figures": 1}
+AFTER = {"geometry": 1, "rows": 1, "comparison": 1, "figures": 1}
 
 
 def start_tiny(project: Path, log: str, *options: str) -> subprocess.Popen:
@@ -207,19 +207,27 @@ fusion: {soup: {method: uniform, ingredients: [codiemb]}}
 
 # Stand-ins for the notebooks: they write the files of the real ones, and a line each in a journal.
 LOG = """
+import json
 import time
 from pathlib import Path
+import numpy as np
 runs = Path('../data/runs/tiny')
+made = {"files": {}, "seconds": 1, "peak_memory_mib": 1, "hardware": "", "git_commit": ""}
 def note(line):
     with open('../journal', 'a') as journal:
         print(line, file=journal)
 def write(path):
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text('{"files": {}}' if path.suffix == '.json' else '')
+    if path.suffix == '.npz':
+        np.savez(path, value=1)
+    else:
+        path.write_text('value,tokens\\n1,1\\n' if path.suffix == '.csv' else '')
 def finish(model):
     folder = runs / model / f'seed-{seed}'
     write(folder / 'model' / 'model.safetensors')
-    (folder / 'manifest.json').write_text('{"files": {}}')
+    for table in ('log', 'dev', 'fusion'):
+        write(folder / f'{table}.csv')
+    (folder / 'manifest.json').write_text(json.dumps(made))
 """
 STUBS = {
     "03_joint_training": """
@@ -236,24 +244,24 @@ note('train ends')
     "04_checkpoint_fusion": """
 note('fuse')
 finish('soup')
-write(runs / 'fusion' / f'seed-{seed}' / 'study.csv')
+for name in ('study.csv', 'texts.npz'):
+    write(runs / 'fusion' / f'seed-{seed}' / name)
 """,
     "05_benchmark": """
 note(f'benchmark {variant}')
-for name in ('scores.csv', 'embeddings.safetensors'):
+for name in ('scores.csv', 'texts.npz', 'embeddings.safetensors'):
     write(runs / variant / f'seed-{seed}' / name)
 """,
     "06_comparison": """
 note('comparison')
-tables = ('comparisons.csv', 'claims.csv', 'study_comparisons.csv')
-for name in (*tables, 'text_scores.npz'):
+for name in ('comparisons.csv', 'claims.csv', 'study_comparisons.csv'):
     write(runs / name)
 """,
     "07_embedding_geometry": """
 note('geometry')
-tables = "geometry spectrum cosines rated_pairs trajectory layers associations umap"
+tables = "geometry spectrum cosines rated_pairs trajectory layers umap"
 for name in [f"{table}.csv" for table in tables.split()]:
-    write(runs / name)
+    write(runs / 'geometry' / f'seed-{seed}' / name)
 """,
     "09_paper_figures": "note('figures')\nwrite(Path('../figures/tiny/results.csv'))",
 }
@@ -297,8 +305,9 @@ def test_failed_notebook_is_named_then_the_run_goes_on(tiny):
         "benchmark codiemb",
         "benchmark soup",
     ]
-    assert sorted(done[-3:-1]) == ["comparison", "geometry"]
-    assert done[-1] == "figures"
+    assert done[-3:] == ["geometry", "comparison", "figures"]
+    kept = {file.name for file in (tiny / "figures" / "tiny" / "rows" / "seed-0").iterdir()}
+    assert {"texts.npz", "merges.npz", "umap.csv"} < kept
     assert not (tiny / failed).exists()
 
     (tiny / "figures" / "tiny" / "results.csv").unlink()
@@ -311,6 +320,30 @@ def test_failed_notebook_is_named_then_the_run_goes_on(tiny):
         os.utime(preset, (0, 0))  # what it holds decides, whatever its time stamp says
         assert start_tiny(tiny, "log", "--dry-run", "--until", "figures").wait(HOUR) == 0
         assert re.search(found, (tiny / "log").read_text(), re.M)
+
+
+def test_seeds_come_one_by_one_and_their_rows_are_enough_to_compare_and_draw(tiny):
+    preset = tiny / "notebooks" / "presets" / "tiny.yaml"
+    preset.write_text(TINY.replace("seeds: [0]", "seeds: [0, 1]"))
+    call = ["codiemb_lib", "reproduce", "--preset", "tiny", "--cores", "2"]
+
+    def reproduce(*options: str) -> list[str]:
+        before = journal(tiny)
+        status = start(tiny, "log", *call, *options).wait(HOUR)
+        assert status == 0, (tiny / "log").read_text()
+        return journal(tiny)[len(before) :]
+
+    for seed in "01":
+        done = reproduce("--seeds", seed)
+        assert done.count("train begins") == 1
+        assert {"comparison", "figures"}.isdisjoint(done)
+        shutil.rmtree(tiny / "data" / "runs")
+        kept = {folder.name for folder in (tiny / "figures" / "tiny" / "rows").iterdir()}
+        assert kept == {f"seed-{n}" for n in range(int(seed) + 1)}
+        if seed == "0":
+            assert start(tiny, "log", *call, "--from-rows").wait(HOUR) == 2
+            assert "found none of {1}" in (tiny / "log").read_text()
+    assert reproduce("--from-rows") == ["comparison", "figures"]
 
 
 @pytest.mark.parametrize("killed", [False, True])

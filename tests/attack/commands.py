@@ -9,12 +9,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import yaml
 
 from codiemb_lib import data, evaluate, train
 from codiemb_lib.app import main
-from codiemb_lib.core import load_preset, manifest_of, run_folder
+from codiemb_lib.core import (
+    load_preset,
+    manifest_of,
+    rows_file,
+    run_folder,
+    write_arrays,
+    write_json,
+    write_text,
+)
+from codiemb_lib.core.runs import OF_FIRST_SEED, OF_GEOMETRY
 from codiemb_lib.model import Encoder
 from tests.conftest import tiny_encoder
 from tests.made_up import ir_records, sts_records
@@ -85,6 +95,19 @@ def start_figure() -> None:
     shutil.copy(FIGURES / "mini" / "trade_off.csv", folder)
 
 
+def start_seed() -> None:
+    """Tables of made-up runs of a preset without merges, as its notebooks leave them."""
+    preset = load_preset("tiny").model_copy(update={"fusion": {}, "fusion_study": None})
+    for name in (*preset.models, "geometry"):
+        folder = run_folder("tiny", name, 0)
+        tables = ("scores", "dev", "log", *OF_GEOMETRY, *OF_FIRST_SEED)
+        for table in tables:
+            write_text(folder / f"{table}.csv", "value,tokens\n1,1\n")
+        write_arrays(folder / "texts.npz", {f"ir/ir/{name}/0": np.arange(9)})
+        made = {"files": {}, "seconds": 1, "peak_memory_mib": 1, "hardware": "", "git_commit": ""}
+        write_json(folder / "manifest.json", made)
+
+
 # --- How they are read ----------------------------------------------------------------------------
 
 
@@ -112,6 +135,12 @@ def figure() -> list[str] | None:
     picture = Path("figures/tiny/trade_off.png")  # which is written last
     beside = [picture.with_suffix(f".{end}") for end in ("csv", "md", "pdf")]
     return [file.read_text("latin-1")[:20] for file in beside] if picture.exists() else None
+
+
+def kept() -> list[bytes] | None:
+    folder = rows_file("tiny", 0, "")
+    files = sorted(folder.iterdir()) if folder.exists() else ()
+    return [file.read_bytes() for file in files if not file.name.endswith(".partial")] or None
 
 
 def finished() -> Any:
@@ -163,6 +192,7 @@ COMMANDS = {
     "Encoder.save": Command(save_model, model),
     "Encoder.save, over another": Command(save_model, model, lambda: tiny_encoder().save(OUT)),
     "save_encoded": Command(save_encoded, bytes_of("out")),
+    "publish": Command(cli("publish", "--preset", "tiny", "--seed", "0"), kept, start_seed),
     "draw": Command(cli("draw", "trade_off", "--preset", "tiny"), figure, start_figure),
     "report": Command(cli("report", "--preset", PRESET, "--out", "out"), bytes_of("out")),
 }

@@ -114,7 +114,7 @@ def test_instructions_fill_in_what_has_no_prompt_of_its_own(tmp_path):
         own["passage_prompt"] = "P: "
 
     preset = load_preset(variation(tmp_path, change))
-    first, second, _ = preset.datasets
+    first, second, *_ = preset.datasets
     assert first.query_prompt.startswith("Do Given a Chinese search query, retrieve web passages")
     assert (first.query_prompt[-2:], first.passage_prompt) == (": ", "P: ")
     assert (second.query_prompt, second.passage_prompt) == ("", "")

@@ -315,6 +315,18 @@ def test_comparisons_that_tell_are_solid():
     assert [not same_color(face, "white") for face in faces] == [False] * 5 + [True, False]
 
 
+def test_comparisons_by_the_crossed_rule_have_one_line_each():
+    rows = table("comparisons").query(f"claim != '{AGAINST_BASE}'")
+    rows = rows.drop(columns=["seeds_low", "seeds_high"])
+    ax = plot("comparisons", rows)[0]
+    means = rows[(rows["dataset"] == "mean") & (rows["task"] == "ir")]
+    (lines,) = (c.get_segments() for c in ax.collections if isinstance(c, LineCollection))
+    np.testing.assert_allclose(np.array(lines)[:, :, 0], 100 * means[["low", "high"]])
+    assert "the chance of texts and of seeds (both)" in figures.caption("comparisons", rows)
+    alone = rows.assign(seeds=1)
+    assert "texts alone, for there is one seed" in figures.caption("comparisons", alone)
+
+
 def test_comparisons_of_one_seed_run_through_the_frame():
     ax = plot("comparisons", table("comparisons").assign(seeds_low=-np.inf, seeds_high=np.inf))[0]
     _, seeds = (c.get_segments() for c in ax.collections if isinstance(c, LineCollection))

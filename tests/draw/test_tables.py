@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from codiemb_lib import evaluate
 from codiemb_lib.core.files import project_root
 from codiemb_lib.draw.frame import FigureError
 from codiemb_lib.draw.scores import cost_scores
@@ -103,6 +104,23 @@ def test_claims_stand_with_verdict_and_evidence():
         "p = 0.012 against -0.5"
     )
     assert other.startswith("STS, CoDiEmb less base encoder")
+
+
+def test_a_claim_by_the_crossed_rule_has_one_interval_a_difference_and_one_p():
+    both = {"low": 0.004, "high": 0.036, "se": 0.008, "df": 30.0}
+    one = comparisons(claim="C7", dataset="mean", bound=-0.005, **both)
+    one = one.drop(columns=["seeds_low", "seeds_high"])
+    rows = pd.concat([one, one.assign(task="sts")])
+    (line,) = claims_table(rows).to_dict("records")
+    _, verdict, evidence = line.values()
+    p = evaluate.verdicts(rows)["p"].item()
+    assert p < 0.05
+    assert verdict == f"**holds**, p = {p:.2g}"
+    ir, _ = evidence.split("; ")
+    assert ir == "IR, CoDiEmb less base encoder: +2.00 [+0.40, +3.60] against -0.5"
+    (line,) = claims_table(rows.assign(seeds=1)).to_dict("records")
+    assert "[+0.40, +3.60], one seed against -0.5" in [*line.values()][-1]
+    assert line["verdict"] == "**cannot tell**, p = 1"
 
 
 def test_evidence_on_the_space_states_its_sign():

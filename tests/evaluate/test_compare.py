@@ -9,21 +9,20 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from codiemb_lib.core import t_interval
 from codiemb_lib.evaluate import EvaluationError
 from codiemb_lib.evaluate.compare import (
     Comparison,
     Crossed,
     Spread,
     TextScores,
-    bootstrap_scores,
     compare,
+    contributions,
     crossed,
-    directions,
     holm,
+    isotropies,
     load_text_scores,
     pooled,
-    resample,
+    pseudo_values,
     save_text_scores,
     text_scores,
 )
@@ -45,9 +44,9 @@ def one_run(seed, *, texts=40, gain=0.0):
     gold = np.random.default_rng(99).integers(0, 6, size=texts) / 5
     cosines = (0.1 + gain) * gold + 0.1 * chance.random(texts)
     return [
-        TextScores("ir", "docs", chance.random(texts) + gain, None, [*range(texts)]),
-        TextScores("ir", "news", chance.random(3) + gain, None, ["q", "r", "s"]),
-        TextScores("sts", "words", cosines, gold, [*range(texts), gold.tolist()]),
+        TextScores("ir", "docs", chance.random(texts) + gain, None, str(texts)),
+        TextScores("ir", "news", chance.random(3) + gain, None, "qrs"),
+        TextScores("sts", "words", cosines, gold, str(gold)),
     ]
 
 
@@ -74,80 +73,106 @@ def test_text_scores_are_what_a_data_sets_score_is_made_of():
     assert stats.spearmanr(words.values, words.gold).statistic == pytest.approx(rows["spearman"])
 
 
-def drawn_rows(n, resamples, seed):
-    """The numbers of the texts that SciPy draws from this seed, (resamples, n)."""
-    return stats.bootstrap(
-        (np.arange(n),),
-        lambda rows, axis: np.atleast_2d(rows).T.astype(float),
-        vectorized=True,
-        n_resamples=resamples,
-        method="percentile",
-        rng=np.random.default_rng(seed),
-    ).bootstrap_distribution.T.astype(int)
+def weighted_rho(x, y, weights):
+    """Spearman's rho of pairs that weigh so much, by a loop over the definition."""
+    sides = []
+    for values in (x, y):
+        below = [
+            sum(w * ((v < value) + (v == value) / 2) for v, w in zip(values, weights, strict=True))
+            for value in values
+        ]
+        sides.append(np.array(below) - 0.5)
+    a, b = sides
+    return (weights @ (a * b)) / math.sqrt((weights @ a**2) * (weights @ b**2))
 
 
 @pytest.mark.parametrize("tied", [False, True])
-def test_correlations_of_resamples_are_those_of_scipy_on_the_texts_drawn(tied):
+def test_contributions_to_a_correlation_are_its_change_as_a_pair_weighs_more(tied):
     generator = np.random.default_rng(1)
-    values = generator.integers(0, 5, (3, 30)) if tied else generator.normal(size=(3, 30))
-    gold = generator.integers(0, 4, 30)
-    drawn = bootstrap_scores(values, gold, resamples=50, seed=5)
-    assert drawn.shape == (3, 51)
-    rows = drawn_rows(30, 50, seed=5)
-    for i in range(3):
-        slow = [stats.spearmanr(values[i], gold).statistic]
-        slow += [stats.spearmanr(values[i, row], gold[row]).statistic for row in rows]
-        np.testing.assert_allclose(drawn[i], slow, atol=1e-12)
-        means = bootstrap_scores(values, resamples=50, seed=5)[i]
-        np.testing.assert_allclose(means[1:], [values[i, row].mean() for row in rows])
+    x = generator.integers(0, 5, 30) if tied else generator.normal(size=30)
+    y = generator.integers(0, 4, 30)
+    found = contributions(TextScores("sts", "s", x, y, ""))
+    assert found.mean() == pytest.approx(stats.spearmanr(x, y).statistic)
+    even, step = np.full(30, 1 / 30), 1e-6
+    assert weighted_rho(x, y, even) == pytest.approx(found.mean())
+    for i, value in enumerate(found):
+        heavier = (1 - step) * even + step * (np.arange(30) == i)
+        slope = (weighted_rho(x, y, heavier) - found.mean()) / step
+        assert value - found.mean() == pytest.approx(slope, abs=1e-4)
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_isotropy_of_resamples_is_that_of_a_loop_over_pairs_of_different_texts(dtype):
-    generator = np.random.default_rng(8)
-    models = unit(generator, 2, 12, 5).astype(dtype)
-    drawn = bootstrap_scores(models, resamples=30, seed=5)
-    rows = [np.arange(12), *drawn_rows(12, 30, seed=5)]
-    for units, found in zip(models, drawn, strict=True):
-        for row, value in zip(rows, found, strict=True):
-            cosines = [units[i] @ units[j] for i in row for j in row if i != j]
-            assert value == pytest.approx(-np.mean(cosines), abs=1e-6)
+def test_contributions_to_a_mean_are_its_values():
+    values = np.random.default_rng(1).random(9)
+    np.testing.assert_array_equal(contributions(TextScores("ir", "d", values, None, "")), values)
 
 
-def test_directions_are_of_the_distinct_texts_of_a_task():
+@pytest.mark.parametrize("kind", ["means", "correlations"])
+def test_standard_errors_are_those_of_scipys_paired_bootstrap(kind):
+    rng = np.random.default_rng(2)
+    gold = rng.integers(0, 6, 400) if kind == "correlations" else None
+    a, b = rng.normal(size=(2, 400)) + (0 if gold is None else gold * np.array([[0.5], [0.3]]))
+
+    def score(values, gold):
+        return values.mean() if gold is None else stats.spearmanr(values, gold).statistic
+
+    def difference(rows):
+        of = None if gold is None else gold[rows.astype(int)]
+        return score(a[rows.astype(int)], of) - score(b[rows.astype(int)], of)
+
+    drawn = stats.bootstrap(
+        (np.arange(400),), difference, vectorized=False, method="percentile", n_resamples=1000,
+        rng=rng,
+    ).standard_error  # fmt: skip
+    both = {(m, 0): [TextScores("ir", "d", v, gold, "")] for m, v in (("a", a), ("b", b))}
+    row = compare(both, IR).iloc[0]
+    assert row["se"] == pytest.approx(drawn, rel=0.08)
+    assert row["se"] == row["se_texts"]
+
+
+def test_isotropies_are_the_pseudo_values_of_minus_the_mean_cosine():
+    units = unit(np.random.default_rng(8), 12, 5)
+
+    def mean_cosine(rows: np.ndarray) -> float:
+        return np.mean([a @ b for i, a in enumerate(rows) for j, b in enumerate(rows) if i != j])
+
+    slow = [
+        -12 * mean_cosine(units) + 11 * mean_cosine(np.delete(units, i, axis=0)) for i in range(12)
+    ]
+    np.testing.assert_allclose(pseudo_values(3 * units), slow, atol=1e-12)
+    assert pseudo_values(units).mean() == pytest.approx(-mean_cosine(units))
+
+
+def test_standard_error_of_isotropy_is_that_over_fresh_texts():
+    """Texts about a common direction; the truth by drawing all of them anew, many times."""
+    rng = np.random.default_rng(9)
+
+    def drawn() -> np.ndarray:
+        rows = np.array([1.0, 0, 0, 0]) + 0.5 * rng.normal(size=(300, 4))
+        return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+    means = [pseudo_values(drawn()).mean() for _ in range(1000)]
+    errors = [pseudo_values(drawn()).std(ddof=1) / 300**0.5 for _ in range(200)]
+    assert np.mean(errors) == pytest.approx(np.std(means), rel=0.1)
+
+
+def test_isotropies_are_of_the_distinct_texts_of_a_task():
     generator = np.random.default_rng(10)
     words = EncodedDataset("a", "sts", ["x", "y"], ["y", "z"], *unit(generator, 2, 2, 4), [0, 1])
     other = EncodedDataset("b", "sts", ["v"], ["x"], *unit(generator, 2, 1, 4), [0])
-    (texts,) = directions([words, other])
+    (texts,) = isotropies([words, other])
     assert texts.task == "sts_isotropy"
-    assert texts.values.shape == (4, 4)
-    (found,) = resample({("a", 0): [texts]}, resamples=20)
-    assert found.n == 4
+    assert len(texts.values) == 4
     units = texts_of([words, other])["sts"]
     mean_cosine = ((units @ units.T).sum() - 4) / 12
-    assert found.by_run["a", 0][0] == pytest.approx(-mean_cosine)
+    assert texts.values.mean() == pytest.approx(-mean_cosine)
     renamed = EncodedDataset("b", "sts", ["v"], ["w"], other.queries, other.passages, [0])
+    (others,) = isotropies([words, renamed])
     with pytest.raises(EvaluationError, match=r"of \('a', 0\) for \('b', 0\) too"):
-        resample({("a", 0): [texts], ("b", 0): directions([words, renamed])})
-
-
-def test_interval_of_a_mean_is_that_of_scipys_paired_bootstrap():
-    a, b = np.random.default_rng(2).normal(size=(2, 200))
-    drawn = bootstrap_scores([a, b])
-    ours = np.quantile(drawn[0, 1:] - drawn[1, 1:], [0.025, 0.975])
-    theirs = stats.bootstrap(
-        (a, b),
-        lambda a, b, axis: (a - b).mean(axis),
-        paired=True,
-        method="percentile",
-        rng=np.random.default_rng(0),
-    ).confidence_interval
-    assert ours == pytest.approx(theirs, abs=0.01)
+        compare({("a", 0): [texts], ("b", 0): [others]}, {})
 
 
 def test_p_over_texts_is_near_that_of_an_exchange_of_the_models_for_each_query():
     a, b = np.random.default_rng(3).normal([[0.25], [0]], 1, size=(2, 150))
-    drawn = bootstrap_scores([a, b])
     exchanged = stats.permutation_test(
         (a, b),
         lambda a, b, axis: (a - b).mean(axis),
@@ -156,26 +181,25 @@ def test_p_over_texts_is_near_that_of_an_exchange_of_the_models_for_each_query()
         rng=np.random.default_rng(0),
     ).pvalue
     assert 0.01 < exchanged < 0.5
-    drawn = drawn[0] - drawn[1]
-    found = crossed(drawn[0], drawn[1:].std(), 150, Spread(0.0, 0), 1.0)
-    assert found.p() == pytest.approx(exchanged, abs=0.02)
+    both = {(m, 0): [TextScores("ir", "d", v, None, "")] for m, v in (("a", a), ("b", b))}
+    assert compare(both, IR)["p"].iloc[0] == pytest.approx(exchanged, abs=0.02)
 
 
 def test_interval_holds_the_true_difference_of_correlations_as_often_as_it_says():
     generator = np.random.default_rng(4)
     mix = np.linalg.cholesky([[1, 0.6, 0.5], [0.6, 1, 0.5], [0.5, 0.5, 1]])
     held = 0
-    for trial in range(300):
+    for _ in range(500):
         a, b, gold = mix @ generator.normal(size=(3, 150))  # both correlate alike with gold
-        drawn = bootstrap_scores([a, b], gold, resamples=400, seed=trial)
-        low, high = np.quantile(drawn[0, 1:] - drawn[1, 1:], [0.025, 0.975])
-        held += low < 0 < high
-    assert held / 300 == pytest.approx(0.95, abs=0.03)
+        both = {(m, 0): [TextScores("ir", "d", v, gold, "")] for m, v in (("a", a), ("b", b))}
+        row = compare(both, IR).iloc[0]
+        held += row["low"] < 0 < row["high"]
+    assert held / 500 == pytest.approx(0.95, abs=0.03)
 
 
 def test_rows_by_hand():
     measured = runs(a=0.2)
-    rows = compare(resample(measured, resamples=500), BOTH)
+    rows = compare(measured, BOTH)
 
     def score(scores):
         if scores.gold is None:
@@ -196,43 +220,29 @@ def test_rows_by_hand():
     for (_, row), (place, expected) in zip(rows.iterrows(), by_seed.items(), strict=True):
         assert (row["task"], row["dataset"], row["n"]) == place
         assert row["difference"] == pytest.approx(expected.mean())
-        interval = stats.ttest_1samp(expected, 0).confidence_interval()
-        assert (row["seeds_low"], row["seeds_high"]) == pytest.approx(tuple(interval))
         assert row["low"] < row["difference"] < row["high"]
         assert row["seeds"] == 2
     for _, family in rows.groupby(rows["dataset"] == "mean"):
         np.testing.assert_array_equal(family["p_holm"], holm(family["p"]))
 
 
-def test_means_are_resampled_within_each_test_set():
-    measured = runs(seeds=1)
-    ir = [s for s in resample(measured, resamples=4000) if s.task == "ir"]
-    one, other = (s.by_run["a", 0][1:] for s in ir)
-    assert abs(np.corrcoef(one, other)[0, 1]) < 0.05
-    row = compare(ir, IR).set_index("dataset").loc["mean"]
-    spread = [np.std(s.by_run["a", 0][1:] - s.by_run["b", 0][1:]) for s in ir]
-    expected = 2 * 1.96 * np.sqrt(np.square(spread).sum()) / 2
-    assert row["high"] - row["low"] == pytest.approx(expected, rel=0.05)
-
-
 def test_models_that_change_places_change_the_sign():
-    sets = resample(runs(a=0.1), resamples=300)
-    there, back = compare(sets, BOTH), compare(sets, SWAPPED)
+    measured = runs(a=0.1)
+    there, back = compare(measured, BOTH), compare(measured, SWAPPED)
     np.testing.assert_allclose(there["difference"], -back["difference"])
-    np.testing.assert_allclose(
-        there[["low", "seeds_low"]], -back[["high", "seeds_high"]].to_numpy()
-    )
+    np.testing.assert_allclose(there["low"], -back["high"])
     np.testing.assert_array_equal(there[["p", "p_holm"]], back[["p", "p_holm"]])
 
 
 def test_order_of_texts_and_increasing_maps_of_cosines_change_no_score():
     generator = np.random.default_rng(6)
-    values, gold = generator.normal(size=(2, 25)), generator.integers(0, 4, 25)
-    drawn = bootstrap_scores(values, gold, resamples=30)
-    np.testing.assert_allclose(drawn, bootstrap_scores(np.exp(values), gold, resamples=30))
+    values, gold = generator.normal(size=25), generator.integers(0, 4, 25)
+    found = contributions(TextScores("sts", "s", values, gold, ""))
+    mapped = contributions(TextScores("sts", "s", np.exp(values), gold, ""))
+    np.testing.assert_allclose(mapped, found)
     order = generator.permutation(25)
-    again = bootstrap_scores(values[:, order], gold[order], resamples=30)
-    np.testing.assert_allclose(drawn[:, 0], again[:, 0])
+    again = contributions(TextScores("sts", "s", values[order], gold[order], ""))
+    np.testing.assert_allclose(again, found[order])
 
 
 def test_the_base_stands_against_each_seed_and_no_trained_model_of_one_seed_does():
@@ -240,29 +250,30 @@ def test_the_base_stands_against_each_seed_and_no_trained_model_of_one_seed_does
     for seed in (1, 2):
         del measured["b", seed]
     with pytest.raises(EvaluationError, match=r"with the same seeds, found .*'b': \[0\]"):
-        compare(resample(measured, resamples=50), IR)
+        compare(measured, IR)
     measured["base", 0] = measured.pop(("b", 0))
     against = {"c": [Comparison("a", "base", "ir")]}
-    row = compare(resample(measured, resamples=50), against).iloc[0]
+    row = compare(measured, against).iloc[0]
     score = {run: scores[0].values.mean() for run, scores in measured.items()}
     each = [score["a", seed] - score["base", 0] for seed in range(3)]
     assert row["seeds"] == 3
     assert row["difference"] == pytest.approx(np.mean(each))
-    assert row["seeds_high"] == pytest.approx(t_interval(each)[1])
 
 
 def test_equal_models_differ_by_nothing():
     measured = runs(seeds=1)
     measured["b", 0] = measured["a", 0]
-    row = compare(resample(measured, resamples=50), IR).iloc[0]
-    assert (row["difference"], row["low"], row["high"], row["p"]) == (0, 0, 0, 1)
+    row = compare(measured, IR).iloc[0]
+    assert (row["difference"], row["se"], row["p"]) == (0, 0, 1)
 
 
 def test_the_rule_by_hand():
     """Two models of three seeds, whose pooled variance has 4 degrees of freedom, and 100 texts."""
-    found = crossed(0.5, 0.1, 100, pooled([[1.0, 1.2, 1.1], [2.0, 2.3, 2.0]]), 2 / 3)
     variance = (0.02 + 0.06) / 4
+    spread = pooled([[1.0, 1.2, 1.1], [2.0, 2.3, 2.0]])
+    assert spread == pytest.approx((variance, 4))
     by_seed = variance * 2 / 3
+    found = crossed(0.5, [Spread(0.01, 99), Spread(by_seed, 4)])
     assert found.se == pytest.approx(math.sqrt(0.01 + by_seed))
     assert found.df == pytest.approx((0.01 + by_seed) ** 2 / (0.01**2 / 99 + by_seed**2 / 4))
     low, high = found.interval()
@@ -270,7 +281,7 @@ def test_the_rule_by_hand():
     for bound in (low, high):
         assert found.p(bound) == pytest.approx(0.05)
     assert found.p(0.5) == pytest.approx(1)
-    alone = crossed(0.5, 0.1, 100, pooled([[1.0], [2.0]]), 2.0)  # one seed: texts alone
+    alone = crossed(0.5, [Spread(0.01, 99), pooled([[1.0], [2.0]])])  # one seed: texts alone
     assert (alone.se, alone.df) == (0.1, pytest.approx(99))
 
 
@@ -278,23 +289,28 @@ def test_rows_have_the_rule_with_a_variance_pooled_over_all_models():
     measured = runs(seeds=3) | {
         ("c", s): v for (m, s), v in runs(a=0.4, seeds=3).items() if m == "a"
     }
-    sets = [s for s in resample(measured, resamples=300) if s.task == "ir"]
-    plain = compare(sets, IR).set_index("dataset").loc["mean"]
+    plain = compare(measured, IR).set_index("dataset").loc["mean"]
     scores = {
         run: np.mean([s.values.mean() for s in found if s.task == "ir"])
         for run, found in measured.items()
     }
     groups = [[scores[model, seed] for seed in range(3)] for model in "abc"]
-    drawn = np.mean([s.by_run["a", n] - s.by_run["b", n] for s in sets for n in range(3)], axis=0)
-    expected = crossed(drawn[0], drawn[1:].std(ddof=1), 43, pooled(groups), 2 / 3)
+    parts = []
+    for place, n in ((0, 40), (1, 3)):  # the two sets of retrieval, each half of the mean
+        by_text = [
+            measured["a", s][place].values - measured["b", s][place].values for s in range(3)
+        ]
+        parts.append(Spread(np.mean(by_text, axis=0).var(ddof=1) / n / 4, n - 1))
+    spread, difference = pooled(groups), np.mean(np.subtract(*groups[:2]))
+    expected = crossed(difference, [*parts, Spread(spread.variance * 2 / 3, spread.df)])
     assert (plain["se"], plain["df"]) == pytest.approx((expected.se, expected.df))
     assert plain["p"] == pytest.approx(expected.p())
-    interval = plain[["crossed_low", "crossed_high"]].tolist()
-    assert interval == pytest.approx([*expected.interval()])
+    assert plain[["low", "high"]].tolist() == pytest.approx([*expected.interval()])
+    assert plain["se_texts"] == pytest.approx(sum(part.variance for part in parts) ** 0.5)
     # Merges of the same runs vary together: only their difference counts.
-    merges = compare(sets, IR, merges=("a", "b")).set_index("dataset").loc["mean"]
-    each = np.subtract(*groups[:2])
-    expected = crossed(drawn[0], drawn[1:].std(ddof=1), 43, pooled([each]), 1 / 3)
+    merges = compare(measured, IR, merges=("a", "b")).set_index("dataset").loc["mean"]
+    spread = pooled([np.subtract(*groups[:2])])
+    expected = crossed(difference, [*parts, Spread(spread.variance / 3, spread.df)])
     assert merges["se"] == pytest.approx(expected.se)
 
 
@@ -308,8 +324,10 @@ def tried(trials, variants, seeds, difference=0.0, texts=60, seed=0):
     found = []
     for one in scores:
         d = (one[0] - one[1]).mean(axis=0)  # (texts,)
-        error = d.std(ddof=1) / math.sqrt(texts)
-        found.append(crossed(d.mean(), error, texts, pooled(one.mean(axis=2)), 2 / seeds))
+        spread = pooled(one.mean(axis=2))
+        parts = [Spread(d.var(ddof=1) / texts, texts - 1)]
+        parts.append(Spread(spread.variance * 2 / seeds, spread.df))
+        found.append(crossed(d.mean(), parts))
     return found
 
 
@@ -358,9 +376,11 @@ def test_four_verdicts_or_none(difference, se, expected):
 
 
 def test_p_tests_the_bound():
-    sets = resample(runs(seeds=1), resamples=999)
+    measured = runs(seeds=1)
     rows = [
-        compare(sets, {"c": [Comparison("a", "b", "ir", bound)]}).set_index("dataset").loc["mean"]
+        compare(measured, {"c": [Comparison("a", "b", "ir", bound)]})
+        .set_index("dataset")
+        .loc["mean"]
         for bound in (0.0, 0.1)
     ]
     assert rows[0]["se"] == rows[1]["se"]
@@ -396,14 +416,14 @@ def test_runs_on_different_texts_are_refused(change):
     }
     theirs = dataclasses.replace(ours, **changed[change])
     with pytest.raises(EvaluationError, match=r"of \('a', 0\) for \('b', 0\) too"):
-        resample({("a", 0): text_scores([ours]), ("b", 0): text_scores([theirs])})
+        compare({("a", 0): text_scores([ours]), ("b", 0): text_scores([theirs])}, {})
 
 
 def test_the_order_in_which_right_passages_were_found_does_not_matter():
     vectors = unit(np.random.default_rng(0), 2, 2, 4)
     ours = EncodedDataset("docs", "ir", ["a", "b"], ["x", "y"], *vectors, [{0: 1, 1: 2}, {1: 1}])
     theirs = dataclasses.replace(ours, gold=[{1: 2, 0: 1}, {1: 1}])
-    resample({("a", 0): text_scores([ours]), ("b", 0): text_scores([theirs])}, resamples=9)
+    compare({("a", 0): text_scores([ours]), ("b", 0): text_scores([theirs])}, IR)
 
 
 def test_pairs_with_other_gold_scores_are_refused():
@@ -411,26 +431,25 @@ def test_pairs_with_other_gold_scores_are_refused():
     ours = EncodedDataset("words", "sts", ["a", "b", "c"], ["x", "y", "z"], *vectors, gold)
     theirs = dataclasses.replace(ours, gold=gold / 2)
     with pytest.raises(EvaluationError, match=r"of \('a', 0\) for \('b', 0\) too"):
-        resample({("a", 0): text_scores([ours]), ("b", 0): text_scores([theirs])})
+        compare({("a", 0): text_scores([ours]), ("b", 0): text_scores([theirs])}, {})
 
 
-@pytest.mark.filterwarnings("ignore:The BCa")  # SciPy meets it first
-def test_a_resample_without_correlation_is_refused():
-    measured = {("a", 0): [TextScores("sts", "s", np.array([0.1, 0.2]), np.array([0, 1]), [])]}
+@pytest.mark.parametrize(("values", "gold"), [([0.1, 0.1], [0, 1]), ([0.1, 0.2], [1, 1])])
+def test_constant_similarities_or_scores_are_refused(values, gold):
+    constant = TextScores("sts", "s", np.array(values), np.array(gold), "")
     with pytest.raises(EvaluationError, match="s: expected similarities and gold scores that dif"):
-        resample(measured)
+        contributions(constant)
 
 
 def test_models_without_common_seeds_and_tasks_without_sets_are_refused():
     measured = runs(seeds=3)
     del measured["b", 2]
-    sets = resample(measured, resamples=20)
     with pytest.raises(EvaluationError, match=r"same seeds.*'a': \[0, 1, 2\], 'b': \[0, 1\]"):
-        compare(sets, IR)
+        compare(measured, IR)
     with pytest.raises(EvaluationError, match=r"'x': \[\]"):
-        compare(sets, {"c": [Comparison("a", "x", "ir")]})
-    with pytest.raises(EvaluationError, match="test set of task 'sts', found none"):
-        compare(sets[:2], {"c": [Comparison("a", "a", "sts")]})
+        compare(measured, {"c": [Comparison("a", "x", "ir")]})
+    with pytest.raises(EvaluationError, match="test set of task 'sts_unseen', found none"):
+        compare(measured, {"c": [Comparison("a", "a", "sts_unseen")]})
 
 
 def test_intervals_can_be_computed_again_from_the_scores_of_each_text(tmp_path):
@@ -441,7 +460,7 @@ def test_intervals_can_be_computed_again_from_the_scores_of_each_text(tmp_path):
     for run, scores in again.items():
         for found, expected in zip(scores, measured[run], strict=True):
             assert (found.task, found.dataset) == (expected.task, expected.dataset)
-            assert found.values.dtype == np.float32
-    rows, others = (compare(resample(of, resamples=200), BOTH) for of in (measured, again))
-    columns = ["difference", "low", "high", "se", "crossed_low", "crossed_high"]
+            np.testing.assert_allclose(found.values, expected.values, rtol=1e-6)
+    rows, others = (compare(of, BOTH) for of in (measured, again))
+    columns = ["difference", "low", "high", "se"]
     np.testing.assert_allclose(others[columns], rows[columns], atol=1e-6)

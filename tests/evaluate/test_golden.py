@@ -15,13 +15,15 @@ from codiemb_lib.core.words import task_means
 from codiemb_lib.data.records import Record
 from codiemb_lib.evaluate import claims
 from codiemb_lib.evaluate.compare import (
-    bootstrap_scores,
+    Spread,
+    TextScores,
     compare,
+    contributions,
     crossed,
-    directions,
     holm,
+    isotropies,
     pooled,
-    resample,
+    pseudo_values,
     text_scores,
 )
 from codiemb_lib.evaluate.mining import mine
@@ -139,15 +141,13 @@ def compared() -> dict:
         for place, (name, noise) in enumerate(noises.items())
         for seed in ((0,) if name == "base" else (0, 1, 2))
     }
-    runs = {run: text_scores(space) + directions(space) for run, space in spaces.items()}
-    sets = resample(runs, resamples=499)
-    rows = compare(sets, claims.families(noises, ())[0])
+    runs = {run: text_scores(space) + isotropies(space) for run, space in spaces.items()}
+    rows = compare(runs, claims.families(noises, (), 0.005)[0])
     return {
-        "sets": {
-            f"{s.task} {s.dataset}": {
-                f"{n} {seed}": summary(v) for (n, seed), v in s.by_run.items()
-            }
-            for s in sets
+        "contributions": {
+            f"{s.task} {model} {seed}": summary(contributions(s))
+            for (model, seed), scores in runs.items()
+            for s in scores
         },
         "rows": rows,
         "verdicts": claims.verdicts(rows).drop(columns="text"),
@@ -156,39 +156,32 @@ def compared() -> dict:
 
 
 def verdicts() -> dict:
-    """Of made-up comparisons that are above, below, about their bounds, and of no significance."""
-    kinds = {"above": (0.01, 0.02), "below": (-0.02, -0.01), "about": (-0.01, 0.01)}
+    """Of made-up comparisons that are above, below, about their bounds."""
+    kinds = {"above": 0.015, "below": -0.015, "about": 0.003}
     found = {}
     for first, second in itertools.product(kinds, kinds):
         rows = [
-            {"claim": claim, "dataset": "mean", "bound": c.bound, "p_holm": p_holm}
-            | {"low": c.bound + low, "high": c.bound + high}
-            | {"seeds_low": c.bound + low / 2, "seeds_high": c.bound + high}
-            for claim, comparisons in claims.families(MODELS, ())[0].items()
-            for c, (low, high), p_holm in zip(
-                comparisons,
-                itertools.cycle((kinds[first], kinds[second])),
-                itertools.cycle((0.01, 0.049)),
-                strict=False,
+            {"claim": claim, "dataset": "mean", "bound": c.bound, "se": 0.004, "df": 20, "seeds": 3}
+            | {"difference": c.bound + gap}
+            for claim, comparisons in claims.families(MODELS, (), 0.005)[0].items()
+            for c, gap in zip(
+                comparisons, itertools.cycle((kinds[first], kinds[second])), strict=False
             )
         ]
-        for p in (None, 0.06):
-            table = pd.DataFrame(rows).assign(**{"p_holm": p} if p else {})
-            decided = claims.verdicts(table).set_index("claim")["verdict"]
-            found[f"{first}, {second}, p {p}"] = " / ".join(decided)
+        decided = claims.verdicts(pd.DataFrame(rows)).set_index("claim")["verdict"]
+        found[f"{first}, {second}"] = " / ".join(decided)
     return found
 
 
 def p_values() -> dict:
-    rule = crossed(0.4, 0.1, 200, pooled([[0.1, 0.4], [0.2, 0.5, 0.6]]), 5 / 6)
-    values = np.random.default_rng(1).normal(size=(2, 20))
-    gold = np.random.default_rng(2).integers(0, 4, 20)
+    spread = pooled([[0.1, 0.4], [0.2, 0.5, 0.6]])
+    rule = crossed(0.4, [Spread(0.01, 199), Spread(spread.variance * 5 / 6, spread.df)])
+    values, gold = np.random.default_rng(1).normal(size=20), np.arange(20) // 5
     return {
         "holm": holm([0.01, 0.04, 0.03, 0.005, 0.5]),
         "crossed": [rule.p(bound) for bound in (-1, 0, 0.4, 1)] + [rule.se, rule.df],
-        "means": summary(bootstrap_scores(values, resamples=99, seed=4)),
-        "correlations": summary(bootstrap_scores(values, gold, resamples=99)),
-        "isotropies": summary(bootstrap_scores(unit_rows(2, 20, 5), resamples=99)),
+        "correlation": summary(contributions(TextScores("sts", "s", values, gold, ""))),
+        "isotropies": summary(pseudo_values(unit_rows(20, 5))),
     }
 
 

@@ -382,8 +382,17 @@ def test_tune_trains_each_variant_at_each_rate_once_and_keeps_the_rows(
     runs = project / "data" / "runs" / "tiny-rates"
     assert len([*runs.glob("*/seed-0/manifest.json")]) == 4
     assert "ir_only" in capsys.readouterr().out
+    more = [*command[:-2], "mixed", "--share", "0.5"]  # beside the rows of others
+    assert main(more) == 0
+    found = pd.read_csv(project / "figures" / "tiny" / "rates.csv")
+    pd.testing.assert_frame_equal(found[:4], rows)
+    assert found["variant"][4:].unique() == ["mixed"]
+    assert found["step"].tolist() == [2] * 4 + [1] * 2
     monkeypatch.setattr(loop._Trainer, "train", None)  # what is finished is not trained again
     assert main(command) == 0
+    change(project, max_steps=0)
+    assert main(more) == 2
+    assert "expected a preset with max_steps" in capsys.readouterr().err
 
 
 def test_the_gradient_for_merging_is_that_of_training_batches_of_both_tasks_by_need(
