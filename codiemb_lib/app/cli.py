@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import click
 
-from codiemb_lib import __version__, core
+from codiemb_lib import __version__, core, train
 from codiemb_lib import fuse as fusing
 from codiemb_lib.app.benchmark import benchmark
 from codiemb_lib.app.data import data
@@ -77,7 +77,7 @@ def fuse(recipe: str, out: str) -> None:
 
     RECIPE, a YAML file, says which models and how; the merged one goes into the folder OUT.
     """
-    kept = fusing.fuse_recipe(recipe, out)
+    kept = fusing.fuse_recipe(recipe, out, lambda *given: train.training_gradient(*given))
     click.echo(f"{out}: merged from {', '.join(kept)}")
 
 

@@ -1,5 +1,7 @@
 """Figures of embedding spaces: their measures by model, step and layer, pairs of texts, maps."""
 
+import itertools
+
 import numpy as np
 import pandas as pd
 import seaborn as sns
@@ -7,10 +9,9 @@ from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from codiemb_lib import space
 from codiemb_lib.draw import frame
-from codiemb_lib.draw.frame import MAPS, MEASURES, FigureError, figure
+from codiemb_lib.draw.frame import MAPS, MEASURES, TEXTS, FigureError, figure
 from codiemb_lib.draw.style import ROLES, TASK_ROLES, WIDTH, VariantStyle, shades
 
-_SHARED = {"sharex": True, "sharey": True}
 _BELOW = "outside lower center"  # where a legend stands
 
 
@@ -38,15 +39,26 @@ def plot_anisotropy(rows: pd.DataFrame, *, ax: np.ndarray | None = None) -> np.n
     """Anisotropy.
 
     Mean cosine of distinct pairs of texts: near 0 the embeddings use all directions, near 1 they
-    crowd in a cone. The dotted line is the base encoder. {points}
+    crowd in a cone. Beside it what it must be held against: the gap, how much nearer a text is to
+    what belongs to it than to the others, in cosine. The dotted line is the base encoder. {points}
     """
-    rows = rows[rows["measure"] == "anisotropy"]
+    labels = {"anisotropy": "mean cosine (↓)", "cosine_gap": "cosine gap (↑)"}
+    kinds = ("all", *TASK_ROLES)
+    rows = rows[rows["measure"].isin(labels) & rows["texts"].isin(kinds)]
+    order = {key: place for place, key in enumerate(itertools.product(labels, kinds))}
+    places = [order[key] for key in zip(rows["measure"], rows["texts"], strict=True)]
+    rows = rows.assign(place=places).sort_values("place", kind="stable")
     height = 0.45 + 0.165 * rows["variant"].nunique()
-    drawn = frame.panels(rows, ax, column="texts", wrap=5, height=height, **_SHARED)
+    drawn = frame.panels(rows, ax, column="place", wrap=5, height=height, sharey=True)
     for panel in drawn:
         panel.dots()
-        panel.ax.set_xlabel("mean cosine (↓)")
-    drawn[0].ax.set_xlim(left=min(0, drawn[0].ax.get_xlim()[0]))
+        measure, texts = panel.rows[["measure", "texts"]].iloc[0]
+        panel.ax.set(title=TEXTS[texts], xlabel=labels[measure])
+    for label in labels.values():  # one scale, from zero on
+        axes = [panel.ax for panel in drawn if panel.ax.get_xlabel() == label]
+        limits = np.array([axis.get_xlim() for axis in axes])
+        for axis in axes:
+            axis.set_xlim(min(0, limits.min()), limits.max())
     return frame.axes_of(drawn)
 
 
@@ -134,7 +146,9 @@ def plot_rated_pairs(rows: pd.DataFrame, *, ax: np.ndarray | None = None) -> np.
     points rise from left to right, however steeply. The first seed of each model.
     """
     rows = frame.first_seed(rows)
-    drawn = frame.panels(rows, ax, row="dataset", column="variant", height=1.35, **_SHARED)
+    drawn = frame.panels(
+        rows, ax, row="dataset", column="variant", height=1.35, sharex=True, sharey=True
+    )
     look = {"color": ROLES["STS"].colour, "marker": ROLES["STS"].marker, "rasterized": True}
     for panel in drawn:
         room = min(1, 500 / len(panel.rows)) ** 0.5  # thousands of full marks would be a blot

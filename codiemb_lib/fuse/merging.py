@@ -7,6 +7,7 @@ import platform
 import re
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -42,6 +43,7 @@ class Recipe(core.Merge):
     ingredients: Annotated[dict[str, str], Field(min_length=1)]  # folders of models or adapters
     settings_from: str = ""  # `base` or an ingredient, where these differ in their settings
     dev: str = ""  # the preset on whose dev sets a greedy soup is scored
+    train: str = ""  # the preset on whose training batches `learned` looks
 
     @field_validator("ingredients", mode="before")
     @classmethod
@@ -227,27 +229,35 @@ def with_kept(
 
 
 @torch.no_grad()
-def fuse_recipe(path: str | Path, output: str | Path) -> list[str]:
+def fuse_recipe(
+    path: str | Path, output: str | Path, gradient_of: Callable | None = None
+) -> list[str]:
     """Merge what a recipe in YAML names, by paths from its folder; return the ingredients kept.
 
     A model that stands in `output` and was made of the same files by the same recipe is kept.
+    `gradient_of` makes of a preset, an encoder and a seed the gradient that `learned` follows, as
+    `train.training_gradient` does.
     """
     path = Path(path)
     recipe = core.read_settings(path, Recipe, FusionError)
-    if recipe.method == "learned":
-        raise FusionError(f"{path}: expected a method for recipes; `learned` is one of presets.")
-    if (core.METHODS[recipe.method].needs == "score") != bool(recipe.dev):
-        raise FusionError(
-            f"{path}: expected `dev`, a preset whose dev sets decide, with `method: greedy` and no "
-            f"other, found dev: {recipe.dev!r} with {recipe.method}."
-        )
-    return _merge_folders(recipe, path.parent, Path(output), hashed=True)
+    needs = core.METHODS[recipe.method].needs
+    for key, of, says in (("dev", "score", "greedy"), ("train", "gradient", "learned")):
+        if bool(found := getattr(recipe, key)) != (needs == of):
+            raise FusionError(
+                f"{path}: expected `{key}`, a preset whose {key} sets decide, with `method: "
+                f"{says}` and no other, found {key}: {found!r} with {recipe.method}."
+            )
+    return _merge_folders(recipe, path.parent, Path(output), gradient_of, hashed=True)
 
 
 def _merge_folders(
-    recipe: Recipe, here: Path, output: Path, score: Score | None = None, hashed: bool = False
+    recipe: Recipe, here: Path, output: Path, asked: Callable | None = None, hashed: bool = False
 ) -> list[str]:
-    """The one road from folders to a folder; `hashed`: by the hashes of files, which are kept."""
+    """The one road from folders to a folder; `hashed`: by the hashes of files, which are kept.
+
+    `asked` is the callback that the method needs or, where the recipe names a preset to train on,
+    what makes it.
+    """
     base = here / recipe.base
     if not base.is_dir():
         from codiemb_lib.model import locate  # takes seconds
@@ -266,9 +276,15 @@ def _merge_folders(
         origin, models, like = open_folders(base, [*folders.values()], scratch)
         source = {"": None, "base": base, **folders}[recipe.settings_from]
         settings = settings_folder(source, base, [*folders.values()], like)
-        if recipe.dev:
-            score = _dev_score(recipe.dev, like, settings, scratch)
-        merged = work_out(origin, dict(zip(folders, models, strict=True)), recipe, score)
+        if name := recipe.dev or recipe.train:
+            preset = core.load_preset(name)
+            load = partial(_encoder, preset, like, settings, scratch)
+            asked = (
+                _dev_score(preset, load) if recipe.dev else _gradient(preset, load, origin, asked)
+            )
+        elif hashed:
+            asked = None
+        merged = work_out(origin, dict(zip(folders, models, strict=True)), recipe, asked)
         kept = [name for j, name in enumerate(folders) if j in (merged.kept or range(len(folders)))]
         card = _model_card(output.name, recipe, kept, settings, folders if hashed else {})
         texts = {"README.md": card}
@@ -277,25 +293,38 @@ def _merge_folders(
     return kept
 
 
-def _dev_score(preset: str, like: Folder, settings: Path, scratch: Path) -> Score:
+def _encoder(preset: core.Preset, like: Folder, settings: Path, scratch: Path, weights: Weights):
+    """The encoder of a preset with these weights."""
+    from codiemb_lib.model import Encoder
+
+    # Through a folder, for transformers knows names and heads of its models better than we do.
+    with tempfile.TemporaryDirectory(dir=scratch) as name:
+        folder = write_model(Path(name) / "model", weights, like=like, settings=settings)
+        changes = {"name": str(folder.resolve()), "lora": None}
+        return Encoder.load(preset.encoder.model_copy(update=changes))
+
+
+def _dev_score(preset: core.Preset, load: Callable) -> Score:
     """The function from weights to the mean over tasks of a preset's dev scores."""
     from codiemb_lib.data import load_dataset
     from codiemb_lib.evaluate import encode_split, score
-    from codiemb_lib.model import Encoder
 
-    experiment = core.load_preset(preset)
-    root = experiment.data_root
-    data = {d.name: load_dataset(d.name, root=root) for d in experiment.datasets if d.dev != 0}
+    root = preset.data_root
+    data = {d.name: load_dataset(d.name, root=root) for d in preset.datasets if d.dev != 0}
+    return lambda w: mean_of_tasks(score(encode_split(load(w), preset, "dev", data=data)))
 
-    def dev_score(weights: Weights) -> float:
-        # Through a folder, for transformers knows names and heads of its models better than we do.
-        with tempfile.TemporaryDirectory(dir=scratch) as name:
-            folder = write_model(Path(name) / "soup", weights, like=like, settings=settings)
-            changes = {"name": str(folder.resolve()), "lora": None}
-            encoder = Encoder.load(experiment.encoder.model_copy(update=changes))
-        return mean_of_tasks(score(encode_split(encoder, experiment, "dev", data=data)))
 
-    return dev_score
+def _gradient(preset: core.Preset, load: Callable, origin: Weights, make: Callable) -> Callable:
+    """The function from weights to the gradient of a preset's training batches, at seed 0."""
+    encoder = load(origin)
+    names = encoder.backbone.state_dict().keys()
+    if strangers := names - dict.fromkeys(origin).keys():
+        raise FusionError(
+            f"learned: expected the base's tensors under the encoder's own names, found no "
+            f"{min(strangers)!r}. Save the models by codiemb, or take another method."
+        )
+    gradient = make(preset, encoder, 0)
+    return lambda weights: gradient({name: weights[name] for name in names})
 
 
 def mean_of_tasks(scores: pd.DataFrame) -> float:

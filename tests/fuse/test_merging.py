@@ -15,8 +15,10 @@ from codiemb_lib.fuse import merging
 from codiemb_lib.fuse.merging import fuse_recipe, merge
 from codiemb_lib.fuse.tensors import FusionError
 from codiemb_lib.model import Encoder, model_hash
+from codiemb_lib.train import training_gradient
 
 TEXTS = ["find the old red car", "a new blue bus"]
+RUNS = ("balanced", "retrieval")
 
 
 @pytest.fixture
@@ -26,7 +28,7 @@ def make_kitchen(tmp_path, make_architecture):
     def make(architecture: str = "bert", **options):
         encoder = make_architecture(architecture, **options)
         encoder.save(tmp_path / "models" / "base")
-        for seed, run in enumerate(("balanced", "retrieval")):
+        for seed, run in enumerate(RUNS):
             generator = torch.Generator().manual_seed(seed)
             for parameter in encoder.backbone.parameters():
                 parameter.data += 0.02 * torch.randn(parameter.shape, generator=generator)
@@ -131,7 +133,7 @@ def test_greedy_soup_is_scored_on_dev(make_kitchen, tmp_path, monkeypatch, capsy
     monkeypatch.setattr(merging, "mean_of_tasks", lambda found: found)
     recipe = write_recipe(kitchen, method="greedy", dev="smoke")
     assert main(["fuse", str(recipe), str(tmp_path / "fused")]) == 0
-    assert read == [dataset.name for dataset in load_preset("smoke").datasets]
+    assert read == [d.name for d in load_preset("smoke").datasets if d.dev != 0]
     name = "embeddings.LayerNorm.bias"
     means = {
         run: load_file(kitchen / run / "model" / "model.safetensors")[name].mean().item()
@@ -154,6 +156,29 @@ def test_a_greedy_soup_of_real_scores(make_kitchen, tmp_path):
     recipe = write_recipe(make_kitchen(), method="greedy", dev=str(tmp_path / "tiny.yaml"))
     kept = fuse_recipe(recipe, tmp_path / "fused")
     assert kept in (["balanced"], ["retrieval"], ["balanced", "retrieval"])
+
+
+def test_learned_coefficients_follow_training_batches_of_the_recipes_preset(
+    make_kitchen, tmp_path, capsys
+):
+    content = yaml.safe_load(preset_path("smoke").read_text())
+    content["name"], content["encoder"] = "tiny", {"name": "unused", "max_length": 16}
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(content))
+    kitchen, preset = make_kitchen(), str(tmp_path / "tiny.yaml")
+    recipe = write_recipe(kitchen, method="learned", train=preset, steps=3, rate=0.1)
+    assert main(["fuse", str(recipe), str(tmp_path / "fused")]) == 0
+    settings = load_preset(preset)
+    named = settings.encoder.model_copy(update={"name": str(kitchen / "base")})
+    encoder = Encoder.load(named)
+    gradient = training_gradient(settings, encoder, 0)
+    base = {n: t.clone() for n, t in encoder.backbone.state_dict().items()}
+    runs = [load_file(kitchen / run / "model" / "model.safetensors") for run in RUNS]
+    options = {"method": "learned", "steps": 3, "rate": 0.1}
+    expected = merge(base, [{n: r[n] for n in base} for r in runs], gradient=gradient, **options)
+    fused = load_file(tmp_path / "fused" / "model.safetensors")
+    torch.testing.assert_close({n: fused[n] for n in base}, expected)
+    soup = merge(base, [{n: r[n] for n in base} for r in runs], method="uniform")
+    assert any(not torch.equal(soup[n], expected[n]) for n in base)
 
 
 def test_ingredients_may_be_a_list_and_settings_come_from_whom_one_names(make_kitchen, tmp_path):
@@ -236,6 +261,7 @@ def test_a_killed_search_for_a_greedy_soup_leaves_nothing_for_long(
         ({"keep": {"*": "retreival"}}, "unknown ingredient 'retreival'.*mean 'retrieval'"),
         ({"settings_from": "bass"}, "unknown ingredient 'bass'.*mean 'base'"),
         ({"method": "greedy"}, "expected `dev`.*found dev: ''"),
+        ({"method": "learned"}, "expected `train`.*with `method: learned`.*found train: ''"),
         ({"dev": "smoke"}, "with `method: greedy` and no other, found dev: 'smoke' with delta"),
     ],
 )
