@@ -33,7 +33,7 @@ def reproduce(
     """Run what is missing or out of date. Each OPTION is one of Snakemake.
 
     With --seeds, these are trained, merged, scored and measured, and their rows are kept in
-    figures/NAME/rows. With --from-rows, all seeds' rows are taken from there.
+    figures/NAME/rows. With --from-rows nothing is: seeds without runs here have their rows there.
     """
     if options and core.preset_path(options[0]).is_file():
         raise click.UsageError(f"expected --preset before the name {options[0]!r}.")
