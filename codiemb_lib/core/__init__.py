@@ -27,7 +27,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             *["figures_folder", "model_folder", "preset_folder", "run_folder"],
             *["is_complete", "manifest_of", "write_manifest"],
             *["git_commit", "hardware", "peak_memory_mib", "versions"],
-            *["collect", "label_rows", "publish", "rows_file", "t_interval"],
+            *["collect", "kept_of", "label_rows", "publish", "rows_file", "t_interval"],
             *["write_arrays", "write_rows"],
         ],
         "settings": ["Settings", "explain", "read_settings"],

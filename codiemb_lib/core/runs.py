@@ -188,6 +188,13 @@ def rows_file(preset: str, seed: int, table: str) -> Path:
     return figures_folder(preset) / "rows" / f"seed-{seed}" / table
 
 
+def kept_of(preset: Preset, seed: int, table: str) -> Path | None:
+    """The `rows_file` of a seed, if it is there and no run of a trained variant is here."""
+    here = any(run_folder(preset.name, model, seed).is_dir() for model in preset.variants)
+    kept = rows_file(preset.name, seed, table)
+    return kept if kept.is_file() and not here else None
+
+
 def _tables(preset: Preset, seed: int) -> dict[str, list[str]]:
     """The tables that are kept of a seed, and the folders of its runs that have them.
 
@@ -212,9 +219,7 @@ def collect(preset: Preset, table: str) -> pd.DataFrame:
     """
     parts = []
     for seed in preset.seeds:
-        kept = rows_file(preset.name, seed, f"{table}.csv")
-        here = any(run_folder(preset.name, model, seed).is_dir() for model in preset.variants)
-        if kept.is_file() and not here:
+        if kept := kept_of(preset, seed, f"{table}.csv"):
             parts.append(pd.read_csv(kept))
         else:
             parts += [rows for _, rows in _rows_of(preset, table, seed)]

@@ -19,7 +19,7 @@ from scipy import stats
 from codiemb_lib.core import (
     MAIN_METRIC,
     Preset,
-    rows_file,
+    kept_of,
     run_folder,
     sha256_text,
     write_arrays,
@@ -141,12 +141,12 @@ def collect_text_scores(preset: Preset, *, merges: bool = False) -> dict[Run, li
     """
     found: dict[Run, list[TextScores]] = {}
     for seed in preset.seeds:
-        models = ["fusion"] if merges else preset.models
-        paths = [run_folder(preset.name, model, seed) / "texts.npz" for model in models]
-        paths = [path for path in paths if path.is_file()]
-        kept = rows_file(preset.name, seed, "merges.npz" if merges else "texts.npz")
-        for path in paths or [kept] * kept.is_file():
-            found |= load_text_scores(path)
+        paths = [kept_of(preset, seed, "merges.npz" if merges else "texts.npz")]
+        if paths == [None]:
+            models = ["fusion"] if merges else preset.models
+            paths = [run_folder(preset.name, model, seed) / "texts.npz" for model in models]
+        for path in paths:
+            found |= load_text_scores(path) if path.is_file() else {}
     order = {model: place for place, model in enumerate(preset.models)}
     return dict(sorted(found.items(), key=lambda run: (order.get(run[0][0], 0), run[0][1])))
 

@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from codiemb_lib.core import load_preset, rows_file, run_folder
 from codiemb_lib.evaluate import EvaluationError
 from codiemb_lib.evaluate.compare import (
     Comparison,
     Crossed,
     Spread,
     TextScores,
+    collect_text_scores,
     compare,
     contributions,
     crossed,
@@ -27,6 +29,7 @@ from codiemb_lib.evaluate.compare import (
     text_scores,
 )
 from codiemb_lib.evaluate.scores import EncodedDataset, score_dataset, texts_of
+from tests.app.projects import ROOT
 
 IR = {"c": [Comparison("a", "b", "ir")]}
 BOTH = {"c": [Comparison("a", "b", "ir"), Comparison("a", "b", "sts")]}
@@ -464,3 +467,24 @@ def test_intervals_can_be_computed_again_from_the_scores_of_each_text(tmp_path):
     rows, others = (compare(of, BOTH) for of in (measured, again))
     columns = ["difference", "low", "high", "se"]
     np.testing.assert_allclose(others[columns], rows[columns], atol=1e-6)
+
+
+def test_text_scores_are_those_of_runs_that_are_here_and_of_other_seeds_what_was_kept(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setenv("CODIEMB_ROOT", str(tmp_path))
+    preset = load_preset(str(ROOT / "notebooks" / "presets" / "smoke.yaml"))
+    preset = preset.model_copy(update={"seeds": (0, 1)})
+    kept = runs(["base", "codiemb"], seeds=2)
+    for seed in preset.seeds:
+        of_seed = {run: scores for run, scores in kept.items() if run[1] == seed}
+        save_text_scores(rows_file("smoke", seed, "texts.npz"), of_seed)
+    # The start is encoded anew, also where nothing else of its seed is here.
+    save_text_scores(run_folder("smoke", "base", 0) / "texts.npz", {("base", 0): kept["base", 0]})
+    assert [*collect_text_scores(preset)] == [*kept]
+    ours = {("codiemb", 1): one_run(99)}
+    save_text_scores(run_folder("smoke", "codiemb", 1) / "texts.npz", ours)
+    found = collect_text_scores(preset)
+    assert [*found] == [("base", 0), ("codiemb", 0), ("codiemb", 1)]
+    np.testing.assert_allclose(found["codiemb", 1][0].values, ours["codiemb", 1][0].values)
+    assert collect_text_scores(preset, merges=True) == {}
