@@ -123,7 +123,7 @@ localrules:
 
 
 INTRODUCTIONS = ["00_start_here", "01_data_and_batches", "02_losses_by_hand"]
-ASKED = [f"{FIGURES}/rows/seed-{seed}/texts.npz" for seed in SEEDS]
+ASKED = [ROWS[PRESET.seeds.index(seed)] for seed in SEEDS]
 if not ASKED:
     ASKED = [f"{RUNS}/09_paper_figures.ipynb", f"{FIGURES}/results.csv"]
     ASKED += [] if FROM_ROWS else [f"{RUNS}/{name}.ipynb" for name in INTRODUCTIONS]

@@ -1,6 +1,5 @@
 """Where a run lies, what its manifest says, and the tables of many runs put together."""
 
-import io
 import logging
 import os
 import platform
@@ -165,10 +164,8 @@ def peak_memory_mib() -> int:
 
 def write_arrays(path: str | Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Write a compressed .npz, atomically."""
-    content = io.BytesIO()
-    np.savez_compressed(content, **arrays)
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(content.getbuffer())
+    with atomic_path(path) as temporary, temporary.open("wb") as file:  # a path would get a suffix
+        np.savez_compressed(file, **arrays)
 
 
 def write_rows(path: str | Path, rows: pd.DataFrame) -> None:
@@ -222,7 +219,7 @@ def collect(preset: Preset, table: str) -> pd.DataFrame:
         if kept := kept_of(preset, seed, f"{table}.csv"):
             parts.append(pd.read_csv(kept))
         else:
-            parts += [rows for _, rows in _rows_of(preset, table, seed)]
+            parts += _rows_of(preset, table, seed)
     if not parts:
         return pd.DataFrame()
     order = {model: place for place, model in enumerate(preset.models)}
@@ -230,7 +227,7 @@ def collect(preset: Preset, table: str) -> pd.DataFrame:
     return rows.sort_values("variant", key=lambda of: of.map(order), kind="stable")
 
 
-def _rows_of(preset: Preset, table: str, seed: int) -> Iterator[tuple[str, pd.DataFrame]]:
+def _rows_of(preset: Preset, table: str, seed: int) -> Iterator[pd.DataFrame]:
     """The rows of a table, from each folder of a seed's runs that has it."""
     for model in _tables(preset, seed).get(table, ()):
         if seed in preset.model_seeds(model):
@@ -245,7 +242,7 @@ def _rows_of(preset: Preset, table: str, seed: int) -> Iterator[tuple[str, pd.Da
                 ) from error
             if table == "costs":
                 rows = _costs(folder, rows)
-            yield model, rows if "variant" in rows else label_rows(rows, preset.name, model, seed)
+            yield rows if "variant" in rows else label_rows(rows, preset.name, model, seed)
 
 
 def _costs(folder: Path, log: pd.DataFrame) -> pd.DataFrame:
@@ -265,7 +262,7 @@ def publish(preset: Preset, seed: int) -> Path:
     with atomic_path(rows_file(preset.name, seed, "")) as folder:
         folder.mkdir()
         for table in _tables(preset, seed):
-            if parts := [rows for _, rows in _rows_of(preset, table, seed)]:
+            if parts := [*_rows_of(preset, table, seed)]:
                 text = pd.concat(parts).to_csv(index=False, float_format="%.6g")
                 write_text(folder / f"{table}.csv", text)
         for name, of in {"texts": models, "merges": ["fusion"] if preset.fusion else []}.items():
