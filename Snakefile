@@ -69,6 +69,7 @@ def files_of(notebook, draws):
     path = f"notebooks/{notebook}.ipynb"
     library = notebook_files(path, root="codiemb_lib", without=() if draws else ("draw",))
     said = [f"instructions/{PRESET.instructions.file}"] if PRESET.instructions else []
+    said += [PRESET.extends] if PRESET.extends else []
     return {
         "notebook": [path],
         "preset": [f"notebooks/presets/{name}.yaml" for name in (PRESET.name, *said)],

@@ -50,7 +50,8 @@ def report(preset: str) -> str:
     settings = core.load_preset(preset)
     figures, runs = core.figures_folder(settings.name), core.preset_folder(settings.name)
     tables = [figures / f"{name}.md" for name in ("results", "claims", "merges")]
-    yaml = core.preset_path(preset).read_text(encoding="utf-8")
+    presets = [core.preset_path(name) for name in (preset, settings.extends) if name]
+    yaml = "\n".join(path.read_text(encoding="utf-8") for path in presets)
     sections = {
         "Results": [path.read_text(encoding="utf-8") for path in tables if path.is_file()],
         "Figures": [_figure(figures, x) for x in draw.FIGURES if (figures / f"{x}.png").is_file()],

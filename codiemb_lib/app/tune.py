@@ -1,4 +1,4 @@
-"""The command `codiemb tune`: a learning rate for each variant, chosen on dev."""
+"""The command `codiemb tune`: learning rates and variants compared on dev."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ from codiemb_lib.app import options
 
 @click.command(cls=options.Command, epilog=options.examples("tune --rates 2e-5 5e-5 1e-4"))
 @options.preset_option()
-@click.option("--rates", multiple=True, type=float, required=True, metavar="RATE...")
+@click.option("--rates", multiple=True, type=float, metavar="RATE...", help="Default: their own.")
 @click.option("--variants", multiple=True, metavar="NAME...", help="Default: all of the preset.")
 @click.option("--seed", type=int, help="Default: the preset's first.")
 @click.option("--share", type=click.FloatRange(0, 1, min_open=True), default=1.0, help="Of steps.")
 def tune(
     preset: str, rates: Sequence[float], variants: Sequence[str], seed: int | None, share: float
 ) -> None:
-    """Train variants at several learning rates, and name the best on dev.
+    """Train variants, at several learning rates, and say how they do on dev.
 
-    Best is the mean over a variant's own tasks. The runs are those of a preset NAME-rates; what is
-    finished is not trained again. The rows go to figures/NAME/rates.csv, beside those of others.
+    Best of the rates of a variant is the mean over its own tasks. The runs are those of a preset
+    NAME-rates; what is finished is not trained again. The rows go to figures/NAME/rates.csv, beside
+    those of other variants.
     """
     import pandas as pd
 
@@ -34,9 +35,10 @@ def tune(
     seed = settings.seeds[0] if seed is None else seed
     rows = []
     for variant in variants or settings.variants:
-        for rate in rates:
+        trained = settings.as_trained(variant).training
+        for rate in rates or [trained.learning_rate]:
             own, name = settings.variant(variant), f"{variant}-{rate:g}"
-            steps = round(share * settings.as_trained(variant).training.max_steps) or None
+            steps = round(share * trained.max_steps) or None
             tried = own.model_copy(update={"learning_rate": rate, "max_steps": steps})
             named = settings.variants | {name: tried}
             changes = {"name": f"{settings.name}-rates", "variants": named}

@@ -17,7 +17,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             *["parse_json", "read_json", "read_text", "write_json", "write_text"],
             *["damaged", "sha256_file", "sha256_files", "sha256_folder", "sha256_text"],
         ],
-        "merge": ["FusionStudy", "METHODS", "Merge"],
+        "merge": ["FusionStudy", "METHODS", "Merge", "soup_of"],
         "preset": [
             *["Preset", "PresetError", "load_preset", "preset_path"],
             *["DatasetSettings", "EncoderSettings", "LoraSettings", "MineSettings"],

@@ -107,10 +107,12 @@ class FusionStudy(Settings):
     """Which ways to merge the same runs are compared, and the path between two of them.
 
     A candidate is what `Merge` takes; it has the study's ingredients, and its label as the method,
-    unless it names its own. Of the candidates of a label dev picks one.
+    unless it names its own. Of the candidates of a label dev picks one. What has the study's
+    ingredients is tried on those of each of the `sets`, too, as SET.LABEL.
     """
 
     ingredients: Annotated[tuple[str, ...], Field(min_length=2)]
+    sets: dict[Name, Annotated[tuple[str, ...], Field(min_length=2)]] = {}
     candidates: dict[Name, tuple[Merge, ...]]
     path: tuple[str, str] | None = None  # from the first run's weights to the second's
     path_points: Annotated[int, Field(ge=3)] = 9
@@ -120,14 +122,43 @@ class FusionStudy(Settings):
     def _share_what_they_do_not_name(cls, given: Any, info: ValidationInfo) -> Any:
         if not isinstance(given, dict) or not all(given.values()):
             raise ValueError("expected one candidate or more for each label")
+        if dotted := [label for label in given if "." in str(label)]:
+            raise ValueError(f"expected labels without a point, found {dotted[0]!r}")
         shared = {"ingredients": info.data.get("ingredients", ())}
         return {
             label: [shared | {"method": label} | c if isinstance(c, dict) else c for c in tried]
             for label, tried in given.items()
         }
 
+    @model_validator(mode="after")
+    def _sets_are_compared_with_their_soup(self) -> FusionStudy:
+        if self.sets and "uniform" not in self.candidates:
+            raise ValueError("sets: expected a candidate `uniform`, the soup of each, found none")
+        _ = self.tried  # each can be made of each set
+        return self
+
+    @property
+    def tried(self) -> dict[str, list[Merge]]:
+        """By label the merges that are tried; those of a set have its name before the label."""
+        found = {label: [*merges] for label, merges in self.candidates.items()}
+        for name, own in self.sets.items():
+            for label, merges in self.candidates.items():
+                given = [
+                    merge.model_dump(exclude_unset=True) | {"ingredients": own}
+                    for merge in merges
+                    if merge.ingredients == self.ingredients
+                ]
+                found |= {f"{name}.{label}": [Merge(**of) for of in given]} if given else {}
+        return found
+
     @property
     def runs(self) -> list[str]:
         """The ingredients of all candidates, and the ends of the path."""
-        merges = [merge for tried in self.candidates.values() for merge in tried]
+        merges = [merge for merges in self.tried.values() for merge in merges]
         return [*dict.fromkeys(n for m in merges for n in m.ingredients), *(self.path or ())]
+
+
+def soup_of(label: str) -> str:
+    """The label of the uniform soup of the same set, with which a merge is compared."""
+    name, point, _ = label.rpartition(".")
+    return f"{name}{point}uniform"

@@ -179,6 +179,8 @@ class VariantSettings(Settings):
     balance_temperature: NonNegativeFloat = 1.0
     learning_rate: PositiveFloat | None = None  # null: the preset's
     max_steps: PositiveInt | None = None  # null: the preset's
+    ends_at: PositiveInt | None = None  # the step of its schedule that it ends at; null: the last
+    draw: NonNegativeInt = 0  # of a seed: another sample of records, order and dropout
     objective: dict[str, Any] = {}  # the preset's settings of these names, with other values
 
     @model_validator(mode="after")
@@ -226,6 +228,7 @@ class Preset(Settings):
     """One experiment: everything that its notebooks do not take as a parameter."""
 
     name: Name
+    extends: Name | None = None  # the preset beside it whose sections hold that this one lacks
     description: str
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1), AfterValidator(_each_once)]
     encoder: EncoderSettings
@@ -352,7 +355,18 @@ def load_preset(name: str) -> Preset:
     if not path.is_file():
         known = [file.stem for file in preset_path("x").parent.glob("*.yaml")]
         raise PresetError(unknown("preset", name, known))
-    preset = read_settings(path, Preset, PresetError)
+    extended = None
+    if extends := _extends(path):
+        other = path.with_name(f"{extends}.yaml")
+        if further := _extends(other):
+            expected = f"expected a preset that stands by itself, found that it extends {further!r}"
+            raise PresetError(f"{path}: extends: {extends!r}: {expected}")
+        extended = read_settings(other, Preset, PresetError)
+    preset = read_settings(path, Preset, PresetError, beside=extended)
     if preset.name != path.stem:
         raise PresetError(f"{path}: expected `name: {path.stem}`, found `name: {preset.name}`")
     return preset.instructed()
+
+
+def _extends(path: Path) -> str | None:
+    return read_settings(path, RootModel[dict[str, Any]], PresetError).root.get("extends")

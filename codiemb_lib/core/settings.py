@@ -37,11 +37,21 @@ class Settings(BaseModel):
         return {k: v.tolist() if hasattr(v, "tolist") else v for k, v in given.items()}
 
 
-def read_settings(path: Path, model: type[S], error: type[CodiembError]) -> S:
-    """The settings in a YAML file; what is wrong with it is raised as an `error`."""
+def read_settings(
+    path: Path, model: type[S], error: type[CodiembError], *, beside: BaseModel | None = None
+) -> S:
+    """The settings in a YAML file; what is wrong with it is raised as an `error`.
+
+    What the file does not name is as in `beside`: a whole key, or single ones of a section.
+    """
     text = read_text(path, error)
     try:
-        return model.model_validate(yaml.load(text, _Yaml))
+        given = yaml.load(text, _Yaml)
+        for name, other in (beside.model_dump(exclude_unset=True) if beside else {}).items():
+            own = given.setdefault(name, other)
+            if isinstance(getattr(beside, name), BaseModel) and isinstance(own, dict):
+                given[name] = other | own
+        return model.model_validate(given)
     except ValidationError as wrong:
         raise error(f"{path}: {explain(wrong)}") from wrong
     except (yaml.YAMLError, ValueError, RecursionError) as wrong:  # 5,000 digits; [[[[...

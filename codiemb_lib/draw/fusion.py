@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 
+from codiemb_lib.core import soup_of
 from codiemb_lib.draw import frame
 from codiemb_lib.draw.frame import FAINT, METRICS, TIMES_100, FigureError, figure
 from codiemb_lib.draw.style import ROLES, TASK_STYLES, label_points, variant_styles
@@ -72,7 +73,7 @@ def plot_fusion_weights(rows: pd.DataFrame, *, ax: np.ndarray | None = None) -> 
 def plot_study(rows: pd.DataFrame, *, ax: np.ndarray | None = None) -> np.ndarray:
     """Ways to merge the same runs.
 
-    Difference to the uniform soup of the same seed, at the scale that dev picked for it, in mean
+    Difference to the uniform soup of the same runs, at the scale that dev picked for it, in mean
     nDCG@10 (IR) and mean Spearman correlation (STS), times 100. Each method brings the settings
     that did best on dev, out of equally many (the greedy soup looks by itself); test (lower row)
     was looked at once, with these. {points}
@@ -80,14 +81,18 @@ def plot_study(rows: pd.DataFrame, *, ax: np.ndarray | None = None) -> np.ndarra
     # By split, for a set that is out of domain has no dev.
     splits = (frame.means_by_task(of, "split") for _, of in rows.groupby("split"))
     means = frame.both_tasks(pd.concat(splits)).stack().unstack("variant")
-    methods = [name for name in rows["variant"].unique() if name != "uniform"]
-    means = frame.complete(means.reindex(columns=pd.Index([*methods, "uniform"], name="variant")))
-    gains = means.sub(means["uniform"], axis=0)[methods].stack().rename("value").reset_index()
+    labels = rows["variant"].unique()
+    methods = [name for name in labels if name != soup_of(name)]
+    soups = [soup_of(name) for name in methods]
+    wanted = pd.Index(dict.fromkeys([*labels, *soups]), name="variant")
+    means = frame.complete(means.reindex(columns=wanted))
+    gains = (means[methods] - means[soups].to_numpy()).stack().rename("value").reset_index()
     height = 0.72 + 0.165 * len(methods)
     drawn = frame.panels(gains, ax, row="split", column="task", height=height, sharey=True)
     for panel in drawn:
         look = TASK_STYLES[panel.column]
-        panel.styles = {name: replace(look, label=name.replace("_", " ")) for name in methods}
+        named = {name: name.replace("_", " ").replace(".", ": ") for name in methods}
+        panel.styles = {name: replace(look, label=label) for name, label in named.items()}
         panel.dots()
         frame.rule(panel.ax, "baseline", x=0)
         panel.ax.set_title(f"{look.label}, {panel.row}")

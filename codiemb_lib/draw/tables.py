@@ -94,14 +94,15 @@ def merges_table(study: pd.DataFrame, comparisons: pd.DataFrame) -> pd.DataFrame
     """Ways to merge the same runs: a line a method, the best on dev first.
 
     Scores are times 100, means over seeds: of the settings that dev picked for each seed (`picked`,
-    how often), on dev and on test. Beside them the differences to the uniform soup on test, as in
-    `claims_table`. `won` marks the best mean of both tasks on dev: of all, and of the delta-guided
-    family, whose methods' names begin with `delta`. `study` has the rows of a fusion study's picks,
-    with the method as variant, `comparisons` those of each method against `uniform`.
+    how often), on dev and on test. Beside them the differences to the uniform soup of the same runs
+    on test, as in `claims_table`. `won` marks the best mean of both tasks on dev: of all, and of
+    the delta-guided family, whose methods' names begin with `delta`. `study` has the rows of a
+    fusion study's picks, with the method as variant, `comparisons` those of each method against its
+    soup.
     """
     dev = fuse.candidates(study).groupby("method", sort=False)
     scores = dev[["ir", "sts", "mean"]].mean().sort_values("mean", ascending=False, kind="stable")
-    delta = [method for method in scores.index if method.startswith("delta")]
+    delta = [m for m in scores.index if m.rpartition(".")[2].startswith("delta")]
     winners = {"all": scores.index[:1], "delta-guided": delta[:1]}  # of none, none
     means = comparisons[comparisons["dataset"] == "mean"]
     tested = study[study["split"] == "test"].groupby("variant")
@@ -110,7 +111,7 @@ def merges_table(study: pd.DataFrame, comparisons: pd.DataFrame) -> pd.DataFrame
         picked = Counter(dev.get_group(method)["settings"])
         on_test = task_means(tested.get_group(method))
         line = {
-            "method": method.replace("_", " "),
+            "method": method.replace("_", " ").replace(".", ": "),
             "won": ", ".join(of for of, first in winners.items() if method in first),
             "picked": "; ".join(f"{name} ({count})" for name, count in picked.items()),
             **{f"dev {TASK_ROLES.get(key, key)}": f"{100 * found[key]:.2f}" for key in found.index},

@@ -23,11 +23,12 @@ def candidates(study: pd.DataFrame) -> pd.DataFrame:
 def fixed_settings(tried: pd.DataFrame) -> pd.DataFrame:
     """The settings that a default is chosen by: the same for all seeds, the best on dev first.
 
-    The greedy soup is left out: it looks at dev itself. `tried` is what `candidates` gives.
-    Columns: method, settings, ir, sts, mean (means over seeds), lead (of the mean, over the uniform
-    soup as it is), low, high (95 % t-interval of the lead over seeds, unbounded for one), seeds.
+    Left out are the greedy soup, which looks at dev itself, and the study's sets. `tried` is what
+    `candidates` gives. Columns: method, settings, ir, sts, mean (means over seeds), lead (of the
+    mean, over the uniform soup as it is), low, high (95 % t-interval of the lead over seeds,
+    unbounded for one), seeds.
     """
-    once = tried[tried["looks"] == 1]
+    once = tried[(tried["looks"] == 1) & ~tried["method"].str.contains(".", regex=False)]
     means = once.pivot(index=["method", "candidate"], columns="seed", values="mean")
     plain = once.loc[(once["method"] == "uniform") & (once["settings"] == "as it is"), "candidate"]
     if means.isna().any(axis=None) or plain.empty:

@@ -125,7 +125,7 @@ def try_on_dev(
     """
     tables: list[pd.DataFrame] = []
     picks: dict[str, core.Merge] = {}
-    for method, tried in study.candidates.items():
+    for method, tried in study.tried.items():
         best = -np.inf
         for number, settings in enumerate(tried):
             looks = 1

@@ -127,7 +127,8 @@ def _train_here(
         logger.info("%s: finished before, nothing to train", checkpoints.name)
     else:
         core.check_writable(folder)
-        trainer = _Trainer(preset, settings, datasets, seed, checkpoints, teachers)
+        own = seed + 1000 * settings.draw
+        trainer = _Trainer(preset, settings, datasets, own, checkpoints, teachers)
         if preset.training.trackers:  # all take dotted names, but not all take lists
             named = {"preset": preset.name, "model": variant} | resolved
             [flat] = pd.json_normalize(named).to_dict("records")
@@ -248,6 +249,7 @@ class _Trainer:
             world_size=self.accelerator.num_processes,
             sts_objective=variant.sts_objective,
         )
+        self.total = min(len(self.steps), variant.ends_at or len(self.steps))
         self.progress = checkpoints.load(self.model, self.optimizer)
         self.began = began - self.progress.seconds
 
@@ -267,7 +269,7 @@ class _Trainer:
 
     def train(self, *, progress: bool, watch: Watch) -> Progress:
         """Take the steps that are left."""
-        done, total = self.progress, len(self.steps)
+        done, total = self.progress, self.total
         show = progress and self.accelerator.is_main_process
         bar = tqdm(total=total, initial=done.step, desc="train", disable=not show)
         if done.step == 0:
@@ -435,7 +437,7 @@ class _Trainer:
         means = core.task_means(rows)
         self.accelerator.log({f"dev_{task}": mean for task, mean in means.items()}, step=done.step)
         shown = ", ".join(f"{task} {mean:.4f}" for task, mean in means.items())
-        run, total = self.checkpoints.name, len(self.steps)
+        run, total = self.checkpoints.name, self.total
         logger.info("%s: step %d of %d, dev %s", run, done.step, total, shown)
         own = agreed(float(np.mean([means[task] for task in self.variant.tasks])))
         last = done.step == total

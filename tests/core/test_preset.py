@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import yaml
 from accelerate.commands.config.config_args import ClusterConfig
-from pydantic import RootModel
+from pydantic import RootModel, ValidationError
 
 from codiemb_lib.core.files import data_root, project_root
-from codiemb_lib.core.merge import FusionStudy, Merge
+from codiemb_lib.core.merge import FusionStudy, Merge, soup_of
 from codiemb_lib.core.preset import ObjectiveSettings, PresetError, load_preset, preset_path
 from codiemb_lib.core.settings import read_settings
 
@@ -269,6 +269,31 @@ def test_numbers_are_those_of_yaml_1_2(tmp_path):
     assert read_settings(path, Merge, PresetError).density == 0.1
 
 
+def test_a_preset_extends_another_by_whole_keys_and_single_settings_of_sections(tmp_path):
+    base = load_preset(variation(tmp_path, lambda content: None))
+    path = tmp_path / "more.yaml"
+    own = {"name": "more", "extends": "smoke", "seeds": [7], "training": {"max_steps": 3}}
+    own |= {"variants": {"sts_only": {"tasks": ["sts"]}}, "fusion": {}, "fusion_study": None}
+    own |= {"geometry": {"umap_variants": []}}
+    path.write_text(yaml.safe_dump(own))
+    preset = load_preset(str(path))
+    assert preset.training == base.training.model_copy(update={"max_steps": 3})
+    assert preset.geometry == base.geometry.model_copy(update={"umap_variants": ()})
+    assert [*preset.variants] == ["sts_only"]  # not beside those of the other
+    assert (preset.seeds, preset.datasets, preset.encoder) == ((7,), base.datasets, base.encoder)
+    path.write_text(yaml.safe_dump(own | {"training": 3}))
+    with pytest.raises(PresetError, match=r"more\.yaml: training: Input should be"):
+        load_preset(str(path))
+    path.write_text(yaml.safe_dump(own | {"extends": "smokes"}))
+    with pytest.raises(PresetError, match=r"smokes\.yaml: expected a file that can be read"):
+        load_preset(str(path))
+    (tmp_path / "third.yaml").write_text(yaml.safe_dump(own | {"name": "third", "extends": "more"}))
+    with pytest.raises(
+        PresetError, match=r"third\.yaml: extends: 'more': expected a preset that st"
+    ):
+        load_preset(str(tmp_path / "third.yaml"))
+
+
 def test_the_variable_goes_before_the_data_root_of_a_preset(monkeypatch):
     monkeypatch.delenv("CODIEMB_DATA", raising=False)
     assert data_root() is None
@@ -303,6 +328,30 @@ def test_candidates_have_the_ingredients_and_the_label_of_their_study():
     assert study.candidates["wide"] == (Merge(ingredients=("a",), method="dare"),)
     assert {*study.runs} == {"a", "b", "c"}
     assert study.candidates["ties"][0].options() == {"density": 0.5}
+
+
+def test_the_candidates_of_a_study_are_tried_on_each_of_its_sets_against_their_soup():
+    candidates = {
+        "uniform": [{}],
+        "ties": [{"density": 0.5}],
+        "own": [{"ingredients": ["a"], "method": "dare"}],
+    }
+    sets = {"more": ["a", "b", "c"]}
+    study = FusionStudy(ingredients=("a", "b"), sets=sets, candidates=candidates)
+    assert [*study.tried] == [*candidates, "more.uniform", "more.ties"]  # `own` names its own
+    three = {"ingredients": ("a", "b", "c")}
+    assert study.tried["more.ties"] == [Merge(**three, method="ties", density=0.5)]
+    assert {*study.runs} == {"a", "b", "c"}
+    soups = {label: soup_of(label) for label in study.tried}
+    assert soups["ties"] == soups["uniform"] == "uniform"
+    assert soups["more.ties"] == soups["more.uniform"] == "more.uniform"
+    for wrong, says in (
+        ({"linear": [{"weights": [1, 2]}], "uniform": [{}]}, "weights"),  # of three
+        ({"ties": [{}]}, "expected a candidate `uniform`"),
+        ({"uniform": [{}], "v1.5": [{"method": "ties"}]}, "without a point, found 'v1.5'"),
+    ):
+        with pytest.raises(ValidationError, match=says):
+            FusionStudy(ingredients=("a", "b"), sets=sets, candidates=wrong)
 
 
 def test_an_unknown_variant_names_the_nearest():

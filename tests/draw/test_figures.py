@@ -414,6 +414,17 @@ def test_study_draws_each_methods_gain_over_the_soup_of_its_seed():
             plot("study", rows[kept])
 
 
+def test_a_study_of_several_sets_draws_each_against_its_own_soup():
+    rows = table("study")
+    rows = rows[rows["variant"].isin(["uniform", "ties"])]
+    lower = rows.assign(variant="pairs." + rows["variant"], value=rows["value"] - 0.1)
+    axes = plot("study", pd.concat([rows, lower]))
+    assert names(axes[2].get_yticklabels()) == ["ties", "pairs: ties"]
+    seeds = [c.get_offsets() for c in axes[2].collections if len(c.get_offsets())]
+    one, other = (sorted(x for points in seeds for x, y in points if y == row) for row in (0, 1))
+    np.testing.assert_allclose(one, other)
+
+
 def test_path_sets_each_task_against_its_better_end():
     axes, rows = drawn("path"), table("path")
     ir = rows[rows["metric"] == "ndcg@10"].groupby(["seed", "t"])["value"].mean().mul(100).unstack()

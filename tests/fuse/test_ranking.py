@@ -51,6 +51,12 @@ def test_a_candidate_has_the_mean_of_its_dev_sets_at_each_seed():
     assert (row["settings"], row["looks"], row["chosen"]) == ("power 1", 1, True)
 
 
+def test_fixed_settings_are_those_of_the_studys_own_runs():
+    own = study()
+    both = pd.concat([own, own.assign(method="pairs." + own["method"], value=own["value"] + 0.1)])
+    pd.testing.assert_frame_equal(fixed_settings(candidates(both)), fixed_settings(candidates(own)))
+
+
 def test_fixed_settings_are_ranked_by_their_mean_over_seeds_and_held_against_the_soup():
     found = fixed_settings(candidates(study()))
     assert [*zip(found["method"], found["settings"], strict=True)] == [

@@ -350,6 +350,26 @@ def test_seeds_draw_other_records_only_where_the_preset_says_so(project):
     assert drawn[True, 1] != drawn[True, 0]
 
 
+def test_a_variant_that_ends_early_has_the_weights_of_the_longer_run_at_that_step(project):
+    change(project, keep="last", max_steps=6, evaluate_every=50)
+    whole, early = {"max_steps": 6}, {"max_steps": 6, "ends_at": 4}
+    preset = variants(project, whole=whole, early=early, short={"max_steps": 4})
+    first = log_of(run(preset, "whole"))[["learning_rate", "loss", "gradient_norm"]]
+    folder = run(preset, "early")
+    pd.testing.assert_frame_equal(log_of(folder)[[*first]], first[:4])
+    assert manifest(folder)["settings"]["selected_step"] == 4
+    other = log_of(run(preset, "short"))  # whose rate has come down by then
+    assert other["learning_rate"].iloc[-1] < first["learning_rate"].iloc[3]
+
+
+def test_another_draw_is_another_run_of_the_same_seed(project):
+    preset = variants(project, again={}, other={"draw": 1})
+    losses = {
+        name: log_of(run(preset, name))["loss"].tolist() for name in ("codiemb", "again", "other")
+    }
+    assert losses["again"] == losses["codiemb"] != losses["other"]
+
+
 def test_a_preset_trains_on_the_hard_negatives_that_it_mines(project, caplog):
     records = [Record("ir", r.query, r.positives) for r in ir_records(40)]
     (project / "ir" / "train.jsonl").unlink()
@@ -388,6 +408,13 @@ def test_tune_trains_each_variant_at_each_rate_once_and_keeps_the_rows(
     pd.testing.assert_frame_equal(found[:4], rows)
     assert found["variant"][4:].unique() == ["mixed"]
     assert found["step"].tolist() == [2] * 4 + [1] * 2
+    assert main(["tune", "--preset", "tiny", "--variants", "codiemb"]) == 0  # at its own rate
+    [own] = (
+        pd.read_csv(project / "figures" / "tiny" / "rates.csv")
+        .query("variant == 'codiemb'")
+        .learning_rate
+    )
+    assert own == load_preset("tiny").training.learning_rate
     monkeypatch.setattr(loop._Trainer, "train", None)  # what is finished is not trained again
     assert main(command) == 0
     change(project, max_steps=0)
