@@ -26,8 +26,8 @@ def lines(*folders: Path) -> int:
 
 
 def test_the_package_stays_small():
-    assert lines(PACKAGE) <= 12_290  # 11,000 until the levers of the study came
-    assert lines(*(PACKAGE / room for room in LIBRARY)) <= 9_060  # 8,000
+    assert lines(PACKAGE) <= 12_420  # 11,000 until the levers of the study came
+    assert lines(*(PACKAGE / room for room in LIBRARY)) <= 9_220  # 8,000
     sizes = {str(file): len(file.read_text().splitlines()) for file in PACKAGE.rglob("*.py")}
     assert not {file: size for file, size in sizes.items() if size > 500}
 

@@ -190,7 +190,7 @@ def plot_geometry_by_layer(rows: pd.DataFrame, *, ax: np.ndarray | None = None) 
     Above: how alike the tokens of a text are, mean cosine and median condition number of its token
     matrix over texts. Below: how alike the pooled texts are, mean cosine of distinct pairs, and
     their effective rank. Layer 0 are the input embeddings; all models see the same {texts} texts of
-    each kind. Bands are 95 % bootstrap intervals over texts, where the measure is a mean. The first
+    each kind. Bands are 95 % intervals over texts, where the measure is a mean. The first
     seed of each model.
     """
     rows = frame.first_seed(rows).assign(shown=rows["level"] + " " + rows["measure"])
@@ -223,8 +223,8 @@ def plot_geometry_scores(rows: pd.DataFrame, *, ax: np.ndarray | None = None) ->
     """Does geometry go with scores?
 
     Spearman's correlation of each measure of the task's texts with the task's score (nDCG@10,
-    Spearman), over {points}. Lines are 95 % intervals of a bootstrap that draws whole variants,
-    since seeds and checkpoints of one are alike; filled where they leave out zero. {count}
+    Spearman), over {points}. Lines are 95 % intervals for the chance of other variants, taken
+    whole, since seeds and checkpoints of one are alike; filled where they leave out zero. {count}
     correlations of few models of one family: some stand out by chance, checkpoints share the trend
     of training, and none says what causes what.
     """

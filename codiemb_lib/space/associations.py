@@ -8,36 +8,34 @@ from scipy import stats
 
 from codiemb_lib.core import MAIN_METRIC
 from codiemb_lib.evaluate import is_constant
+from codiemb_lib.space.intervals import jackknife_intervals
 
 FEWEST_CLUSTERS = 4  # for an interval to say anything
 
 
-def rank_correlations(
-    points: pd.DataFrame, by: Sequence[str], *, resamples: int = 1999
-) -> pd.DataFrame:
+def rank_correlations(points: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     """Rows (*by, correlation, low, high, n, clusters): Spearman's rho of two columns of `points`.
 
     They are `value` and `score`, both finite, in groups by the columns `by`. The points of a
-    `variant`, its seeds and checkpoints, are not independent: they are a cluster. The bootstrap
-    draws whole clusters, and its percentiles are the 95 % interval, the ranks being those
-    of all points. With ten clusters it is rough and, if anything, too short. Groups of fewer than
-    `FEWEST_CLUSTERS`, and those in which a side is constant, are left out.
+    `variant`, its seeds and checkpoints, are not independent: they are a cluster, and the 95 %
+    interval is that of the jackknife that leaves out whole clusters. With ten it is rough. Groups
+    of fewer than `FEWEST_CLUSTERS`, and those in which a side is constant, also without one of the
+    variants, are left out.
     """
     rows = []
     for key, group in points.groupby(list(by), sort=False):
         codes, clusters = pd.factorize(group["variant"])
-        sides = [group[side].to_numpy() for side in ("value", "score")]
-        if len(clusters) < FEWEST_CLUSTERS or any(map(is_constant, sides)):
-            continue
-        sides = [stats.rankdata(side) for side in sides]
-        rng, count = np.random.default_rng(0), len(clusters)
-        drawn = rng.multinomial(count, np.full(count, 1 / count), resamples)
-        with np.errstate(invalid="ignore"):  # a draw of equal points has no correlation
-            many = _weighted(*sides, drawn[:, codes])
-        low, high = np.nanquantile(many, [0.025, 0.975])
-        rho = _weighted(*sides, np.ones((1, len(group))))[0]
-        rows.append((*key, float(rho), float(low), float(high), len(group), len(clusters)))
+        sides = group[["value", "score"]].to_numpy()
+        if len(clusters) >= FEWEST_CLUSTERS and not any(map(is_constant, sides.T)):
+            found = np.ravel(jackknife_intervals(_rho, sides, groups=codes)).clip(-1, 1)
+            if np.isfinite(found).all():
+                rows.append((*key, *found.tolist(), len(group), len(clusters)))
     return pd.DataFrame(rows, columns=[*by, "correlation", "low", "high", "n", "clusters"])
+
+
+def _rho(sides: np.ndarray) -> list[float]:
+    with np.errstate(invalid="ignore"):  # a constant side has no correlation
+        return [np.corrcoef(stats.rankdata(sides, axis=0).T)[0, 1]]
 
 
 def with_scores(measures: pd.DataFrame, scores: pd.DataFrame, on: Sequence[str]) -> pd.DataFrame:
@@ -68,12 +66,3 @@ def associations_of(
     by = ["over", "task", "texts", "measure"]
     tables = [rank_correlations(points, by) for points in (of_models, of_steps)]
     return pd.concat([t for t in tables if len(t)] or tables[:1], ignore_index=True)
-
-
-def _weighted(x: np.ndarray, y: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Pearson's r of x and y (n,) under each row of weights (R, n): (R,)."""
-    weights = weights / weights.sum(axis=1, keepdims=True)
-    x = x - (weights @ x)[:, None]  # (R, n)
-    y = y - (weights @ y)[:, None]
-    products = [(weights * a * b).sum(axis=1) for a, b in ((x, y), (x, x), (y, y))]
-    return products[0] / np.sqrt(products[1] * products[2])

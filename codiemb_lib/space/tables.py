@@ -6,7 +6,6 @@ Kinds of which the data sets have too few texts are left out.
 """
 
 from collections.abc import Iterable, Sequence
-from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -69,14 +68,12 @@ def _spread(x: np.ndarray, most: int) -> np.ndarray:
     return x if len(x) <= most else x[np.linspace(0, len(x) - 1, most).astype(int)]
 
 
-def measures_by_kind(
-    space: Sequence[EncodedDataset], *, most: int = 300, resamples: int = 1999
-) -> pd.DataFrame:
+def measures_by_kind(space: Sequence[EncodedDataset], *, most: int = 300) -> pd.DataFrame:
     """Rows (texts, measure, value, low, high, n): all measures of one model, with 95 % intervals.
 
     - of all texts of a kind: `anisotropy`, `uniformity` (of `MOST_TEXTS` at most); of what belongs
-      together, as in `positive_pairs`: `alignment`, `cosine_gap`. Their intervals resample texts
-      (the bootstrap); that of alignment its pairs, as if they were independent, which is too short
+      together, as in `positive_pairs`: `alignment`, `cosine_gap`. Their intervals are Student's
+      over texts; that of alignment over its pairs, as if they were independent, which is too short
       where queries have several passages.
     - of `equal_texts`, `most` of a kind, for they depend on n: `effective_rank`, `svd_entropy`,
       `isoscore`, `hubness`, `intrinsic_dimension`; their intervals are those of the jackknife. And
@@ -87,7 +84,7 @@ def measures_by_kind(
     rows = []
 
     def add(kind: str, name: str, by_text: np.ndarray, **options) -> None:
-        found = mean_interval(by_text, resamples=resamples, **options)
+        found = mean_interval(by_text, **options)
         if name == "uniformity":  # the low end of an interval may lie below any potential
             found = np.log(np.maximum(found, np.exp(-8.0)))
         rows.append((kind, name, *map(float, found), len(by_text)))
@@ -136,7 +133,7 @@ def measures_by_layer(
     """Rows (level, layer, measure, value, low, high, n); layer 0 is the input embeddings.
 
     - `token`: of each text's own token matrix, `cosine`, `effective_rank` and `svd_entropy`, as
-      means over texts with the interval of the bootstrap, and the median `condition_number`, for
+      means over texts with Student's interval, and the median `condition_number`, for
       one can be huge, without an interval (low and high are missing).
     - `sentence`: of the states of a layer pooled as the encoder pools its last, `cosine` (their
       anisotropy, with its interval) and `effective_rank` (without: it depends on n).
@@ -157,7 +154,7 @@ def measures_by_layer(
         pooled.append(torch.stack([encoder.pool(states, mask) for states in layers]).numpy())
     of_tokens = np.concatenate(smoothing, axis=2)  # (L, measures, n)
     sentences = np.concatenate(pooled, axis=1)  # (L, n, D)
-    rows, mean = [], partial(mean_interval, resamples=999)
+    rows, mean = [], mean_interval
     for layer, (of_texts, space) in enumerate(zip(of_tokens, sentences, strict=True)):
         cosines, ranks, entropies, numbers = of_texts
         by_text, rank = measures.anisotropy_by_text(space), measures.spectrum(space).effective_rank

@@ -50,7 +50,7 @@ class SingleTaskPlan:
 
     Args:
         records: The training records, of any number of data sets; one at least.
-        batch_sizes: Records per step and rank, by task: {"ir": 16, "sts": 32}.
+        batch_sizes: Records per step and rank, by task, {"ir": 16, "sts": 32}, or by data set.
         balance: One of the four, with `ir_share` in (0, 1) or `temperature` of at least 0.
 
     Raises:
@@ -119,8 +119,11 @@ class SingleTaskPlan:
 
     def _count(self, key: _DataSet, world_size: int) -> int:
         task, name = key
-        records, size = len(self._members[key]), self._batch_sizes[task]
+        records, size = len(self._members[key]), self._size(key)
         return _full_batches(records, size, world_size, f"data set {name!r} ({task})")
+
+    def _size(self, key: _DataSet) -> int:
+        return next(self._batch_sizes[name] for name in reversed(key) if name in self._batch_sizes)
 
     def _one_pass(
         self, datasets: list[_DataSet], generator: np.random.Generator, world_size: int
@@ -129,7 +132,7 @@ class SingleTaskPlan:
         batches = []
         for key in datasets:
             count = self._count(key, world_size)
-            size = self._batch_sizes[key[0]] * world_size
+            size = self._size(key) * world_size
             shuffled = generator.permutation(self._members[key])
             batches += [(key, batch) for batch in shuffled[: count * size].reshape(count, size)]
         return [batches[i] for i in generator.permutation(len(batches))]

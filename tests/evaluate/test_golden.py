@@ -36,7 +36,7 @@ from codiemb_lib.evaluate.scores import (
     sts_metrics,
 )
 from codiemb_lib.evaluate.search import top_columns, top_k
-from codiemb_lib.space.intervals import jackknife_intervals, mean_interval
+from codiemb_lib.space.intervals import jackknife_intervals
 from tests.conftest import tiny_encoder
 from tests.golden import check, summary, unit_rows
 from tests.made_up import MODELS, PROMPTS, ir_records, sts_records
@@ -186,7 +186,6 @@ def p_values() -> dict:
 
 
 def intervals() -> dict:
-    values = np.random.default_rng(0).gamma(2, size=60)
     rows = np.random.default_rng(1).normal(size=(50, 4))
 
     def spread(x: np.ndarray) -> list[float]:
@@ -196,8 +195,6 @@ def intervals() -> dict:
         return dict(zip(("values", "low", "high"), found, strict=True))
 
     return {
-        "mean": mean_interval(values, resamples=499),
-        "pairwise": mean_interval(values, confidence=0.9, pairwise=True, resamples=499, seed=2),
         "jackknife": labelled(jackknife_intervals(spread, rows)),
         "jackknife, five": labelled(jackknife_intervals(spread, rows, groups=5, seed=1)),
         "t": [t_interval([1.0, 2.0, 4.0]), t_interval([1.0])],

@@ -72,7 +72,7 @@ def tokens() -> dict:
 
 def of_space() -> dict:
     return {
-        "measures": tables.measures_by_kind(space(), most=30, resamples=199),
+        "measures": tables.measures_by_kind(space(), most=30),
         "equal texts": {kind: summary(x) for kind, x in tables.equal_texts(space(), 25).items()},
         "spectra": tables.spectra(space(), 25),
         "rated pairs": tables.rated_pairs(space()).drop(columns="dataset"),
@@ -119,7 +119,7 @@ def of_models() -> dict:
         for dataset in "xy"
     ]
     points = associations.with_scores(pd.DataFrame(rows), pd.DataFrame(scores), ["variant", "seed"])
-    found = associations.rank_correlations(points, ["measure", "task"], resamples=199)
+    found = associations.rank_correlations(points, ["measure", "task"])
     return {"correlations": found, "points": points[["value", "score"]].sum().to_dict()}
 
 

@@ -76,7 +76,7 @@ def test_what_has_too_few_terms_is_left_out():
     one = dataset("ir", ["q", "r"], ["a", "b"], [[0, 1], []])  # all passages are positives
     pair = dataset("sts", ["s"], ["t"], np.array([1.0]))
     wide = dataset("sts", list("klmn"), list("opqu"), np.array([0.9, 0.9, 0.1, 0.9]), name="b")
-    found = spaces.measures_by_kind([one, pair, wide], resamples=50).set_index(["texts", "measure"])
+    found = spaces.measures_by_kind([one, pair, wide]).set_index(["texts", "measure"])
     assert ("ir", "alignment") in found.index
     assert ("ir", "cosine_gap") not in found.index
     assert found.loc[("sts", "cosine_gap"), "n"] == 3  # of the one pair there is no gap
@@ -84,7 +84,7 @@ def test_what_has_too_few_terms_is_left_out():
 
 
 def test_measures_are_those_of_the_texts_with_intervals_about_them(space):
-    rows = spaces.measures_by_kind(space, resamples=200)
+    rows = spaces.measures_by_kind(space)
     assert list(rows.columns) == ["texts", "measure", "value", "low", "high", "n"]
     assert not rows.duplicated(["texts", "measure"]).any()
     found = rows.set_index(["texts", "measure"])
@@ -114,7 +114,7 @@ def test_measures_are_those_of_the_texts_with_intervals_about_them(space):
     assert (bounded["low"] <= bounded["value"]).all()
     assert (bounded["value"] <= bounded["high"]).all()
     assert rows.loc[rows["measure"] == "condition_number", ["low", "high"]].isna().all(axis=None)
-    assert set(spaces.measures_by_kind(space[1:], resamples=50)["texts"]) == {"sts", "all"}
+    assert set(spaces.measures_by_kind(space[1:])["texts"]) == {"sts", "all"}
 
 
 def test_spectra_are_shares_that_fall(space):
